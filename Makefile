@@ -1,0 +1,44 @@
+# `make demo` and `make test` do all the set-up: they build .venv and work offline afterwards.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# The demo and the tests keep to their own threads, so that a busy machine does not make them crawl.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export MPLBACKEND ?= Agg
+
+.PHONY: help demo test test-full lint types format clean
+help:
+	@echo "make demo       FisherMask against random and margin on digits, in a modAL loop"
+	@echo "make test       the tests that run in minutes"
+	@echo "make test-full  adds the slow ones and other versions of modAL and scikit-learn"
+	@echo "make lint types format clean"
+
+$(VENV)/.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[plot,test,dev]"
+	touch $@
+
+demo: $(VENV)/.stamp
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.stamp
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-full: $(VENV)/.stamp
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.stamp
+	$(BIN)/mypy
+
+format: $(VENV)/.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv* .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -1,0 +1,15 @@
+"""Threads are pinned and denormals flushed, so that tests take the same time on a busy machine."""
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+torch.set_flush_denormal(True)
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Every device that this machine has."""
+    return torch.device(request.param)
