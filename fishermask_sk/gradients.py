@@ -1,0 +1,440 @@
+r"""Per-sample gradients of a torch module's class scores, for the weights that are wanted and no others.
+
+One forward pass records what each layer saw (a); one backward pass per class, through activations only,
+gives the gradient at its output (g); `layer_rules` turns the two into weight gradients. A parameter that no
+rule explains (tied weights, a module called twice, direct use, an unknown layer) goes the generic way: a
+vmapped vector-Jacobian product where that works, else one sample at a time. Which way is decided by
+comparing with plain autograd on a few samples, not by trusting names.
+
+This file sees tensors and torch modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from fishermask_sk.fisher import Weighting, class_cotangents, reduced_cotangents
+from fishermask_sk.layer_rules import Rule, find_rule
+
+Batch = Any
+Forward = Callable[[Batch], Tensor]
+
+# The generic way holds this many gradient entries at once.
+GENERIC_ENTRIES = 2**26
+# What plain autograd and the rules may differ by, relative to the size of the summands.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+# What torch.func raises for what it cannot batch.
+VMAP_ERRORS = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError)
+
+
+class _Use(NamedTuple):
+    """One call of a layer: what it saw, and where in the graph its output's gradient arrives."""
+
+    seen: Tensor
+    edge: GradientEdge
+
+
+class _Route(NamedTuple):
+    """A parameter that a layer rule explains."""
+
+    module: nn.Module
+    rule: Rule
+
+
+def parameter_slices(module: nn.Module) -> dict[str, slice]:
+    """Where each parameter lies in the flat vector of `parameters_to_vector(module.parameters())`.
+
+    Examples
+    --------
+    >>> parameter_slices(nn.Linear(3, 2))
+    {'weight': slice(0, 6, None), 'bias': slice(6, 8, None)}
+    """
+    slices, start = {}, 0
+    for name, parameter in module.named_parameters():
+        slices[name] = slice(start, start + parameter.numel())
+        start += parameter.numel()
+    return slices
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards modes, `requires_grad` and buffers are as before, after errors too."""
+    modes = [(m, m.training) for m in module.modules()]
+    needs_grad = [(p, p.requires_grad) for p in module.parameters()]
+    buffers = [(b, b.clone()) for b in module.buffers()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+        for p, needed in needs_grad:
+            p.requires_grad_(needed)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """Apply a function to every tensor in a batch made of dicts, lists and tuples."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, dict):
+        return {key: map_tensors(function, value) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(map_tensors(function, value) for value in batch)
+    return batch
+
+
+class PerSampleGradients:
+    """Gradients of √p_c log p_c with respect to single weights, for every sample of a batch.
+
+    Parameters
+    ----------
+    module : Module
+        In evaluation mode (see `undisturbed`).
+    forward : callable batch -> logits of shape (n, c)
+        Runs `module` on a batch; softmax of the result is p(y|x).
+    example : batch of at least one sample
+        On its first samples every rule is compared with plain autograd.
+
+    Attributes
+    ----------
+    slices : dict from parameter name to slice of the flat vector of all parameters
+    generic : set of parameter names that no layer rule explains
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> net, batch = nn.Linear(3, 2).eval(), torch.randn(5, 3)
+    >>> gradients = PerSampleGradients(net, net, batch)
+    >>> gradients.embeddings(batch, torch.tensor([0, 7])).shape
+    torch.Size([5, 2, 2])
+    >>> gradients.diagonal_fisher([batch]).shape
+    torch.Size([8])
+    """
+
+    def __init__(self, module: nn.Module, forward: Forward, example: Batch) -> None:
+        self.module, self.forward = module, forward
+        self.parameters = dict(module.named_parameters())
+        self.slices = parameter_slices(module)
+        self.n_parameters = sum(p.numel() for p in self.parameters.values())
+        self._routes = self._find_routes()
+        self._vmap_works = True
+        self.generic = {name for name, p in self.parameters.items() if p.requires_grad} - set(self._routes)
+        self._compare_with_autograd(map_tensors(lambda t: t[:4], example))
+
+    def diagonal_fisher(
+        self, batches: Iterable[Batch], on_batch: Callable[[int], object] | None = None
+    ) -> Tensor:
+        r"""Diagonal Fisher information under the model's own predictions.
+
+        .. math:: F_j = \frac1n \sum_x \sum_c p_c(x) \left(\partial \log p_c(x)/\partial\theta_j\right)^2
+
+        Parameters
+        ----------
+        batches : iterable of batches
+        on_batch : callable, called with each batch's number of samples when it is done
+
+        Returns
+        -------
+        scores : Tensor of shape (P,)
+            In the module's dtype, at least float32; zero for frozen weights.
+        """
+        names = [name for name, p in self.parameters.items() if p.requires_grad]
+        total = self._zeros(self.n_parameters)
+        n_samples = 0
+        for batch in batches:
+            with self._recording(names) as recorded:
+                logits = self.forward(batch)
+            cotangents = reduced_cotangents(logits).to(logits.dtype)
+            ruled, generic = self._split(names, recorded, len(logits))
+            functions = {
+                name: route.rule.squares(route.module, recorded[route.module][0].seen)
+                for name, route in ruled.items()
+            }
+            for gradients in self._output_gradients(logits, cotangents, ruled, recorded):
+                for name, squares in functions.items():
+                    g = gradients.get(ruled[name].module)
+                    if g is not None:
+                        total[self.slices[name]] += squares(g).flatten()
+            if generic:
+                for _, rows in self._generic_rows(batch, cotangents, {name: None for name in generic}):
+                    for name, r in rows.items():
+                        total[self.slices[name]] += r.flatten(0, 1).square().sum(0)
+            n_samples += len(logits)
+            if on_batch is not None:
+                on_batch(len(logits))
+        return total / n_samples
+
+    def embeddings(
+        self, batch: Batch, mask_indices: Tensor, weighting: Weighting = "fisher", *, reduced: bool = False
+    ) -> Tensor:
+        r"""Masked gradient embeddings V_x, with :math:`V_x^\top V_x` the sample's Fisher information.
+
+        Parameters
+        ----------
+        batch : batch of n samples
+        mask_indices : Tensor of shape (k,), int64, sorted
+            Positions among all parameters; none of a frozen weight.
+        weighting : {"fisher", "uniform"}
+            Whether row c is √p_c ∂log p_c/∂θ, or without the root.
+        reduced : bool
+            Rotate the c dependent rows into c − 1 with the same :math:`V_x^\top V_x`.
+
+        Returns
+        -------
+        Tensor of shape (n, c, k), or (n, c - 1, k) if `reduced`; the module's dtype, at least float32.
+        """
+        wanted, columns = self._entries(mask_indices)
+        with self._recording(list(wanted)) as recorded:
+            logits = self.forward(batch)
+        make = reduced_cotangents if reduced else class_cotangents
+        cotangents = make(logits, weighting).to(logits.dtype)
+        ruled, generic = self._split(list(wanted), recorded, len(logits))
+        functions = {
+            name: route.rule.entries(route.module, recorded[route.module][0].seen, wanted[name])
+            for name, route in ruled.items()
+        }
+        result = self._zeros(*cotangents.shape[:2], len(mask_indices))
+        for c, gradients in enumerate(self._output_gradients(logits, cotangents, ruled, recorded)):
+            for name, entries in functions.items():
+                g = gradients.get(ruled[name].module)
+                if g is not None:
+                    result[:, c, columns[name]] = entries(g).to(result.dtype)
+        if generic:
+            for part, rows in self._generic_rows(batch, cotangents, {name: wanted[name] for name in generic}):
+                for name, r in rows.items():
+                    result[part, :, columns[name]] = r.to(result.dtype)
+        return result
+
+    def _entries(self, mask_indices: Tensor) -> tuple[dict[str, Tensor], dict[str, slice]]:
+        """Each masked parameter's own entries, and the columns of the embedding that they fill."""
+        wanted, columns = {}, {}
+        for name, place in self.slices.items():
+            ends = torch.tensor([place.start, place.stop], device=mask_indices.device)
+            first, last = torch.searchsorted(mask_indices, ends).tolist()
+            if last > first:
+                columns[name] = slice(first, last)
+                wanted[name] = mask_indices[first:last] - place.start
+        return wanted, columns
+
+    def _zeros(self, *shape: int) -> Tensor:
+        first = next(iter(self.parameters.values()))
+        dtype = torch.float32
+        for p in self.parameters.values():
+            if p.requires_grad and p.is_floating_point():
+                dtype = torch.promote_types(dtype, p.dtype)
+        return torch.zeros(shape, dtype=dtype, device=first.device)
+
+    def _find_routes(self) -> dict[str, _Route]:
+        """The parameters that one layer alone owns, and that a rule covers."""
+        owners: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in self.module.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append((module, name))
+        routes = {}
+        for full_name, parameter in self.parameters.items():
+            if not parameter.requires_grad or len(owners[id(parameter)]) != 1:
+                continue
+            owner, name = owners[id(parameter)][0]
+            rule = find_rule(owner, name)
+            if rule is not None:
+                routes[full_name] = _Route(owner, rule)
+        return routes
+
+    @contextmanager
+    def _recording(self, names: Sequence[str]) -> Iterator[dict[nn.Module, list[_Use]]]:
+        """Inside, forward passes note every use of the layers that hold these parameters.
+
+        Parameters that are not wanted are frozen meanwhile: the graph then starts at the first layer that is.
+        """
+        recorded: dict[nn.Module, list[_Use]] = {
+            self._routes[name].module: [] for name in names if name in self._routes
+        }
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            seen = args[0] if args else kwargs.get("input")
+            if isinstance(seen, Tensor) and isinstance(output, Tensor) and output.requires_grad:
+                # The edge, not the tensor: an in-place ReLU overwrites the tensor and moves its gradient.
+                recorded[module].append(_Use(seen.detach(), get_gradient_edge(output)))
+
+        handles = [m.register_forward_hook(note, with_kwargs=True) for m in recorded]
+        frozen = [p for name, p in self.parameters.items() if p.requires_grad and name not in set(names)]
+        try:
+            for p in frozen:
+                p.requires_grad_(False)
+            with torch.enable_grad():
+                yield recorded
+        finally:
+            for p in frozen:
+                p.requires_grad_(True)
+            for handle in handles:
+                handle.remove()
+
+    def _split(
+        self, names: Sequence[str], recorded: dict[nn.Module, list[_Use]], n: int
+    ) -> tuple[dict[str, _Route], list[str]]:
+        """Parameters whose rule applies to this batch, and those that go the generic way."""
+        ruled, generic = {}, []
+        for name in names:
+            route = self._routes.get(name)
+            uses = recorded.get(route.module, []) if route is not None else []
+            if name in self.generic or route is None or len(uses) > 1 or any(len(u.seen) != n for u in uses):
+                generic.append(name)
+            elif uses:
+                ruled[name] = route
+        return ruled, generic
+
+    def _output_gradients(
+        self,
+        logits: Tensor,
+        cotangents: Tensor,
+        ruled: dict[str, _Route],
+        recorded: dict[nn.Module, list[_Use]],
+    ) -> Iterator[dict[nn.Module, Tensor]]:
+        """For each row of the cotangents (n, rows, c), the gradient at the output of every ruled layer."""
+        layers = list(dict.fromkeys(route.module for route in ruled.values()))
+        edges = [recorded[layer][0].edge for layer in layers]
+        if not edges:
+            return
+        for row in range(cotangents.shape[1]):
+            gradients = torch.autograd.grad(
+                logits, edges, cotangents[:, row], retain_graph=row < cotangents.shape[1] - 1, allow_unused=True
+            )
+            yield {layer: g for layer, g in zip(layers, gradients, strict=True) if g is not None}
+
+    def _generic_rows(
+        self, batch: Batch, cotangents: Tensor, wanted: dict[str, Tensor | None]
+    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Rows (n, rows, m) of parameters without a rule, for some samples at a time."""
+        if self._vmap_works:
+            size = sum(self.parameters[name].numel() for name in wanted) * cotangents.shape[1]
+            step = max(1, GENERIC_ENTRIES // size)
+            for start in range(0, len(cotangents), step):
+                part = slice(start, start + step)
+                try:
+                    rows = self._vmap_rows(map_tensors(lambda t: t[part], batch), cotangents[part], wanted)
+                except VMAP_ERRORS:
+                    if start:
+                        raise
+                    self._vmap_works = False
+                    break
+                yield part, rows
+        if not self._vmap_works:
+            for i in range(len(cotangents)):
+                part = slice(i, i + 1)
+                yield part, self._sample_rows(map_tensors(lambda t: t[part], batch), cotangents[i], wanted)
+
+    def _vmap_rows(
+        self, batch: Batch, cotangents: Tensor, wanted: dict[str, Tensor | None]
+    ) -> dict[str, Tensor]:
+        call = _Call(self.module, self.forward)
+        parameters = {f"module.{name}": self.parameters[name].detach() for name in wanted}
+
+        def rows_of_sample(sample: Batch, cotangent: Tensor) -> dict[str, Tensor]:
+            alone = map_tensors(lambda t: t[None], sample)
+            _, pull_back = torch.func.vjp(
+                lambda ps: torch.func.functional_call(call, ps, (alone,))[0], parameters
+            )
+            (gradients,) = torch.func.vmap(pull_back)(cotangent)
+            return {
+                name: _pick(gradients[f"module.{name}"].flatten(1), entries) for name, entries in wanted.items()
+            }
+
+        return torch.func.vmap(rows_of_sample)(batch, cotangents)
+
+    def _sample_rows(
+        self, sample: Batch, cotangent: Tensor, wanted: dict[str, Tensor | None]
+    ) -> dict[str, Tensor]:
+        """The rows of one sample, one backward pass each: slow, and right for any differentiable network."""
+        parameters = [self.parameters[name] for name in wanted]
+        with torch.enable_grad():
+            logits = self.forward(sample)
+        rows = []
+        for row in cotangent:
+            found = torch.autograd.grad(
+                logits, parameters, row[None], retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            rows.append([_pick(g.flatten(), wanted[name]) for g, name in zip(found, wanted, strict=True)])
+        return {
+            name: torch.stack(of_rows)[None]
+            for name, of_rows in zip(wanted, zip(*rows, strict=True), strict=True)
+        }
+
+    def _compare_with_autograd(self, batch: Batch) -> None:
+        """Send what the rules do not explain the generic way; see whether vmap explains the rest.
+
+        Every sample has its own random cotangent and its own weight: a layer whose first axis is not the
+        samples' has the right sum and the wrong weighted sum.
+        """
+        names = [name for name, p in self.parameters.items() if p.requires_grad]
+        with self._recording(names) as recorded:
+            logits = self.forward(batch)
+        generator = torch.Generator().manual_seed(0)
+        cotangents = torch.randn((*logits.shape,), generator=generator).to(logits)[:, None]
+        weights = (1 + torch.rand(len(logits), generator=generator)).to(logits)
+        plain = torch.autograd.grad(
+            logits,
+            [self.parameters[name] for name in names],
+            weights[:, None] * cotangents[:, 0],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        expected = dict(zip(names, plain, strict=True))
+        ruled, generic = self._split(names, recorded, len(logits))
+        gradients = next(self._output_gradients(logits, cotangents, ruled, recorded), {})
+        for name in names:
+            if name in generic:
+                self.generic.add(name)
+                continue
+            if name in ruled and ruled[name].module in gradients:
+                route = ruled[name]
+                every = torch.arange(self.parameters[name].numel(), device=logits.device)
+                entries = route.rule.entries(route.module, recorded[route.module][0].seen, every)
+                rows = entries(gradients[route.module])
+            else:
+                rows = expected[name].new_zeros(len(logits), self.parameters[name].numel())
+            if not _agree(rows, weights, expected[name]):
+                self.generic.add(name)
+        if self.generic and self._vmap_works:
+            wanted: dict[str, Tensor | None] = {name: None for name in names if name in self.generic}
+            parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
+            for _, some in self._generic_rows(batch, cotangents, wanted):
+                for name, r in some.items():
+                    parts[name].append(r[:, 0])
+            self._vmap_works = self._vmap_works and all(
+                _agree(torch.cat(r), weights, expected[name]) for name, r in parts.items()
+            )
+
+
+class _Call(nn.Module):
+    """`forward` as a module, so that `torch.func.functional_call` can stand parameters in."""
+
+    def __init__(self, module: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.module = module
+        self._run = forward
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._run(batch)
+
+
+def _pick(flat: Tensor, entries: Tensor | None) -> Tensor:
+    return flat if entries is None else flat[..., entries]
+
+
+def _agree(rows: Tensor, weights: Tensor, expected: Tensor) -> bool:
+    """Whether Σ_n w_n·rows_n (n, m) is the expected gradient, to rounding."""
+    weighted = (weights.to(rows.dtype)[:, None] * rows).to(expected.dtype)
+    scale = weighted.abs().sum(0).max() + expected.abs().max()
+    difference = (weighted.sum(0) - expected.flatten()).abs().max()
+    return bool(difference <= TOLERANCE.get(expected.dtype, 5e-2) * scale)

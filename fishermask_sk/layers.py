@@ -1,0 +1,191 @@
+"""Which layers a network has, in the order of their use: its head, its stem, and who may be masked.
+
+This file sees torch modules; nothing here depends on the names that their authors chose.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
+
+
+class Layout(NamedTuple):
+    """Parameter names of the head (empty where there is none) and of the stem, in a network's own order."""
+
+    head: tuple[str, ...]
+    stem: tuple[str, ...]
+
+
+def find_layout(
+    module: nn.Module, run: Callable[[], Tensor], n_outputs: int, head: str | None = None
+) -> Layout:
+    """Find head and stem by one forward pass.
+
+    The *head* is the layer nearest the output, in the graph, whose output dimension is the number of class
+    scores. The *stem* are the layers with parameters whose input depends on no other parameter.
+
+    Parameters
+    ----------
+    module : Module
+        Inside `fishermask_sk.gradients.undisturbed`, which gives `requires_grad` back.
+    run : callable -> class scores of shape (n, n_outputs), from a forward pass of `module`
+    n_outputs : int
+    head : str, optional
+        Name of the head's module, instead of the rule.
+
+    Returns
+    -------
+    Layout
+
+    Raises
+    ------
+    ValueError
+        Where `head` names no module with parameters.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> find_layout(net, lambda: net(torch.zeros(2, 4)), n_outputs=3)
+    Layout(head=('4.weight', '4.bias'), stem=('0.weight', '0.bias'))
+    """
+    names = {id(p): name for name, p in module.named_parameters()}
+    own = {m: [names[id(p)] for p in m.parameters(recurse=False)] for m in module.modules()}
+    owners = {m: parameters for m, parameters in own.items() if parameters}
+    if head is not None:
+        return Layout(_named_head(module, head, names), _stem(owners, module, run)[0])
+    stem, scores, outputs = _stem(owners, module, run)
+    nearest = _nearest(scores, {m: node for m, (shape, node) in outputs.items() if _ends_in(shape, n_outputs)})
+    if nearest is None:
+        return Layout((), stem)
+    return Layout(tuple(names[id(p)] for p in nearest.parameters()), stem)
+
+
+def candidate_names(
+    layers: str | Sequence[str], layout: Layout, trainable: Iterable[str]
+) -> list[str]:
+    """Names of the trainable parameters that a mask may touch.
+
+    Parameters
+    ----------
+    layers : {"all", "last", "middle"}, or fnmatch pattern(s) on parameter names
+    layout : Layout
+    trainable : iterable of str
+
+    Returns
+    -------
+    list of str, in the network's order; never empty
+
+    Raises
+    ------
+    ValueError
+        Where a pattern matches nothing, there is no head, or no trainable weight is left.
+
+    Examples
+    --------
+    >>> candidate_names("*.bias", Layout((), ()), ["conv.weight", "conv.bias", "fc.weight", "fc.bias"])
+    ['conv.bias', 'fc.bias']
+    """
+    trainable = list(trainable)
+    if layers == "all":
+        chosen = trainable
+    elif layers == "last":
+        if not layout.head:
+            raise ValueError(
+                "layers='last' needs the head, and no layer's output dimension is the number of classes; name it "
+                "with head='...'."
+            )
+        chosen = [name for name in trainable if name in layout.head]
+    elif layers == "middle":
+        chosen = [name for name in trainable if name not in layout.head and name not in layout.stem]
+    else:
+        patterns = [layers] if isinstance(layers, str) else list(layers)
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in trainable):
+                raise ValueError(
+                    f"layers={layers!r}: {pattern!r} matches none of the trainable parameters. Use 'all', 'last', "
+                    f"'middle' or patterns for these names: {', '.join(trainable)}."
+                )
+        chosen = [name for name in trainable if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if not chosen:
+        raise ValueError(
+            f"layers={layers!r} leaves no trainable weight to mask: the head is {list(layout.head)}, the stem "
+            f"{list(layout.stem)}, and trainable are {trainable}. Choose other layers or unfreeze weights."
+        )
+    return chosen
+
+
+def _named_head(module: nn.Module, head: str, names: dict[int, str]) -> tuple[str, ...]:
+    modules = dict(module.named_modules())
+    if head not in modules or not any(True for _ in modules[head].parameters()):
+        known = [name for name, m in modules.items() if name and any(True for _ in m.parameters())]
+        raise ValueError(f"head={head!r} names no module with parameters; there are {', '.join(known)}.")
+    return tuple(names[id(p)] for p in modules[head].parameters())
+
+
+Outputs = dict[nn.Module, tuple[torch.Size, Node]]
+
+
+def _stem(
+    owners: dict[nn.Module, list[str]], module: nn.Module, run: Callable[[], Tensor]
+) -> tuple[tuple[str, ...], Tensor, Outputs]:
+    """Run once; see whose input needs no gradient, and where in the graph each layer's output lies."""
+    first: list[str] = []
+    outputs: Outputs = {}
+
+    def before(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+        if m not in outputs and not any(v.requires_grad for v in seen):
+            first.extend(name for name in owners[m] if name not in first)
+
+    def after(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:
+            outputs[m] = (output.shape, get_gradient_edge(output).node)
+
+    handles = [m.register_forward_pre_hook(before, with_kwargs=True) for m in owners]
+    handles += [m.register_forward_hook(after, with_kwargs=True) for m in owners]
+    try:
+        for p in module.parameters():
+            if p.is_floating_point():
+                p.requires_grad_(True)  # frozen layers count when asking who comes first
+        with torch.enable_grad():
+            scores = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    in_order = [name for name, _ in module.named_parameters() if name in first]
+    return tuple(in_order), scores, outputs
+
+
+def _ends_in(shape: torch.Size, n_outputs: int) -> bool:
+    return len(shape) >= 2 and n_outputs in (shape[-1], shape[1])
+
+
+def _nearest(scores: Tensor, places: dict[nn.Module, Node]) -> nn.Module | None:
+    """The layer whose output is met first, walking back from the scores."""
+    at = {node: m for m, node in places.items() if not _holds_layers(m)}
+    if scores.grad_fn is None:
+        return None
+    queue, met = deque([scores.grad_fn]), {scores.grad_fn}
+    while queue:
+        node = queue.popleft()
+        if node in at:
+            return at[node]
+        for following, _ in node.next_functions:
+            if following is not None and following not in met:
+                met.add(following)
+                queue.append(following)
+    return None
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    """Whether other layers with parameters lie inside: a network that owns a class token is no head."""
+    return any(
+        name != "parametrizations" and any(True for _ in child.parameters())
+        for name, child in module.named_children()
+    )

@@ -1,0 +1,117 @@
+"""Slow twins of the fast paths, written from the formulas of docs/user_guide.md, in loops and dense inverses.
+
+Nothing here imports the package.
+"""
+
+import numpy as np
+import torch
+
+
+def log_probabilities(outputs, scores):
+    """Log p(y|x) of shape (n, c), as the criterion understands the module's outputs."""
+    if scores == "logits":
+        return outputs.log_softmax(1)
+    if scores == "probabilities":
+        return outputs.log()
+    logit = outputs.reshape(-1)
+    return torch.stack([torch.nn.functional.logsigmoid(-logit), torch.nn.functional.logsigmoid(logit)], 1)
+
+
+def naive_embeddings(module, batch, scores="logits", weighting="fisher", forward=None):
+    """(n, c, P): row c of sample x is √p_c ∂log p_c/∂θ, one backward pass through one sample's graph each.
+
+    Frozen weights get zeros.
+    """
+    forward = forward or module
+    rows = []
+    for i in range(n_samples(batch)):
+        sample = one_sample(batch, i)
+        log_p = log_probabilities(forward(sample), scores)[0]
+        sample_rows = []
+        for c in range(len(log_p)):
+            parameters = list(module.parameters())
+            trainable = [p for p in parameters if p.requires_grad]
+            p_c = log_p[c].detach().exp()
+            if p_c == 0:
+                grads = [None] * len(trainable)
+            else:
+                grads = torch.autograd.grad(log_p[c], trainable, retain_graph=True, allow_unused=True)
+            found = dict(zip(map(id, trainable), grads, strict=True))
+            flat = [
+                torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
+                if found.get(id(p)) is None
+                else found[id(p)].reshape(-1)
+                for p in parameters
+            ]
+            weight = p_c.sqrt() if weighting == "fisher" else 1
+            sample_rows.append(weight * torch.cat(flat))
+        rows.append(torch.stack(sample_rows))
+    return torch.stack(rows)
+
+
+def n_samples(batch):
+    """Length of the first tensor in a batch."""
+    return len(next(iter(batch.values()))) if isinstance(batch, dict) else len(batch)
+
+
+def one_sample(batch, i):
+    """A batch that holds sample i alone."""
+    return {k: v[i : i + 1] for k, v in batch.items()} if isinstance(batch, dict) else batch[i : i + 1]
+
+
+def naive_diagonal_fisher(module, batch, **kwargs):
+    """(P,): the mean over samples of Σ_c p_c (∂ log p_c/∂θ_j)²."""
+    return naive_embeddings(module, batch, **kwargs).square().sum(1).mean(0)
+
+
+def naive_top_k(scores, k):
+    """The k best positions; of equal scores the lowest."""
+    order = sorted(range(len(scores)), key=lambda j: (-float(scores[j]), j))
+    return sorted(order[:k])
+
+
+def naive_selection(pool, labeled, n_instances, damping=1.0, oversample=1.0, tolerance=1e-9):
+    """Greedy minimisation of tr(M⁻¹ F̄) by dense inverses of every candidate's M, then the backward pass.
+
+    Parameters
+    ----------
+    pool : ndarray of shape (N, c, k)
+    labeled : ndarray of shape (L, c, k)
+
+    Returns
+    -------
+    picks : list of int
+    gains : list of float, the trace reduction of each pick as it was made
+    """
+    n_pool, n_labeled, k = len(pool), len(labeled), pool.shape[2]
+    everything = np.concatenate([pool, labeled])
+    target = np.einsum("nck,ncl->kl", everything, everything) / len(everything)
+    m = damping * np.eye(k)
+    if n_labeled:
+        share = n_labeled / (n_labeled + n_instances)
+        m = m + share * np.einsum("nck,ncl->kl", labeled, labeled) / n_labeled
+    weight = n_instances / (n_labeled + n_instances)
+
+    def trace(matrix):
+        return np.trace(np.linalg.solve(matrix, target))
+
+    picks, gains = [], []
+    for _ in range(min(int(np.ceil(oversample * n_instances)), n_pool)):
+        before = trace(m)
+        gain = {
+            i: before - trace(m + weight * pool[i].T @ pool[i]) for i in range(n_pool) if i not in picks
+        }
+        best = max(gain.values())
+        chosen = min(i for i in gain if gain[i] >= best - tolerance * abs(best))
+        picks.append(chosen)
+        gains.append(gain[chosen])
+        m = m + weight * pool[chosen].T @ pool[chosen]
+    while len(picks) > n_instances:
+        before = trace(m)
+        cost = {i: trace(m - weight * pool[i].T @ pool[i]) - before for i in picks}
+        least = min(cost.values())
+        dropped = min(i for i in cost if cost[i] <= least + tolerance * abs(least))
+        gains.pop(picks.index(dropped))
+        picks.remove(dropped)
+        m = m - weight * pool[dropped].T @ pool[dropped]
+    return picks, gains

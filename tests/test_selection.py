@@ -1,0 +1,91 @@
+"""The incremental selection against dense inverses of every candidate's M, in float64."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+from fishermask_sk.fisher import information
+from fishermask_sk.selection import select
+
+
+def random_embeddings(n, c=3, k=6, seed=0):
+    rng = np.random.default_rng(seed)
+    # Lengths that differ, so that the best is well apart from the second.
+    return rng.normal(size=(n, c, k)) * rng.uniform(0.2, 2, size=(n, 1, 1))
+
+
+def run(pool, labeled, n_instances, device="cpu", dtype=torch.float64, **kwargs):
+    pool_, labeled_ = (torch.as_tensor(v, dtype=dtype, device=device) for v in (pool, labeled))
+    total = information(pool_) + information(labeled_)
+    picks, gains = select(
+        pool_,
+        total / (len(pool) + len(labeled)),
+        n_instances,
+        labeled_information=information(labeled_) / len(labeled) if len(labeled) else None,
+        n_labeled=len(labeled),
+        **kwargs,
+    )
+    return picks.tolist(), gains.tolist()
+
+
+@pytest.mark.parametrize("oversample", [1, 2, 1.3])
+@pytest.mark.parametrize("n_labeled", [0, 1, 7])
+@pytest.mark.parametrize("n_instances", [1, 2, 10, 25])
+@pytest.mark.parametrize("damping", [1.0, 0.01])
+def test_picks_and_gains_equal_the_slow_twin(n_instances, n_labeled, oversample, damping, device):
+    pool, labeled = random_embeddings(25), random_embeddings(n_labeled, seed=1)
+    picks, gains = run(pool, labeled, n_instances, device, damping=damping, oversample=oversample)
+    expected, expected_gains = reference.naive_selection(pool, labeled, n_instances, damping, oversample)
+    assert picks == expected
+    np.testing.assert_allclose(gains, expected_gains, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_float32_gives_the_picks_of_float64(seed):
+    pool, labeled = random_embeddings(60, k=20, seed=seed), random_embeddings(5, k=20, seed=99)
+    exact, _ = run(pool, labeled, 30)
+    assert run(pool, labeled, 30, dtype=torch.float32)[0] == exact
+
+
+def test_more_classes_than_weights():
+    pool, labeled = random_embeddings(12, c=7, k=2), random_embeddings(3, c=7, k=2, seed=1)
+    assert run(pool, labeled, 4)[0] == reference.naive_selection(pool, labeled, 4)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_equal_samples_the_lowest_index_goes_first(dtype):
+    pool = np.tile(random_embeddings(5), (3, 1, 1))
+    picks, _ = run(pool, random_embeddings(0), 15, dtype=dtype)
+    assert sorted(picks) == list(range(15))
+    for i in range(5):  # of the three copies of a sample
+        order = [p for p in picks if p % 5 == i]
+        assert order == sorted(order)
+
+
+def test_zero_embeddings_are_picked_in_order_with_zero_gain():
+    picks, gains = run(np.zeros((4, 2, 3)), np.zeros((0, 2, 3)), 3)
+    assert picks == [0, 1, 2]
+    assert gains == [0, 0, 0]
+
+
+def test_choose_settles_ties():
+    picks, _ = run(np.zeros((4, 2, 3)), np.zeros((0, 2, 3)), 2, choose=torch.amax)
+    assert picks == [3, 2]
+
+
+def test_fewer_picks_are_not_the_first_of_more():
+    """The weight of a pick depends on b, so that a larger batch is another problem."""
+    pool, labeled = random_embeddings(25), random_embeddings(40, seed=1)
+    assert reference.naive_selection(pool, labeled, 5)[1] != reference.naive_selection(pool, labeled, 10)[1][:5]
+
+
+def test_infinite_embeddings_are_refused():
+    with pytest.raises(FloatingPointError, match="largest trace reduction is nan"):
+        run(np.full((3, 1, 2), np.inf), np.zeros((0, 1, 2)), 1)
+
+
+def test_on_pick_is_called_for_picks_and_removals():
+    calls = []
+    run(random_embeddings(10), random_embeddings(0), 3, oversample=2, on_pick=lambda: calls.append(1))
+    assert len(calls) == 6 + 3
