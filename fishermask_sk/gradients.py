@@ -20,17 +20,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fishermask_sk.fisher import Weighting, class_cotangents, reduced_cotangents
+from fishermask_sk.generic import GenericGradients, samples
 from fishermask_sk.layer_rules import Rule, find_rule
+from fishermask_sk.modules import Batch, parameter_slices
 
-Batch = Any
 Forward = Callable[[Batch], Tensor]
 
-# The generic way holds this many gradient entries at once.
-GENERIC_ENTRIES = 2**26
 # What plain autograd and the rules may differ by, relative to the size of the summands.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-# What torch.func raises for what it cannot batch.
-VMAP_ERRORS = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError)
 
 
 class _Use(NamedTuple):
@@ -47,59 +44,13 @@ class _Route(NamedTuple):
     rule: Rule
 
 
-def parameter_slices(module: nn.Module) -> dict[str, slice]:
-    """Where each parameter lies in the flat vector of `parameters_to_vector(module.parameters())`.
-
-    Examples
-    --------
-    >>> parameter_slices(nn.Linear(3, 2))
-    {'weight': slice(0, 6, None), 'bias': slice(6, 8, None)}
-    """
-    slices, start = {}, 0
-    for name, parameter in module.named_parameters():
-        slices[name] = slice(start, start + parameter.numel())
-        start += parameter.numel()
-    return slices
-
-
-@contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards modes, `requires_grad` and buffers are as before, after errors too."""
-    modes = [(m, m.training) for m in module.modules()]
-    needs_grad = [(p, p.requires_grad) for p in module.parameters()]
-    buffers = [(b, b.clone()) for b in module.buffers()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
-        for p, needed in needs_grad:
-            p.requires_grad_(needed)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """Apply a function to every tensor in a batch made of dicts, lists and tuples."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, dict):
-        return {key: map_tensors(function, value) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(map_tensors(function, value) for value in batch)
-    return batch
-
-
 class PerSampleGradients:
     """Gradients of √p_c log p_c with respect to single weights, for every sample of a batch.
 
     Parameters
     ----------
     module : Module
-        In evaluation mode (see `undisturbed`).
+        In evaluation mode (see `fishermask_sk.modules.undisturbed`).
     forward : callable batch -> logits of shape (n, c)
         Runs `module` on a batch; softmax of the result is p(y|x).
     example : batch of at least one sample
@@ -127,9 +78,9 @@ class PerSampleGradients:
         self.slices = parameter_slices(module)
         self.n_parameters = sum(p.numel() for p in self.parameters.values())
         self._routes = self._find_routes()
-        self._vmap_works = True
+        self._any = GenericGradients(module, forward)
         self.generic = {name for name, p in self.parameters.items() if p.requires_grad} - set(self._routes)
-        self._compare_with_autograd(map_tensors(lambda t: t[:4], example))
+        self._compare_with_autograd(samples(example, slice(4)))
 
     def diagonal_fisher(
         self, batches: Iterable[Batch], on_batch: Callable[[int], object] | None = None
@@ -166,7 +117,7 @@ class PerSampleGradients:
                     if g is not None:
                         total[self.slices[name]] += squares(g).flatten()
             if generic:
-                for _, rows in self._generic_rows(batch, cotangents, {name: None for name in generic}):
+                for _, rows in self._any.rows(batch, cotangents, dict.fromkeys(generic)):
                     for name, r in rows.items():
                         total[self.slices[name]] += r.flatten(0, 1).square().sum(0)
             n_samples += len(logits)
@@ -210,7 +161,7 @@ class PerSampleGradients:
                 if g is not None:
                     result[:, c, columns[name]] = entries(g).to(result.dtype)
         if generic:
-            for part, rows in self._generic_rows(batch, cotangents, {name: wanted[name] for name in generic}):
+            for part, rows in self._any.rows(batch, cotangents, {name: wanted[name] for name in generic}):
                 for name, r in rows.items():
                     result[part, :, columns[name]] = r.to(result.dtype)
         return result
@@ -307,67 +258,13 @@ class PerSampleGradients:
             return
         for row in range(cotangents.shape[1]):
             gradients = torch.autograd.grad(
-                logits, edges, cotangents[:, row], retain_graph=row < cotangents.shape[1] - 1, allow_unused=True
+                logits,
+                edges,
+                cotangents[:, row],
+                retain_graph=row < cotangents.shape[1] - 1,
+                allow_unused=True,
             )
             yield {layer: g for layer, g in zip(layers, gradients, strict=True) if g is not None}
-
-    def _generic_rows(
-        self, batch: Batch, cotangents: Tensor, wanted: dict[str, Tensor | None]
-    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Rows (n, rows, m) of parameters without a rule, for some samples at a time."""
-        if self._vmap_works:
-            size = sum(self.parameters[name].numel() for name in wanted) * cotangents.shape[1]
-            step = max(1, GENERIC_ENTRIES // size)
-            for start in range(0, len(cotangents), step):
-                part = slice(start, start + step)
-                try:
-                    rows = self._vmap_rows(map_tensors(lambda t: t[part], batch), cotangents[part], wanted)
-                except VMAP_ERRORS:
-                    if start:
-                        raise
-                    self._vmap_works = False
-                    break
-                yield part, rows
-        if not self._vmap_works:
-            for i in range(len(cotangents)):
-                part = slice(i, i + 1)
-                yield part, self._sample_rows(map_tensors(lambda t: t[part], batch), cotangents[i], wanted)
-
-    def _vmap_rows(
-        self, batch: Batch, cotangents: Tensor, wanted: dict[str, Tensor | None]
-    ) -> dict[str, Tensor]:
-        call = _Call(self.module, self.forward)
-        parameters = {f"module.{name}": self.parameters[name].detach() for name in wanted}
-
-        def rows_of_sample(sample: Batch, cotangent: Tensor) -> dict[str, Tensor]:
-            alone = map_tensors(lambda t: t[None], sample)
-            _, pull_back = torch.func.vjp(
-                lambda ps: torch.func.functional_call(call, ps, (alone,))[0], parameters
-            )
-            (gradients,) = torch.func.vmap(pull_back)(cotangent)
-            return {
-                name: _pick(gradients[f"module.{name}"].flatten(1), entries) for name, entries in wanted.items()
-            }
-
-        return torch.func.vmap(rows_of_sample)(batch, cotangents)
-
-    def _sample_rows(
-        self, sample: Batch, cotangent: Tensor, wanted: dict[str, Tensor | None]
-    ) -> dict[str, Tensor]:
-        """The rows of one sample, one backward pass each: slow, and right for any differentiable network."""
-        parameters = [self.parameters[name] for name in wanted]
-        with torch.enable_grad():
-            logits = self.forward(sample)
-        rows = []
-        for row in cotangent:
-            found = torch.autograd.grad(
-                logits, parameters, row[None], retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            rows.append([_pick(g.flatten(), wanted[name]) for g, name in zip(found, wanted, strict=True)])
-        return {
-            name: torch.stack(of_rows)[None]
-            for name, of_rows in zip(wanted, zip(*rows, strict=True), strict=True)
-        }
 
     def _compare_with_autograd(self, batch: Batch) -> None:
         """Send what the rules do not explain the generic way; see whether vmap explains the rest.
@@ -405,31 +302,15 @@ class PerSampleGradients:
                 rows = expected[name].new_zeros(len(logits), self.parameters[name].numel())
             if not _agree(rows, weights, expected[name]):
                 self.generic.add(name)
-        if self.generic and self._vmap_works:
+        if self.generic and self._any.vmap_works:
             wanted: dict[str, Tensor | None] = {name: None for name in names if name in self.generic}
             parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
-            for _, some in self._generic_rows(batch, cotangents, wanted):
+            for _, some in self._any.rows(batch, cotangents, wanted):
                 for name, r in some.items():
                     parts[name].append(r[:, 0])
-            self._vmap_works = self._vmap_works and all(
+            self._any.vmap_works = self._any.vmap_works and all(
                 _agree(torch.cat(r), weights, expected[name]) for name, r in parts.items()
             )
-
-
-class _Call(nn.Module):
-    """`forward` as a module, so that `torch.func.functional_call` can stand parameters in."""
-
-    def __init__(self, module: nn.Module, forward: Forward) -> None:
-        super().__init__()
-        self.module = module
-        self._run = forward
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self._run(batch)
-
-
-def _pick(flat: Tensor, entries: Tensor | None) -> Tensor:
-    return flat if entries is None else flat[..., entries]
 
 
 def _agree(rows: Tensor, weights: Tensor, expected: Tensor) -> bool:

@@ -44,8 +44,8 @@ def find_rule(module: nn.Module, name: str) -> Rule | None:
 
 def _gather(m_rows: Tensor, m_columns: Tensor, columns: Callable[[Tensor], Tensor]) -> FromOutputGradient:
     """Σ_p g[o, p]·a[t, p] for pairs (o, t): a product over the grid of all o and t, or pair by pair."""
-    rows, row_of = m_rows.unique(return_inverse=True)
-    distinct, column_of = m_columns.unique(return_inverse=True)
+    rows, row_of = torch.unique(m_rows, return_inverse=True)
+    distinct, column_of = torch.unique(m_columns, return_inverse=True)
     if len(rows) * len(distinct) <= GRID_FACTOR * len(m_rows):
         a = columns(distinct).mT
         cell = row_of * len(distinct) + column_of
@@ -99,7 +99,7 @@ def _padded(module: Conv, a: Tensor) -> Tensor:
     return F.pad(a, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
 
 
-def _windows(module: Conv, padded: Tensor) -> Iterator[tuple[slice, ...]]:
+def _windows(module: Conv, padded: Tensor) -> Iterator[tuple[Any, ...]]:
     """For every tap of the kernel, in the weight's order, the pixels that it meets."""
     size = [
         (length - dilation * (kernel - 1) - 1) // stride + 1
@@ -108,9 +108,13 @@ def _windows(module: Conv, padded: Tensor) -> Iterator[tuple[slice, ...]]:
         )
     ]
     for tap in product(*map(range, module.kernel_size)):
-        yield tuple(
-            slice(t * dilation, t * dilation + stride * (out - 1) + 1, stride)
-            for t, dilation, stride, out in zip(tap, module.dilation, module.stride, size, strict=True)
+        steps = zip(tap, module.dilation, module.stride, size, strict=True)
+        yield (
+            ...,
+            *(
+                slice(t * dilation, t * dilation + stride * (n - 1) + 1, stride)
+                for t, dilation, stride, n in steps
+            ),
         )
 
 
@@ -128,7 +132,7 @@ def _conv_entries(module: Conv, a: Tensor, entries: Tensor) -> FromOutputGradien
         for tap, window in enumerate(windows):
             here = (wanted % len(windows) == tap).nonzero()[:, 0]
             if len(here):
-                result[:, here] = a[:, wanted[here] // len(windows)][(..., *window)].flatten(2)
+                result[:, here] = a[:, wanted[here] // len(windows)][window].flatten(2)
         return result
 
     rows = _gather(out, seen, columns)
@@ -137,7 +141,7 @@ def _conv_entries(module: Conv, a: Tensor, entries: Tensor) -> FromOutputGradien
 
 def _conv_squares(module: Conv, a: Tensor) -> FromOutputGradient:
     a = _padded(module, a)
-    columns = torch.stack([a[(..., *window)].flatten(2) for window in _windows(module, a)], dim=2)
+    columns = torch.stack([a[window].flatten(2) for window in _windows(module, a)], dim=2)
     columns = columns.reshape(len(a) * module.groups, -1, columns.shape[-1]).mT
 
     def squares(g: Tensor) -> Tensor:
@@ -216,7 +220,7 @@ def _embedding_entries(module: nn.Embedding, a: Tensor, entries: Tensor) -> From
 
 def _embedding_squares(module: nn.Embedding, a: Tensor) -> FromOutputGradient:
     sample = torch.arange(len(a), device=a.device)[:, None] * module.num_embeddings
-    used, slot = (a.reshape(len(a), -1) + sample).unique(return_inverse=True)
+    used, slot = torch.unique(a.reshape(len(a), -1) + sample, return_inverse=True)
     token = used % module.num_embeddings
 
     def squares(g: Tensor) -> Tensor:

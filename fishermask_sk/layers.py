@@ -60,15 +60,15 @@ def find_layout(
     if head is not None:
         return Layout(_named_head(module, head, names), _stem(owners, module, run)[0])
     stem, scores, outputs = _stem(owners, module, run)
-    nearest = _nearest(scores, {m: node for m, (shape, node) in outputs.items() if _ends_in(shape, n_outputs)})
+    nearest = _nearest(
+        scores, {m: node for m, (shape, node) in outputs.items() if _ends_in(shape, n_outputs)}
+    )
     if nearest is None:
         return Layout((), stem)
     return Layout(tuple(names[id(p)] for p in nearest.parameters()), stem)
 
 
-def candidate_names(
-    layers: str | Sequence[str], layout: Layout, trainable: Iterable[str]
-) -> list[str]:
+def candidate_names(layers: str | Sequence[str], layout: Layout, trainable: Iterable[str]) -> list[str]:
     """Names of the trainable parameters that a mask may touch.
 
     Parameters

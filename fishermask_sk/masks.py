@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Slices = Mapping[str, slice]
-MaskRule = Callable[[Tensor, int, Slices], Tensor]
+MaskRule = Callable[[Tensor, int, dict[str, slice]], Tensor]
 
 
 def n_kept(sparsity: float, n_weights: int) -> int:
@@ -109,10 +109,12 @@ def per_layer_mask(
     for place in slices.values():
         inside = candidates[(candidates >= place.start) & (candidates < place.stop)]
         kept.append(inside[top_k(scores[inside], ceil(fraction * len(inside)))])
-    return torch.cat(kept).unique()
+    return torch.unique(torch.cat(kept))
 
 
-def custom_mask(rule: MaskRule, scores: Tensor, k: int, slices: Slices, candidates: Tensor) -> Tensor:
+def custom_mask(
+    rule: MaskRule, scores: Tensor, k: int, slices: dict[str, slice], candidates: Tensor
+) -> Tensor:
     """Ask a user's rule for positions, and check that they are a mask of candidates.
 
     Parameters
@@ -138,7 +140,7 @@ def custom_mask(rule: MaskRule, scores: Tensor, k: int, slices: Slices, candidat
             "boolean mask."
         )
     mask_indices = positions.to(torch.int64).sort().values
-    if len(mask_indices.unique()) != len(mask_indices):
+    if len(torch.unique(mask_indices)) != len(mask_indices):
         raise ValueError("The mask callable returned a position twice; return each position once.")
     foreign = mask_indices[~torch.isin(mask_indices, candidates)]
     if len(foreign):

@@ -188,7 +188,9 @@ def _initial_inverse(
 class _State:
     """M⁻¹, and A and B of every candidate, under picks and removals."""
 
-    def __init__(self, embeddings: Tensor, information: Tensor, inv_information: Tensor, weight: float) -> None:
+    def __init__(
+        self, embeddings: Tensor, information: Tensor, inv_information: Tensor, weight: float
+    ) -> None:
         self.embeddings, self.information, self.inv_information = embeddings, information, inv_information
         self.root_weight = weight**0.5
         n, c, _ = embeddings.shape
@@ -214,9 +216,7 @@ class _State:
 
     def restrict(self, samples: Tensor) -> _State:
         """The same M, with these samples alone as candidates; A and B are computed afresh."""
-        return _State(
-            self.embeddings[samples], self.information, self.inv_information, self.root_weight**2
-        )
+        return _State(self.embeddings[samples], self.information, self.inv_information, self.root_weight**2)
 
     def _blocks(self) -> list[slice]:
         n, c, _ = self.embeddings.shape

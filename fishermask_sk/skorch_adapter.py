@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from scipy.sparse import issparse
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from skorch import NeuralNet
 from skorch.dataset import get_len
@@ -33,6 +32,7 @@ CRITERIA: dict[type[nn.Module], Scores] = {
 # Wrappers whose probabilities are those of the estimator that they fitted, on the same X.
 TRANSPARENT = {
     "ActiveLearningClassifier": "estimator_",
+    "BaseSearchCV": "best_estimator_",
     "FixedThresholdClassifier": "estimator_",
     "FrozenEstimator": "estimator",
     "SelfTrainingClassifier": "estimator_",
@@ -62,7 +62,9 @@ class FittedNet(NamedTuple):
         """X as the Dataset that the net predicts from."""
         return self.net.get_dataset(X)
 
-    def batches(self, dataset: Dataset, batch_size: int, indices: Sequence[int] | None = None) -> Iterator[Any]:
+    def batches(
+        self, dataset: Dataset, batch_size: int, indices: Sequence[int] | None = None
+    ) -> Iterator[Any]:
         """Inputs of the module, batch by batch, from the net's own iterator for prediction."""
         part = dataset if indices is None else Subset(dataset, indices)
         net = copy.copy(self.net)  # shallow: only its batch size differs
@@ -101,7 +103,9 @@ class FittedNet(NamedTuple):
                 ) from error
         criterion = type(self.net.criterion_).__name__
         if not isinstance(outputs, Tensor):
-            raise ValueError(f"The net's module returned {type(outputs).__name__}; expected a tensor of class scores.")
+            raise ValueError(
+                f"The net's module returned {type(outputs).__name__}; expected a tensor of class scores."
+            )
         shape = tuple(outputs.shape)
         if self.scores == "logit":
             if len(shape) not in (1, 2) or outputs.numel() != shape[0]:
@@ -152,10 +156,13 @@ def fitted_net(learner: Any) -> FittedNet:
             "its learners FisherMask() as query_strategy, or use an ActiveLearner."
         )
     is_learner = hasattr(learner, "estimator") and hasattr(learner, "query")
-    estimator, steps = learner.estimator if is_learner else learner, []
+    estimator = learner.estimator if is_learner else learner
+    steps: list[Any] = []
     while not isinstance(estimator, NeuralNet):
         if isinstance(estimator, Pipeline):
-            steps.extend(step for _, step in estimator.steps[:-1] if step is not None and step != "passthrough")
+            steps.extend(
+                step for _, step in estimator.steps[:-1] if step is not None and step != "passthrough"
+            )
             estimator = estimator.steps[-1][1]
         else:
             estimator = _unwrap(estimator)
@@ -193,10 +200,9 @@ def check_samples(X: Any, name: str) -> int:
         )
     if X is None:
         raise TypeError(f"{name} is None; pass the samples, one a row.")
-    n_samples = len(X) if isinstance(X, Dataset) else get_len(X)
     for values in X.values() if isinstance(X, dict) else [X]:
         _check_finite(values, name)
-    return int(n_samples)
+    return len(X) if hasattr(X, "__len__") and not isinstance(X, (dict, list, tuple)) else int(get_len(X))
 
 
 def sample_shape(X: Any) -> Any:
@@ -210,35 +216,36 @@ def sample_shape(X: Any) -> Any:
 @contextmanager
 def preserved_rng() -> Iterator[None]:
     """Python's, NumPy's and torch's global generators are afterwards as before."""
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _unwrap(estimator: Any) -> Any:
     """The fitted estimator inside one wrapper, where the wrapper changes neither X nor the probabilities."""
     kind = type(estimator).__name__
-    if isinstance(estimator, BaseSearchCV):
-        attribute = "best_estimator_"
-    elif kind == "CalibratedClassifierCV":
+    if kind == "CalibratedClassifierCV":
         raise TypeError(
             "A CalibratedClassifierCV changes the probabilities of the net inside, so its Fisher information is not "
             "the net's; pass calibrated.calibrated_classifiers_[0].estimator to mean the net as it was fitted."
         )
-    elif any(base.__name__ in TRANSPARENT for base in type(estimator).__mro__):
-        attribute = next(TRANSPARENT[base.__name__] for base in type(estimator).__mro__ if base.__name__ in TRANSPARENT)
-    else:
+    attributes = [
+        TRANSPARENT[base.__name__] for base in type(estimator).__mro__ if base.__name__ in TRANSPARENT
+    ]
+    if not attributes:
         raise TypeError(
             f"FisherMask needs the gradients of a skorch net, and there is none in this {kind}; wrap the torch module "
             "in skorch.NeuralNetClassifier, or use fishermask_sk.ResNet18Classifier."
         )
-    if not hasattr(estimator, attribute):
-        raise NotFittedError(f"This {kind} has no {attribute} yet; fit it (a search with refit=True) first.")
-    return getattr(estimator, attribute)
+    if not hasattr(estimator, attributes[0]):
+        raise NotFittedError(
+            f"This {kind} has no {attributes[0]} yet; fit it (a search with refit=True) first."
+        )
+    return getattr(estimator, attributes[0])
 
 
 def _check_finite(values: Any, name: str) -> None:
@@ -256,11 +263,13 @@ def _check_finite(values: Any, name: str) -> None:
 
 
 def _check_probabilities(p: Tensor) -> None:
-    if bool((p < 0).any()) or bool(((p.sum(1) - 1).abs() > 1e-2).any()):
+    sums = p.sum(1)
+    if bool((p < 0).any()) or bool(((sums - 1).abs() > 1e-2).any()):
         raise ValueError(
-            f"Under NLLLoss skorch takes the module's outputs for probabilities, and these are none: values from "
-            f"{p.min().item():.3g} to {p.max().item():.3g}, rows that sum to {p.sum(1).min().item():.3g} to "
-            f"{p.sum(1).max().item():.3g}. End the module with softmax, or set criterion=nn.CrossEntropyLoss for logits."
+            "Under NLLLoss skorch takes the module's outputs for probabilities, and these are none: values from "
+            f"{p.min().item():.3g} to {p.max().item():.3g}, rows that sum to {sums.min().item():.3g} to "
+            f"{sums.max().item():.3g}. End the module with softmax, or set criterion=nn.CrossEntropyLoss for "
+            "logits."
         )
 
 

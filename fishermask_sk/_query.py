@@ -1,0 +1,235 @@
+"""The steps of one query, from the fitted net to the picks: mask, embeddings, selection."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+from tqdm.auto import tqdm
+
+from fishermask_sk.fisher import information
+from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk.layers import Layout, candidate_names, find_layout
+from fishermask_sk.masks import custom_mask, n_kept, per_layer_mask, ranked_mask, warn_if_head_fills_mask
+from fishermask_sk.modules import undisturbed
+from fishermask_sk.selection import FLOAT32_DAMPING, select
+from fishermask_sk.skorch_adapter import FittedNet
+
+if TYPE_CHECKING:
+    from fishermask_sk.query_strategy import FisherMask
+
+logger = logging.getLogger(__name__)
+
+
+class Query:
+    """One query: what `select` was given, and the steps from the mask to the picks."""
+
+    def __init__(
+        self,
+        params: FisherMask,
+        fitted: FittedNet,
+        pool: Dataset,
+        labeled: Dataset | None,
+        n_pool: int,
+        n_labeled: int,
+        n_instances: int,
+    ) -> None:
+        self.params, self.fitted, self.pool, self.labeled = params, fitted, pool, labeled
+        self.n_pool, self.n_labeled, self.n_instances = n_pool, n_labeled, n_instances
+        seed = params.random_state
+        self.rng = np.random.RandomState() if seed is None else check_random_state(seed)
+        self.timings: dict[str, float] = {}
+
+    def run(self, random_tie_break: bool) -> dict[str, Any]:
+        """All steps in turn; what `FisherMask` learns from them."""
+        with self._timed("mask"):
+            gradients, mask_indices = self._find_mask()
+        with self._timed("embeddings"):
+            embeddings, pool_information, labeled_information = self._embed(gradients, mask_indices)
+        with self._timed("selection"), self._progress("picks", self._n_steps()) as advance:
+            picks = select(
+                embeddings,
+                pool_information,
+                self.n_instances,
+                labeled_information=labeled_information,
+                n_labeled=self.n_labeled,
+                damping=float(self.params.damping),
+                oversample=float(self.params.oversample),
+                choose=self._choose_at_random if random_tie_break else None,
+                on_pick=lambda: advance(1),
+            )
+        positions = mask_indices.cpu()
+        return {
+            "mask_indices_": positions.numpy(),
+            "weights_per_layer_": {
+                name: int(((positions >= place.start) & (positions < place.stop)).sum())
+                for name, place in gradients.slices.items()
+                if gradients.parameters[name].requires_grad
+            },
+            "query_idx_": picks.indices.cpu().numpy(),
+            "trace_reductions_": picks.trace_reductions.cpu().numpy(),
+            "timings_": self.timings,
+        }
+
+    def _find_mask(self) -> tuple[PerSampleGradients, Tensor]:
+        """Steps 1 and 2: diagonal Fisher information, and the positions that are kept."""
+        params, fitted = self.params, self.fitted
+        drawn = self._mask_samples()
+        everything = self.pool if self.labeled is None else ConcatDataset([self.pool, self.labeled])
+        example = next(fitted.batches(everything, min(params.batch_size, 8), drawn))
+        n_outputs = fitted.check_outputs(example)
+        trainable = [name for name, p in fitted.module.named_parameters() if p.requires_grad]
+        if not trainable:
+            raise ValueError(
+                "All weights of the net are frozen; FisherMask needs some with requires_grad=True."
+            )
+        layout = self._layout(example, n_outputs)
+        names = candidate_names(params.layers, layout, trainable)
+        gradients = PerSampleGradients(fitted.module, fitted.logits, example)
+        n_trainable = sum(gradients.parameters[name].numel() for name in trainable)
+        k = n_kept(params.sparsity, n_trainable)
+        device = next(fitted.module.parameters()).device
+        candidates = _positions(gradients.slices, names).to(device)
+        self._refuse_what_does_not_fit(min(k, len(candidates)), max(1, n_outputs - 1))
+        if params.mask == "random":
+            scores = torch.as_tensor(self.rng.uniform(size=gradients.n_parameters), device=device)
+        else:
+            with self._progress("mask", len(drawn)) as advance:
+                scores = gradients.diagonal_fisher(
+                    fitted.batches(everything, params.batch_size, drawn), advance
+                )
+            if not bool(torch.isfinite(scores).all()):
+                raise FloatingPointError(
+                    "The diagonal Fisher information holds NaN or infinite values; see the net's weights."
+                )
+        return gradients, self._mask(scores, k, n_trainable, names, candidates, layout, gradients.slices)
+
+    def _mask(
+        self,
+        scores: Tensor,
+        k: int,
+        n_trainable: int,
+        names: list[str],
+        candidates: Tensor,
+        layout: Layout,
+        slices: dict[str, slice],
+    ) -> Tensor:
+        params = self.params
+        allowed = {name: slices[name] for name in names}
+        if callable(params.mask):
+            return custom_mask(params.mask, scores, min(k, len(candidates)), allowed, candidates)
+        in_head = [name for name in names if name in layout.head]
+        head = _positions(slices, in_head).to(scores.device) if params.keep_head and in_head else None
+        if params.mask == "per_layer":
+            return per_layer_mask(scores, k / n_trainable, allowed, candidates, head)
+        if head is not None and len(head) < len(candidates):
+            warn_if_head_fills_mask(k, len(head), n_trainable)
+        return ranked_mask(scores, k, candidates, head)
+
+    def _embed(
+        self, gradients: PerSampleGradients, mask_indices: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Step 3: the pool's embeddings, F̄, and the labelled samples' mean information."""
+        total, embeddings = None, None
+        with self._progress("embeddings", self.n_pool + self.n_labeled) as advance:
+            labeled_sum = None
+            if self.labeled is not None:
+                for v in self._embedded_batches(gradients, self.labeled, mask_indices, advance):
+                    labeled_sum = information(v) if labeled_sum is None else labeled_sum + information(v)
+            start = 0
+            for v in self._embedded_batches(gradients, self.pool, mask_indices, advance):
+                if embeddings is None or total is None:
+                    embeddings = v.new_empty(self.n_pool, *v.shape[1:])
+                    total = torch.zeros_like(information(v[:0]))
+                embeddings[start : start + len(v)] = v
+                total += information(v)
+                start += len(v)
+        if embeddings is None or total is None:
+            raise ValueError("The net's iterator gave no batch for X_pool.")
+        if labeled_sum is not None:
+            total += labeled_sum
+        labeled_mean = None if labeled_sum is None else labeled_sum / self.n_labeled
+        return embeddings, total / (self.n_pool + self.n_labeled), labeled_mean
+
+    def _embedded_batches(
+        self,
+        gradients: PerSampleGradients,
+        dataset: Dataset,
+        mask_indices: Tensor,
+        advance: Callable[[int], object],
+    ) -> Iterator[Tensor]:
+        for batch in self.fitted.batches(dataset, self.params.batch_size):
+            v = gradients.embeddings(batch, mask_indices, self.params.weighting, reduced=True)
+            advance(len(v))
+            yield v
+
+    def _mask_samples(self) -> list[int]:
+        """Positions among pool and labelled together, the labelled last."""
+        n = self.n_pool + self.n_labeled
+        if n <= self.params.n_mask_samples:
+            return list(range(n))
+        return sorted(self.rng.choice(n, self.params.n_mask_samples, replace=False).tolist())
+
+    def _layout(self, example: Any, n_outputs: int) -> Layout:
+        with undisturbed(self.fitted.module):
+            return find_layout(
+                self.fitted.module, lambda: self.fitted.outputs(example), n_outputs, self.params.head
+            )
+
+    def _choose_at_random(self, tied: Tensor) -> Tensor:
+        return tied[self.rng.randint(len(tied))]
+
+    def _n_steps(self) -> int:
+        n_picks = min(ceil(self.params.oversample * self.n_instances), self.n_pool)
+        return n_picks + n_picks - self.n_instances
+
+    def _refuse_what_does_not_fit(self, k: int, rows: int) -> None:
+        """Compare what the query will hold with what is free."""
+        itemsize = 8 if self.params.damping < FLOAT32_DAMPING else 4
+        needed = 4 * self.n_pool * rows * k + itemsize * (4 * k * k + 2 * self.n_pool * rows * rows)
+        free = free_bytes(next(self.fitted.module.parameters()).device)
+        if free is not None and needed > free:
+            raise MemoryError(
+                f"This query needs about {needed / 2**30:.1f} GiB (k={k} weights, {self.n_pool} samples: embeddings "
+                f"{4 * self.n_pool * rows * k / 2**30:.1f} GiB, k×k matrices {itemsize * 4 * k * k / 2**30:.1f} "
+                f"GiB) and {free / 2**30:.1f} GiB are free; lower sparsity or the pool."
+            )
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self.timings[step] = perf_counter() - start
+        logger.debug("%s: %.3f s", step, self.timings[step])
+
+    @contextmanager
+    def _progress(self, step: str, total: int) -> Iterator[Callable[[int], object]]:
+        with tqdm(total=total, desc=step, disable=not self.params.verbose, leave=False) as bar:
+            yield bar.update
+
+
+def _positions(slices: dict[str, slice], names: list[str]) -> Tensor:
+    return torch.cat([torch.arange(slices[name].start, slices[name].stop) for name in names])
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.exists():
+        return None
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

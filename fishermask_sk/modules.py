@@ -1,0 +1,58 @@
+"""Small things that every look into a torch module needs: where its weights lie, and leaving it as found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = Any
+
+
+def parameter_slices(module: nn.Module) -> dict[str, slice]:
+    """Where each parameter lies in the flat vector of `parameters_to_vector(module.parameters())`.
+
+    Examples
+    --------
+    >>> parameter_slices(nn.Linear(3, 2))
+    {'weight': slice(0, 6, None), 'bias': slice(6, 8, None)}
+    """
+    slices, start = {}, 0
+    for name, parameter in module.named_parameters():
+        slices[name] = slice(start, start + parameter.numel())
+        start += parameter.numel()
+    return slices
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards modes, `requires_grad` and buffers are as before, after errors too."""
+    modes = [(m, m.training) for m in module.modules()]
+    needs_grad = [(p, p.requires_grad) for p in module.parameters()]
+    buffers = [(b, b.clone()) for b in module.buffers()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+        for p, needed in needs_grad:
+            p.requires_grad_(needed)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """Apply a function to every tensor in a batch made of dicts, lists and tuples."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, dict):
+        return {key: map_tensors(function, value) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(map_tensors(function, value) for value in batch)
+    return batch

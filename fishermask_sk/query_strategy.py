@@ -1,0 +1,334 @@
+"""FisherMask as a query strategy: what a user sets, hands in and gets back, joined to modAL and scikit-learn."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from fishermask_sk._query import Query
+from fishermask_sk.fisher import Weighting
+from fishermask_sk.masks import MaskRule
+from fishermask_sk.modules import undisturbed
+from fishermask_sk.skorch_adapter import check_samples, fitted_net, preserved_rng, sample_shape
+
+MASKS = ("fisher", "per_layer", "random")
+WEIGHTINGS = ("fisher", "uniform")
+
+
+class FisherMask(BaseEstimator):
+    r"""Query strategy that picks the samples whose labels lower a deep network's expected error most.
+
+    The diagonal Fisher information of all trainable weights gives a sparse mask of the few that matter; each
+    sample is described by its gradient on that mask; a batch is picked greedily so that the trace of the
+    inverse information times the pool's information falls most.
+
+    Parameters
+    ----------
+    sparsity : float in (0, 1] or int >= 1, default=0.002
+        The fraction of trainable weights to keep, or their number k. Memory grows with k², time with k.
+    layers : {"all", "last", "middle"}, str or sequence of str, default="all"
+        Which weights may be masked: all; the head's; those of neither the head nor the layers that see the
+        input first; or those whose parameter name matches an `fnmatch` pattern.
+    mask : {"fisher", "per_layer", "random"} or callable, default="fisher"
+        The k weights of largest diagonal Fisher information; the best ⌈sparsity·size⌉ of every parameter
+        tensor; k at random; or a callable ``(scores, k, slices) -> positions``, which is given the scores
+        (P,), and the slice of each parameter that may be masked.
+    keep_head : bool, default=True
+        Keep all of the head's weights (where `layers` allows them) and fill the rest by score.
+    head : str, optional
+        Name of the head's module. By default the layer nearest the output with one output a class.
+    weighting : {"fisher", "uniform"}, default="fisher"
+        Weigh each class's gradient by √p, as Fisher information is defined, or not at all, as the authors'
+        code does. The mask's scores are weighed by p either way.
+    n_mask_samples : int, default=1024
+        Samples, drawn from pool and labelled together, that the diagonal Fisher information is averaged over.
+    damping : float, default=1.0
+        λ > 0: the prior information of every masked weight. Below 0.1 selection runs in float64.
+    oversample : float, default=1.0
+        Pick ⌈oversample·b⌉ first, then drop the least useful one by one (BAIT's backward pass, 2 there).
+    batch_size : int, default=128
+        Samples in a forward pass.
+    random_state : int, RandomState or None, default=None
+        Draws the mask's samples, a random mask and random ties. No global generator is touched.
+    verbose : int, default=0
+        1 shows progress bars.
+
+    Attributes
+    ----------
+    mask_indices_ : ndarray of shape (k,), int64
+        Kept positions in the flat vector of all ``module.parameters()``, sorted.
+    weights_per_layer_ : dict of str to int
+        How many weights of each trainable parameter are kept.
+    query_idx_ : ndarray of shape (n_instances,), int64
+        The last query's positions in its `X_pool`, in the order of picking.
+    trace_reductions_ : ndarray of shape (n_instances,)
+        How much each pick lowered tr(M⁻¹F̄) when it was picked. Not comparable between queries: mask and
+        information change.
+    timings_ : dict
+        Seconds spent on "mask", "embeddings" and "selection".
+
+    References
+    ----------
+    .. [1] Gul, Elmahallawy, Madria, Tripathy. FisherMask. arXiv 2411.05752.
+    .. [2] Ash, Goel, Krishnamurthy, Kakade. Gone Fishing: Neural Active Learning with Fisher Embeddings.
+       arXiv 2106.09675 (the selection).
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from skorch import NeuralNetClassifier
+    >>> from fishermask_sk import FisherMask
+    >>> _ = torch.manual_seed(0)
+    >>> X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
+    >>> y = (X[:, 0] > 0).astype("int64")
+    >>> net = NeuralNetClassifier(
+    ...     torch.nn.Linear(4, 2), criterion=torch.nn.CrossEntropyLoss, verbose=0, train_split=None
+    ... ).fit(X[:10], y[:10])
+    >>> strategy = FisherMask(sparsity=1.0, random_state=0)
+    >>> strategy.select(net, X[10:], n_instances=3, X_labeled=X[:10]).shape
+    (3,)
+    >>> strategy.weights_per_layer_
+    {'weight': 8, 'bias': 2}
+    """
+
+    def __init__(
+        self,
+        sparsity: float = 0.002,
+        *,
+        layers: str | Sequence[str] = "all",
+        mask: str | MaskRule = "fisher",
+        keep_head: bool = True,
+        head: str | None = None,
+        weighting: Weighting = "fisher",
+        n_mask_samples: int = 1024,
+        damping: float = 1.0,
+        oversample: float = 1.0,
+        batch_size: int = 128,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.sparsity = sparsity
+        self.layers = layers
+        self.mask = mask
+        self.keep_head = keep_head
+        self.head = head
+        self.weighting = weighting
+        self.n_mask_samples = n_mask_samples
+        self.damping = damping
+        self.oversample = oversample
+        self.batch_size = batch_size
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __call__(
+        self,
+        learner: Any,
+        X_pool: Any,
+        n_instances: int = 1,
+        *,
+        X_labeled: Any = None,
+        random_tie_break: bool = False,
+        return_metrics: Any = None,
+    ) -> Any:
+        """Pick the samples to label next, in the form that the caller's modAL expects.
+
+        Parameters
+        ----------
+        learner : modAL learner or fitted estimator
+        X_pool, n_instances, X_labeled, random_tie_break
+            See `select`.
+        return_metrics
+            Accepted because modAL forwards it; which modAL is calling shows in its ``query``.
+
+        Returns
+        -------
+        query_idx : ndarray of shape (n_instances,)
+            Under modAL 0.4.2 the pair (query_idx, trace_reductions_).
+        """
+        query_idx = self.select(
+            learner, X_pool, n_instances, X_labeled=X_labeled, random_tie_break=random_tie_break
+        )
+        return answer(learner, query_idx, self.trace_reductions_)
+
+    def select(
+        self,
+        estimator: Any,
+        X_pool: Any,
+        n_instances: int = 1,
+        *,
+        X_labeled: Any = None,
+        random_tie_break: bool = False,
+    ) -> np.ndarray:
+        """Pick the samples to label next, with any fitted estimator that holds a skorch net.
+
+        Parameters
+        ----------
+        estimator : fitted skorch net, pipeline or search around one, or modAL learner
+        X_pool : array of shape (n_samples, ...), tensor, DataFrame, dict of arrays or Dataset
+            The unlabelled samples, as the estimator takes them.
+        n_instances : int, default=1
+            How many to pick.
+        X_labeled : like X_pool, optional
+            The samples that have labels; an empty array means none. By default the learner's `X_training`.
+        random_tie_break : bool, default=False
+            Settle equal gains at random instead of by the lowest index.
+
+        Returns
+        -------
+        query_idx : ndarray of shape (n_instances,), int64
+            Positions in `X_pool`, in the order of picking.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Where the net is not fitted.
+        TypeError, ValueError
+            Where parameters or samples are not what they should be; before any expensive work.
+        MemoryError
+            Where the query would need more memory than is free; before any expensive work.
+        """
+        self._validate_params_()
+        fitted = fitted_net(estimator)
+        n_pool = check_samples(X_pool, "X_pool")
+        _check_n_instances(n_instances, n_pool)
+        X_labeled = _labeled_samples(estimator, X_labeled)
+        n_labeled = 0 if X_labeled is None else check_samples(X_labeled, "X_labeled")
+        if n_labeled:
+            _check_same_shape(X_pool, X_labeled)
+        with preserved_rng(), undisturbed(fitted.module):
+            pool = fitted.dataset(fitted.transform(X_pool))
+            labeled = fitted.dataset(fitted.transform(X_labeled)) if n_labeled else None
+            query = Query(self, fitted, pool, labeled, n_pool, n_labeled, int(n_instances))
+            result = query.run(random_tie_break)
+        for name, value in result.items():
+            setattr(self, name, value)
+        return self.query_idx_
+
+    def _validate_params_(self) -> None:
+        """Check the constructor's parameters, each against its range."""
+        sparsity = self.sparsity
+        if not _is_number(sparsity) or sparsity <= 0 or (not isinstance(sparsity, Integral) and sparsity > 1):
+            raise ValueError(
+                f"sparsity={sparsity!r} must be a fraction in (0, 1] of the trainable weights, or an int >= 1, the "
+                "number of weights to keep."
+            )
+        if not callable(self.mask) and self.mask not in MASKS:
+            raise ValueError(f"mask={self.mask!r} is unknown; use one of {', '.join(MASKS)}, or a callable.")
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting={self.weighting!r} is unknown; use 'fisher' or 'uniform'.")
+        if not isinstance(self.layers, str) and not (
+            isinstance(self.layers, (list, tuple))
+            and self.layers
+            and all(isinstance(p, str) for p in self.layers)
+        ):
+            raise ValueError(
+                f"layers={self.layers!r} must be 'all', 'last', 'middle', a pattern or a list of patterns."
+            )
+        if not _is_number(self.damping) or not 0 < self.damping < np.inf:
+            raise ValueError(f"damping={self.damping!r} must be a finite number > 0; the paper's is 1.")
+        if not _is_number(self.oversample) or not 1 <= self.oversample < np.inf:
+            raise ValueError(
+                f"oversample={self.oversample!r} must be a finite number >= 1; 1 drops nothing, BAIT uses 2."
+            )
+        for name in ("n_mask_samples", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
+                raise ValueError(f"{name}={value!r} must be an int >= 1.")
+
+
+def fisher_mask_sampling(
+    learner: Any,
+    X_pool: Any,
+    n_instances: int = 1,
+    *,
+    X_labeled: Any = None,
+    random_tie_break: bool = False,
+    return_metrics: Any = None,
+    **params: Any,
+) -> Any:
+    """`FisherMask` as a function, for modAL loops that pass functions and `functools.partial`.
+
+    Parameters
+    ----------
+    learner, X_pool, n_instances, X_labeled, random_tie_break, return_metrics
+        See `FisherMask.__call__`.
+    **params
+        Parameters of `FisherMask`.
+
+    Returns
+    -------
+    query_idx : ndarray of shape (n_instances,)
+        Under modAL 0.4.2 the pair (query_idx, trace reductions).
+
+    Raises
+    ------
+    TypeError
+        For a keyword that `FisherMask` does not have, and as `FisherMask.select`.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> strategy = partial(fisher_mask_sampling, sparsity=0.01, random_state=0)
+    """
+    return FisherMask(**params)(
+        learner,
+        X_pool,
+        n_instances,
+        X_labeled=X_labeled,
+        random_tie_break=random_tie_break,
+        return_metrics=return_metrics,
+    )
+
+
+def answer(learner: Any, query_idx: np.ndarray, metrics: np.ndarray) -> Any:
+    """What the learner's modAL wants from a strategy: the indices, or from 0.4.2 on a pair with the metrics."""
+    query = getattr(learner, "query", None)
+    wants_pair = query is not None and "return_metrics" in inspect.signature(query).parameters
+    return (query_idx, metrics) if wants_pair else query_idx
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_n_instances(n_instances: Any, n_pool: int) -> None:
+    if not isinstance(n_instances, Integral) or isinstance(n_instances, bool):
+        raise TypeError(f"n_instances={n_instances!r} must be an int, the number of samples to pick.")
+    if n_pool == 0:
+        raise ValueError("X_pool is empty; there is nothing left to label.")
+    if n_instances < 1:
+        raise ValueError(f"n_instances={n_instances} must be 1 or more.")
+    if n_instances > n_pool:
+        raise ValueError(
+            f"n_instances={n_instances} exceeds the pool of {n_pool} samples; lower n_instances."
+        )
+
+
+def _labeled_samples(estimator: Any, X_labeled: Any) -> Any:
+    """The labelled samples: as given, else the learner's, else none, with a warning."""
+    if X_labeled is not None:
+        return X_labeled
+    X_training = getattr(estimator, "X_training", None)
+    if X_training is None:
+        warnings.warn(
+            "No labelled samples: X_labeled was not given and the estimator has no X_training, so samples are "
+            "picked as if nothing were labelled yet. Pass X_labeled, or an empty array to mean none.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return X_training
+
+
+def _check_same_shape(X_pool: Any, X_labeled: Any) -> None:
+    pool, labeled = sample_shape(X_pool), sample_shape(X_labeled)
+    if None not in (pool, labeled) and pool != labeled:
+        raise ValueError(
+            f"X_pool has samples of shape {pool} and the labelled ones (X_labeled, or the learner's X_training) of "
+            f"shape {labeled}; pass samples of the shape that the net was fitted on."
+        )

@@ -1,0 +1,312 @@
+"""Per-sample gradients by layer rules, and the generic way, against one backward pass a sample and class."""
+
+import pytest
+import reference
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk.layer_rules import find_rule
+from fishermask_sk.modules import undisturbed
+
+N, CLASSES = 6, 3
+
+
+def flat_classifier(*layers, features):
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, CLASSES))
+
+
+class TiedLinear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, CLASSES)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x).tanh()).tanh())
+
+
+class CalledTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = nn.Linear(5, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.block(self.block(x).tanh()))
+
+
+class UsedDirectly(nn.Module):
+    """The first layer's weight also enters the sum on its own, where no hook sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(5, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.first(x).tanh() + F.linear(x, self.first.weight[:5]))
+
+
+class SequenceFirst(nn.Module):
+    """As many positions as the comparison has samples, in front: the sum over the first axis is right, its parts not."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(2, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.embed(x.reshape(-1, 4, 2).transpose(0, 1)).tanh().sum(0))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(2, 4, batch_first=True), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.rnn(x.reshape(-1, 4, 2))[0][:, -1])
+
+
+class Branching(nn.Module):
+    """The path depends on each sample, so that no batch rule and no vmap can follow it."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        rows = [self.left(row) if row.sum() > 0 else self.right(row) for row in x]
+        return self.head(torch.stack(rows).relu())
+
+
+class OwnParameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.ones(5)), nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.scale * x)
+
+
+class Tokens(nn.Module):
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 4, **kwargs), nn.Linear(4, CLASSES)
+
+    def forward(self, tokens):
+        return self.head(self.embed(tokens).tanh().sum(1))
+
+
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.head(input=x)
+
+
+def images(channels=2, size=6, n=N):
+    return torch.randn(n, channels, size, size, dtype=torch.float64)
+
+
+def signals(channels=2, length=9):
+    return torch.randn(N, channels, length, dtype=torch.float64)
+
+
+def vectors(features=5):
+    return torch.randn(N, features, dtype=torch.float64)
+
+
+def tokens():
+    return torch.randint(0, 7, (N, 5))
+
+
+class HungTwice(nn.Module):
+    """One module in two places, and a transposed convolution that needs the generic way."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.b = nn.ConvTranspose1d(1, 1, 2)
+        self.head = nn.Linear(7, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x[:, None]).tanh())[:, 0])
+
+
+NETS = {
+    "linear": lambda: (nn.Linear(5, CLASSES), vectors()),
+    "mlp with in-place activations": lambda: (
+        nn.Sequential(
+            nn.Linear(5, 6),
+            nn.ReLU(inplace=True),
+            nn.Linear(6, 6),
+            nn.ReLU(inplace=True),
+            nn.Linear(6, CLASSES),
+        ),
+        vectors(),
+    ),
+    "linear over positions": lambda: (
+        flat_classifier(nn.Linear(6, 4), nn.Tanh(), features=2 * 6 * 4),
+        images(),
+    ),
+    "conv": lambda: (flat_classifier(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), features=48), images()),
+    "conv stride padding dilation": lambda: (
+        flat_classifier(nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1)), features=63),
+        images(),
+    ),
+    "conv groups": lambda: (flat_classifier(nn.Conv2d(4, 6, 3, groups=2), features=96), images(4)),
+    "conv depthwise": lambda: (
+        flat_classifier(nn.Conv2d(4, 4, 3, groups=4, padding=1), features=144),
+        images(4),
+    ),
+    "conv same reflect": lambda: (
+        flat_classifier(nn.Conv2d(2, 3, 3, padding="same", padding_mode="reflect"), features=108),
+        images(),
+    ),
+    "conv1d": lambda: (flat_classifier(nn.Conv1d(2, 3, 3, stride=2, padding=1), features=15), signals()),
+    "conv3d": lambda: (
+        flat_classifier(nn.Conv3d(1, 2, 2), features=2 * 27),
+        torch.randn(N, 1, 4, 4, 4, dtype=torch.float64),
+    ),
+    "batch norm": lambda: (
+        flat_classifier(
+            nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(inplace=True), features=48
+        ),
+        images(),
+    ),
+    "batch norm 1d": lambda: (nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, CLASSES)), vectors()),
+    "layer norm": lambda: (flat_classifier(nn.LayerNorm((6, 6)), nn.Tanh(), features=72), images()),
+    "layer norm on vectors": lambda: (nn.Sequential(nn.LayerNorm(5), nn.Linear(5, CLASSES)), vectors()),
+    "group norm": lambda: (flat_classifier(nn.GroupNorm(2, 4), nn.Tanh(), features=144), images(4)),
+    "embedding": lambda: (Tokens(), tokens()),
+    "embedding with padding": lambda: (Tokens(padding_idx=0), tokens()),
+    "keyword input": lambda: (Keyword(), vectors()),
+    "tied": lambda: (TiedLinear(), vectors()),
+    "called twice": lambda: (CalledTwice(), vectors()),
+    "hung twice": lambda: (HungTwice(), vectors()),
+    "used directly": lambda: (UsedDirectly(), vectors()),
+    "sequence first": lambda: (SequenceFirst(), vectors(8)),
+    "recurrent": lambda: (Recurrent(), vectors(8)),
+    "branching": lambda: (Branching(), vectors()),
+    "own parameter": lambda: (OwnParameter(), vectors()),
+    "transposed conv": lambda: (flat_classifier(nn.ConvTranspose2d(2, 3, 2), features=147), images()),
+}
+GENERIC = {
+    "hung twice": {"a.weight", "a.bias"},
+    "tied": {"first.weight"},
+    "called twice": {"block.weight", "block.bias"},
+    "used directly": {"first.weight"},
+    "sequence first": {"embed.weight", "embed.bias"},
+    "recurrent": {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"},
+    "branching": {"left.weight", "left.bias", "right.weight", "right.bias"},
+    "own parameter": {"scale"},
+    "transposed conv": {"0.weight", "0.bias"},
+}
+
+
+def make(name, device):
+    torch.manual_seed(0)
+    module, batch = NETS[name]()
+    module = module.double().train()
+    for _ in range(3):  # BatchNorm's statistics move away from 0 and 1
+        module(batch)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return module.eval().to(device), batch.to(device)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_embeddings_and_diagonal_fisher_equal_the_slow_twin(name, device):
+    module, batch = make(name, device)
+    every = reference.naive_embeddings(module, batch)
+    before = [(m, dict(m.named_parameters(recurse=False))) for m in module.modules()]
+    with undisturbed(module):
+        gradients = PerSampleGradients(module, module, batch)
+        scores = gradients.diagonal_fisher([batch[:4], batch[4:]])
+        p = len(scores)
+        few = torch.randperm(p, generator=torch.Generator().manual_seed(1))[: max(3, p // 5)].sort().values
+        for mask_indices in (
+            few.to(device),
+            torch.arange(p, device=device),
+            torch.tensor([p - 1], device=device),
+        ):
+            found = gradients.embeddings(batch, mask_indices)
+            torch.testing.assert_close(found, every[:, :, mask_indices], rtol=1e-9, atol=1e-11)
+            reduced = gradients.embeddings(batch, mask_indices, reduced=True)
+            assert reduced.shape[1] == CLASSES - 1
+            torch.testing.assert_close(reduced.mT @ reduced, found.mT @ found, rtol=1e-9, atol=1e-11)
+        uniform = gradients.embeddings(batch, few.to(device), "uniform")
+    assert gradients.generic == GENERIC.get(name, set())
+    assert all(m._parameters[key] is p for m, own in before for key, p in own.items())
+    torch.testing.assert_close(scores, reference.naive_diagonal_fisher(module, batch), rtol=1e-9, atol=1e-12)
+    expected = reference.naive_embeddings(module, batch, weighting="uniform")[:, :, few.to(device)]
+    torch.testing.assert_close(uniform, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["conv groups", "batch norm", "called twice"])
+def test_single_samples_and_frozen_weights(name, device):
+    module, batch = make(name, device)
+    next(module.parameters()).requires_grad_(False)
+    n_frozen = next(module.parameters()).numel()
+    expected = reference.naive_embeddings(module, batch[:1])
+    gradients = PerSampleGradients(module, module, batch[:1])
+    scores = gradients.diagonal_fisher([batch[:1]])
+    assert (scores[:n_frozen] == 0).all()
+    mask_indices = torch.arange(n_frozen, len(scores), device=device)
+    found = gradients.embeddings(batch[:1], mask_indices)
+    torch.testing.assert_close(found, expected[:, :, mask_indices], rtol=1e-9, atol=1e-11)
+    assert [p.requires_grad for p in module.parameters()] == [False] + [True] * (
+        len(list(module.parameters())) - 1
+    )
+
+
+def test_a_layer_without_a_rule_is_known():
+    assert find_rule(nn.ConvTranspose2d(1, 1, 1), "weight") is None
+    assert find_rule(nn.BatchNorm2d(3, track_running_stats=False), "weight") is None
+    assert find_rule(nn.Embedding(3, 2, scale_grad_by_freq=True), "weight") is None
+    assert find_rule(nn.Linear(2, 2), "weight") is not None
+
+
+def test_float32_keeps_its_dtype_and_bfloat16_gets_float32():
+    module, batch = make("conv", "cpu")
+    for dtype in (torch.float32, torch.bfloat16):
+        net, x = module.to(dtype), batch.to(dtype)
+        gradients = PerSampleGradients(net, lambda b, net=net: net(b).float(), x)
+        assert gradients.embeddings(x, torch.arange(4)).dtype == torch.float32
+        assert gradients.diagonal_fisher([x]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_module_is_left_as_found(fails):
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(5, CLASSES)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            if fails and self.calls > 2:
+                raise RuntimeError("lost the connection")
+            return super().forward(x)
+
+    module = nn.Sequential(nn.Linear(5, 5), nn.Dropout(), Counting()).double().train()
+    module[1].eval()
+    module[0].bias.requires_grad_(False)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    batch = vectors()
+    try:
+        with undisturbed(module):
+            gradients = PerSampleGradients(module, module, batch)
+            gradients.diagonal_fisher([batch])
+            gradients.embeddings(batch, torch.arange(5))
+    except RuntimeError as error:
+        assert fails and "lost the connection" in str(error)
+    else:
+        assert not fails
+    assert [m.training for m in module.modules()] == [True, True, False, True]
+    assert [p.requires_grad for p in module.parameters()] == [True, False, True, True]
+    assert all(p.grad is None for p in module.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
