@@ -55,10 +55,15 @@ STRATEGIES = {
 }
 
 
-def play(data, name, seed, n_queries, training):
-    """One strategy, all its rounds: the accuracies, and the images it asked for first."""
+def use_one_thread():
+    """Two processes on two cores get in each other's way if each wants both."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # training on few labels drifts into denormal numbers, which are slow
+
+
+def play(data, name, seed, n_queries, training):
+    """One strategy, all its rounds: the accuracies, and the images it asked for first."""
+    use_one_thread()
     setting = SETTINGS[data]
     images = load_images(data, subset=setting["pool"], random_state=seed)
     X_pool, y_pool = images.X_train, images.y_train
@@ -66,9 +71,8 @@ def play(data, name, seed, n_queries, training):
     # The seed alone sets pool, first batch and training, so that all strategies start from the same net.
     rng = np.random.default_rng(seed)
     first = rng.choice(len(X_pool), setting["n_initial"], replace=False)
-    net = ResNet18Classifier(
-        width=16, head_bias=False, classes=list(setting["pool"]), random_state=seed, **training
-    )
+    classes = range(len(images.classes))  # the first batch may miss some
+    net = ResNet18Classifier(width=16, head_bias=False, classes=classes, random_state=seed, **training)
     learner = ActiveLearner(net, STRATEGIES[name](seed), X_pool[first], y_pool[first])
     X_pool, y_pool = np.delete(X_pool, first, axis=0), np.delete(y_pool, first)
 
@@ -124,11 +128,12 @@ def main():
         pd.DataFrame(rows).to_csv(path.with_suffix(".csv"), index=False)  # what is done is kept
 
     report(pd.DataFrame(rows))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    LearningCurveDisplay.from_results(rows).plot(left)
-    queries[0].plot(right, n_columns=4, max_images=12)
-    left.set_title(f"Accuracy on {args.data}")
-    right.set_title("Asked for first by FisherMask; wrong guesses are framed\n")
+    figure = plt.figure(figsize=(10, 4.4), layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    left.suptitle(f"Accuracy on {args.data}")
+    LearningCurveDisplay.from_results(rows).plot(left.subplots())
+    right.suptitle("Asked for first by FisherMask (framed: wrong guess)")
+    queries[0].plot(right.subplots(), n_columns=4, max_images=12)
     figure.savefig(path.with_suffix(".png"), dpi=110)
     print(f"\nNumbers: {path}.csv\nPicture: {path}.png")
 
