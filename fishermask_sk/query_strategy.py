@@ -213,7 +213,8 @@ class FisherMask(BaseEstimator):
     def _validate_params_(self) -> None:
         """Check the constructor's parameters, each against its range."""
         sparsity = self.sparsity
-        if not _is_number(sparsity) or sparsity <= 0 or (not isinstance(sparsity, Integral) and sparsity > 1):
+        largest = np.inf if isinstance(sparsity, Integral) else 1
+        if not _is_number(sparsity) or not 0 < sparsity <= largest:
             raise ValueError(
                 f"sparsity={sparsity!r} must be a fraction in (0, 1] of the trainable weights, or an int >= 1, the "
                 "number of weights to keep."
@@ -302,9 +303,9 @@ def _check_n_instances(n_instances: Any, n_pool: int) -> None:
         raise TypeError(f"n_instances={n_instances!r} must be an int, the number of samples to pick.")
     if n_pool == 0:
         raise ValueError("X_pool is empty; there is nothing left to label.")
-    if n_instances < 1:
+    if int(n_instances) < 1:
         raise ValueError(f"n_instances={n_instances} must be 1 or more.")
-    if n_instances > n_pool:
+    if int(n_instances) > n_pool:
         raise ValueError(
             f"n_instances={n_instances} exceeds the pool of {n_pool} samples; lower n_instances."
         )

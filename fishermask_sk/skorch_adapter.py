@@ -6,7 +6,6 @@ whatever has an `estimator`.
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,8 +66,9 @@ class FittedNet(NamedTuple):
     ) -> Iterator[Any]:
         """Inputs of the module, batch by batch, from the net's own iterator for prediction."""
         part = dataset if indices is None else Subset(dataset, indices)
-        net = copy.copy(self.net)  # shallow: only its batch size differs
-        net.iterator_valid__batch_size = batch_size
+        # A shallow twin with another batch size; copy.copy would pickle the module on the way.
+        net = object.__new__(type(self.net))
+        vars(net).update(vars(self.net), iterator_valid__batch_size=batch_size)
         for batch in net.get_iterator(part, training=False):
             yield batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 torch.set_num_threads(1)
+threadpool_limits(1)
 torch.set_flush_denormal(True)
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])

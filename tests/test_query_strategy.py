@@ -1,0 +1,459 @@
+"""FisherMask through its public interface: against the slow twin, with real nets, and with bad input."""
+
+import pickle
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import reference
+import scipy.sparse
+import torch
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
+from skorch.helper import SliceDataset
+from torch import nn
+
+from fishermask_sk import FisherMask, fisher_mask_sampling
+from fishermask_sk.skorch_adapter import preserved_rng
+
+N_LABELED, N_POOL, CLASSES = 12, 30, 3
+
+
+class Images(nn.Module):
+    """A small convolutional net with everything that a query must leave alone."""
+
+    def __init__(self, outputs=CLASSES, end=None):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 3, 3, bias=False),
+            nn.BatchNorm2d(3),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Conv2d(3, 2, 2),
+        )
+        self.head = nn.Linear(2 * 9, outputs)
+        self.end = end
+
+    def forward(self, x):
+        x = self.head(self.body(x).tanh().flatten(1))
+        return x if self.end is None else self.end(x)
+
+
+def images(n, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, 1, 6, 6))
+
+
+def labels(n):
+    return np.arange(n) % CLASSES
+
+
+def fitted(kind="logits", **kwargs):
+    torch.manual_seed(0)
+    settings = {"max_epochs": 3, "lr": 0.1, "verbose": 0, "train_split": None, "batch_size": 8}
+    X, y = images(N_LABELED, seed=1), labels(N_LABELED)
+    if kind == "logits":
+        net = NeuralNetClassifier(Images().double(), criterion=nn.CrossEntropyLoss, **settings, **kwargs)
+    elif kind == "probabilities":
+        net = NeuralNetClassifier(Images(end=nn.Softmax(1)).double(), **settings, **kwargs)
+    else:
+        net = NeuralNetBinaryClassifier(Images(outputs=1).double(), **settings, **kwargs)
+        y = (y > 0).astype("float64")
+    return net.fit(X, y)
+
+
+def expected_query(net, n_instances, kind="logits", sparsity=0.3, labeled=True, layers=slice(None), **kwargs):
+    """The whole query by the slow twins; `layers` are the candidates' positions, the head is kept."""
+    module = net.module_.eval()
+    pool, known = torch.as_tensor(images(N_POOL)), torch.as_tensor(images(N_LABELED, seed=1))
+    known = known if labeled else known[:0]
+    everything = torch.cat([pool, known])
+    weighting = kwargs.pop("weighting", "fisher")
+    rows = reference.naive_embeddings(module, everything, scores=kind)
+    scores = rows.square().sum(1).mean(0)
+    n_head = sum(p.numel() for p in module.head.parameters())
+    k = int(sparsity * len(scores))
+    head = list(range(len(scores) - n_head, len(scores)))
+    mask = sorted(reference.naive_top_k(scores[:-n_head], k - n_head) + head) if k > n_head else None
+    v = reference.naive_embeddings(module, everything, scores=kind, weighting=weighting)[:, :, mask].numpy()
+    picks, gains = reference.naive_selection(v[:N_POOL], v[N_POOL:], n_instances, **kwargs)
+    return mask, picks, gains
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "logit"])
+@pytest.mark.parametrize("n_instances", [1, 2, 10, N_POOL])
+@pytest.mark.parametrize("labeled", [True, False])
+def test_a_query_equals_the_slow_twin(kind, n_instances, labeled):
+    net = fitted(kind)
+    strategy = FisherMask(sparsity=0.9, random_state=0, batch_size=7)
+    X_labeled = images(N_LABELED, seed=1)[: N_LABELED if labeled else 0]
+    query_idx = strategy.select(net, images(N_POOL), n_instances, X_labeled=X_labeled)
+    mask, picks, gains = expected_query(net, n_instances, kind, sparsity=0.9, labeled=labeled)
+    assert strategy.mask_indices_.tolist() == mask
+    assert query_idx.tolist() == picks == strategy.query_idx_.tolist()
+    np.testing.assert_allclose(strategy.trace_reductions_, gains, rtol=1e-7)
+    assert query_idx.dtype == np.int64
+
+
+@pytest.mark.parametrize("kwargs", [{"oversample": 2.0}, {"damping": 0.01}, {"weighting": "uniform"}])
+def test_parameters_reach_the_slow_twin(kwargs):
+    net = fitted()
+    strategy = FisherMask(sparsity=0.9, random_state=0, **kwargs)
+    strategy.select(net, images(N_POOL), 5, X_labeled=images(N_LABELED, seed=1))
+    _, picks, gains = expected_query(net, 5, sparsity=0.9, **kwargs)
+    assert strategy.query_idx_.tolist() == picks
+    np.testing.assert_allclose(strategy.trace_reductions_, gains, rtol=1e-7)
+
+
+def select(strategy, net=None, n_instances=3, **kwargs):
+    kwargs.setdefault("X_labeled", images(N_LABELED, seed=1))
+    strategy.select(net or fitted(), images(N_POOL), n_instances, **kwargs)
+    return strategy
+
+
+def test_every_kind_of_mask_and_layers():
+    net = fitted()
+    sizes = {name: p.numel() for name, p in net.module_.named_parameters()}
+    total = sum(sizes.values())
+
+    def kept(**kwargs):
+        return select(FisherMask(random_state=0, **kwargs), net).weights_per_layer_
+
+    head = ["head.weight", "head.bias"]
+    n_head = sum(sizes[name] for name in head)
+    assert kept(sparsity=1.0) == sizes
+    assert sum(kept(sparsity=n_head + 7).values()) == n_head + 7
+    assert kept(sparsity=n_head + 7, mask="random")["head.weight"] == sizes["head.weight"]
+    assert sum(kept(sparsity=20, mask="random", keep_head=False).values()) == 20
+    per_layer = kept(sparsity=0.1, mask="per_layer", keep_head=False)
+    assert per_layer == {name: int(np.ceil(int(0.1 * total) / total * size)) for name, size in sizes.items()}
+    assert kept(sparsity=0.1, mask="per_layer")["head.weight"] == sizes["head.weight"]
+    last = kept(sparsity=1.0, layers="last")
+    assert {name: n for name, n in last.items() if n} == {name: sizes[name] for name in head}
+    middle = kept(sparsity=1.0, layers="middle")
+    assert [name for name, n in middle.items() if n] == [
+        "body.1.weight",
+        "body.1.bias",
+        "body.4.weight",
+        "body.4.bias",
+    ]
+    assert sum(kept(sparsity=5, layers="body.4.*").values()) == 5
+    assert kept(mask=lambda scores, k, slices: [slices["body.1.bias"].start])["body.1.bias"] == 1
+
+
+def test_frozen_weights_are_numbered_and_never_chosen():
+    net = fitted()
+    net.module_.body[0].weight.requires_grad_(False)
+    strategy = select(FisherMask(sparsity=1.0), net)
+    assert strategy.mask_indices_[0] == net.module_.body[0].weight.numel()
+    assert "body.0.weight" not in strategy.weights_per_layer_
+    for p in net.module_.parameters():
+        p.requires_grad_(False)
+    with pytest.raises(ValueError, match="All weights of the net are frozen"):
+        select(FisherMask(), net)
+
+
+def test_a_head_larger_than_the_mask_warns_once():
+    with pytest.warns(UserWarning, match="the head alone has") as caught:
+        strategy = select(FisherMask(sparsity=10))
+    assert len(caught) == 1
+    assert strategy.weights_per_layer_["body.0.weight"] == 0
+    assert len(strategy.mask_indices_) == 10
+
+
+def global_numpy_state():
+    return np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+def bits(net):
+    """Everything of a net that a query must leave as it was, by value."""
+    module = net.module_
+    return {
+        "state": {name: value.clone() for name, value in module.state_dict().items()},
+        "training": [m.training for m in module.modules()],
+        "requires_grad": [p.requires_grad for p in module.parameters()],
+        "grad": [None if p.grad is None else p.grad.clone() for p in module.parameters()],
+        "identity": [id(p) for p in module.parameters()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules()],
+        "rng": [random.getstate(), global_numpy_state(), torch.get_rng_state()],
+        "params": str(net.get_params(deep=False)),
+        "attributes": sorted(vars(net)),
+    }
+
+
+def assert_same_bits(before, after):
+    for name, was in before.items():
+        if name == "state":
+            torch.testing.assert_close(after[name], was, rtol=0, atol=0)
+        else:
+            assert str(after[name]) == str(was), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_net_is_untouched(training, fails):
+    net = fitted(iterator_valid__shuffle=False)
+    net.module_.train(training)
+    before = bits(net)
+    strategy = FisherMask(sparsity=0.9)
+    if fails:
+        strategy.set_params(mask=_failing_rule)
+        with pytest.raises(RuntimeError, match="a rule of ours"):
+            select(strategy, net)
+        assert not hasattr(strategy, "mask_indices_")
+    else:
+        select(strategy, net)
+    assert_same_bits(before, bits(net))
+
+
+def _failing_rule(scores, k, slices):
+    raise RuntimeError("a rule of ours")
+
+
+def test_scikit_learn_treats_it_like_any_estimator():
+    strategy = FisherMask(0.01, layers=["a*"], mask=_failing_rule, random_state=3)
+    copy = clone(strategy)
+    assert copy.get_params() == strategy.get_params()
+    assert copy.set_params(damping=2.0).damping == 2.0
+    with pytest.raises(ValueError, match="Invalid parameter"):
+        strategy.set_params(dampng=2)
+    assert repr(FisherMask(0.01)) == "FisherMask(sparsity=0.01)"
+    select(strategy := FisherMask(0.9))
+    again = pickle.loads(pickle.dumps(strategy))
+    assert again.query_idx_.tolist() == strategy.query_idx_.tolist()
+    assert not hasattr(clone(strategy), "query_idx_")
+
+
+def test_the_same_random_state_gives_the_same_picks():
+    net = fitted()
+
+    def picks(random_state):
+        return select(
+            FisherMask(0.9, mask="random", n_mask_samples=4, random_state=random_state), net
+        ).query_idx_.tolist()
+
+    assert picks(1) == picks(1)
+    assert picks(np.random.RandomState(1)) == picks(1)
+    before = global_numpy_state()
+    picks(None)
+    assert global_numpy_state() == before
+
+
+def test_timings_and_progress(capfd):
+    strategy = select(FisherMask(0.9, verbose=1))
+    assert set(strategy.timings_) == {"mask", "embeddings", "selection"}
+    assert all(seconds > 0 for seconds in strategy.timings_.values())
+    shown = capfd.readouterr().err
+    assert all(step in shown for step in ("mask", "embeddings", "picks"))
+    select(FisherMask(0.9))
+    captured = capfd.readouterr()
+    assert captured.err == captured.out == ""
+
+
+def test_random_tie_break_draws_among_equal_samples():
+    net, X = fitted(), np.tile(images(1), (8, 1, 1, 1))
+    picks = {
+        int(FisherMask(0.9, random_state=s).select(net, X, 1, X_labeled=X[:0], random_tie_break=True)[0])
+        for s in range(12)
+    }
+    assert len(picks) > 2
+    assert FisherMask(0.9).select(net, X, 8, X_labeled=X[:0]).tolist() == list(range(8))
+
+
+def test_earlier_steps_of_a_pipeline_are_applied_once():
+    X = np.random.default_rng(0).normal(3, 5, size=(40, 4)).astype("float32")
+    y = labels(40)
+    torch.manual_seed(0)
+    net = NeuralNetClassifier(
+        nn.Linear(4, CLASSES),
+        criterion=nn.CrossEntropyLoss,
+        verbose=0,
+        train_split=None,
+        max_epochs=5,
+        lr=0.1,
+    )
+    pipe = make_pipeline(StandardScaler(), "passthrough", net).fit(X[:10], y[:10])
+    scaled = pipe[0].transform(X)
+    strategy = FisherMask(1.0)
+    query_idx = strategy.select(pipe, X[10:], 5, X_labeled=X[:10])
+    assert query_idx.tolist() == strategy.select(pipe[-1], scaled[10:], 5, X_labeled=scaled[:10]).tolist()
+    assert query_idx.tolist() != strategy.select(pipe[-1], X[10:], 5, X_labeled=X[:10]).tolist()
+    search = GridSearchCV(pipe, {"neuralnetclassifier__lr": [0.1]}, cv=2, scoring="accuracy").fit(
+        X[:20], y[:20]
+    )
+    by_search = strategy.select(search, X[20:], 5, X_labeled=X[:20]).tolist()
+    assert by_search == strategy.select(search.best_estimator_, X[20:], 5, X_labeled=X[:20]).tolist()
+
+
+@pytest.mark.parametrize("form", ["tensor", "dataset", "slice dataset", "dict"])
+def test_other_forms_of_samples_give_the_same_picks(form):
+    net, X, known = fitted(), images(N_POOL), images(N_LABELED, seed=1)
+    expected = FisherMask(0.9).select(net, X, 5, X_labeled=known).tolist()
+    if form == "tensor":
+        X, known = torch.as_tensor(X), torch.as_tensor(known)
+    elif form == "dataset":
+        X, known = (
+            torch.utils.data.TensorDataset(torch.as_tensor(v), torch.zeros(len(v))) for v in (X, known)
+        )
+    elif form == "slice dataset":
+        X, known = (
+            SliceDataset(torch.utils.data.TensorDataset(torch.as_tensor(v), torch.zeros(len(v))))
+            for v in (X, known)
+        )
+    else:
+        X, known = {"x": X}, {"x": known}
+    assert FisherMask(0.9).select(net, X, 5, X_labeled=known).tolist() == expected
+
+
+def test_functional_form():
+    net, X, known = fitted(), images(N_POOL), images(N_LABELED, seed=1)
+    strategy = partial(fisher_mask_sampling, sparsity=0.9, random_state=0)
+    found = strategy(net, X, n_instances=4, X_labeled=known)
+    assert found.tolist() == FisherMask(0.9, random_state=0).select(net, X, 4, X_labeled=known).tolist()
+    with pytest.raises(TypeError, match="sparsty"):
+        fisher_mask_sampling(net, X, sparsty=0.9, X_labeled=known)
+
+
+def test_no_labelled_samples_is_said():
+    with pytest.warns(UserWarning, match="No labelled samples"):
+        FisherMask(0.9).select(fitted(), images(N_POOL), 2)
+
+
+class NoLogits(nn.Linear):
+    def __init__(self, ending):
+        super().__init__(4, 3, dtype=torch.float64)
+        self.ending = ending
+
+    def forward(self, x):
+        return self.ending(super().forward(x))
+
+
+def vector_net(module, criterion=nn.CrossEntropyLoss, cls=NeuralNetClassifier):
+    return cls(module, criterion=criterion, verbose=0, train_split=None).initialize()
+
+
+VECTORS = np.random.default_rng(0).normal(size=(6, 4))
+
+
+@pytest.mark.parametrize(
+    ("net", "error", "message"),
+    [
+        (NeuralNetClassifier(Images), NotFittedError, "NeuralNetClassifier is not fitted yet"),
+        (LogisticRegression(), TypeError, "no.* in this LogisticRegression; wrap the torch module"),
+        (make_pipeline(StandardScaler(), LogisticRegression()), TypeError, "in this LogisticRegression"),
+        (
+            GridSearchCV(NeuralNetClassifier(Images), {}),
+            NotFittedError,
+            "GridSearchCV has no best_estimator_",
+        ),
+        (CalibratedClassifierCV(NeuralNetClassifier(Images)), TypeError, "changes the probabilities"),
+        (
+            vector_net(NoLogits(lambda x: x[:, 0]), nn.MSELoss, NeuralNetRegressor),
+            ValueError,
+            "fitted with MSELoss",
+        ),
+        (vector_net(NoLogits(lambda x: x[:, 0])), ValueError, r"it returned \(6,\)"),
+        (vector_net(NoLogits(lambda x: x[:, :1])), ValueError, r"One logit goes with BCEWithLogitsLoss"),
+        (vector_net(NoLogits(lambda x: x[:, :, None])), ValueError, r"it returned \(6, 3, 1\)"),
+        (vector_net(NoLogits(lambda x: [x, x])), ValueError, "module returned list"),
+        (vector_net(NoLogits(lambda x: x), nn.NLLLoss), ValueError, "End the module with softmax"),
+        (vector_net(NoLogits(lambda x: x.log_softmax(1)), nn.NLLLoss), ValueError, "these are none"),
+        (vector_net(NoLogits(lambda x: x / 0)), ValueError, "outputs hold NaN or infinite"),
+        (
+            vector_net(NoLogits(lambda x: x), nn.BCEWithLogitsLoss),
+            ValueError,
+            r"one logit a sample, shape \(n,\) or \(n, 1\); it returned \(6, 3\)",
+        ),
+        (  # skorch's own binary net says it first
+            vector_net(NoLogits(lambda x: x), nn.BCEWithLogitsLoss, NeuralNetBinaryClassifier),
+            ValueError,
+            r"shape \(n,\) or \(n, 1\), got \(6, 3\)",
+        ),
+    ],
+)
+def test_nets_that_cannot_be_asked(net, error, message):
+    with pytest.raises(error, match=message):
+        FisherMask().select(net, VECTORS, 2, X_labeled=VECTORS[:0])
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"sparsity": 0.0}, r"sparsity=0.0 must be a fraction in \(0, 1\]"),
+        ({"sparsity": 1.5}, "sparsity=1.5"),
+        ({"sparsity": 0}, "sparsity=0 "),
+        ({"sparsity": True}, "sparsity=True"),
+        ({"sparsity": "0.1"}, "sparsity='0.1'"),
+        ({"sparsity": float("nan")}, "sparsity=nan"),
+        ({"mask": "best"}, "mask='best' is unknown; use one of fisher, per_layer, random"),
+        ({"weighting": "p"}, "weighting='p' is unknown"),
+        ({"layers": []}, r"layers=\[\] must be"),
+        ({"layers": 3}, "layers=3 must be"),
+        ({"layers": "conv7*"}, "matches none of the trainable parameters.*body.0.weight"),
+        ({"head": "fc"}, "head='fc' names no module"),
+        ({"damping": 0}, "damping=0 must be a finite number > 0"),
+        ({"damping": float("inf")}, "damping=inf"),
+        ({"oversample": 0.5}, "oversample=0.5 must be a finite number >= 1"),
+        ({"n_mask_samples": 0}, "n_mask_samples=0 must be an int >= 1"),
+        ({"batch_size": 1.5}, "batch_size=1.5 must be an int >= 1"),
+    ],
+)
+def test_parameters_out_of_range(params, message):
+    strategy = FisherMask(**params)
+    with pytest.raises(ValueError, match=message):
+        select(strategy)
+    assert not hasattr(strategy, "query_idx_")
+
+
+@pytest.mark.parametrize(
+    ("X", "n_instances", "X_labeled", "error", "message"),
+    [
+        (images(5), 1.0, None, TypeError, "n_instances=1.0 must be an int"),
+        (images(5), True, None, TypeError, "n_instances=True must be an int"),
+        (images(5), 0, None, ValueError, "n_instances=0 must be 1 or more"),
+        (images(5), 6, None, ValueError, "n_instances=6 exceeds the pool of 5 samples; lower n_instances"),
+        (images(5)[:0], 1, None, ValueError, "X_pool is empty"),
+        (np.where(images(5) > 1, np.nan, 0), 1, None, ValueError, "X_pool holds NaN or infinite values"),
+        (torch.full((5, 1, 6, 6), torch.inf), 1, None, ValueError, "X_pool holds NaN or infinite values"),
+        (images(5), 1, images(5) * np.nan, ValueError, "X_labeled holds NaN or infinite values"),
+        (
+            images(5),
+            1,
+            images(5)[:, :, :5],
+            ValueError,
+            r"X_pool has samples of shape \(1, 6, 6\) and the labelled",
+        ),
+        (images(5)[:, :, :5], 1, None, ValueError, r"cannot take these samples, of shape \(1, 5, 6\)"),
+        (scipy.sparse.csr_matrix(np.eye(5)), 1, None, TypeError, r"sparse matrix of shape \(5, 5\)"),
+        (None, 1, None, TypeError, "X_pool is None"),
+    ],
+)
+def test_samples_that_cannot_be_taken(X, n_instances, X_labeled, error, message):
+    strategy = FisherMask(0.9)
+    with pytest.raises(error, match=message):
+        strategy.select(fitted(), X, n_instances, X_labeled=images(0) if X_labeled is None else X_labeled)
+    assert not hasattr(strategy, "query_idx_")
+
+
+def test_a_query_that_does_not_fit_is_refused_with_its_numbers():
+    with pytest.raises(MemoryError, match=r"needs about \d+.* GiB \(k=2400003 weights, 6 samples"):
+        FisherMask(1.0).select(
+            vector_net(nn.Sequential(nn.Linear(4, 300_000), nn.Linear(300_000, 3)).double()),
+            VECTORS,
+            2,
+            X_labeled=VECTORS[:0],
+        )
+
+
+def test_rng_is_given_back_after_an_error():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with pytest.raises(KeyError), preserved_rng():
+        {}[torch.rand(3)]
+    assert torch.equal(torch.get_rng_state(), before)
