@@ -305,10 +305,10 @@ def kcenter_sampling(
     """
     _check_pool(X_pool, n_instances)
     rng = check_random_state(random_state)
+    features, _ = _describe(learner, X_pool, "X_pool", head, batch_size)
     X_labeled = _labeled_samples(learner, X_labeled)
     if X_labeled is not None and n_rows(as_rows(X_labeled, "X_labeled"), "X_labeled") == 0:
         X_labeled = None
-    features, _ = _describe(learner, X_pool, "X_pool", head, batch_size)
     norms = np.einsum("nd,nd->n", features, features)
     if X_labeled is None:
         center = features.mean(axis=0)
