@@ -15,8 +15,10 @@ import pandas as pd
 import torch
 from modAL.models import ActiveLearner as _ModALActiveLearner
 from modAL.uncertainty import uncertainty_sampling
-from modAL.utils.data import data_vstack, retrieve_rows
+from modAL.utils.data import data_vstack
 from sklearn.utils import check_random_state, check_X_y
+
+from fishermask_sk._rows import as_rows, n_rows, take_rows
 
 __all__ = ["ActiveLearner"]
 
@@ -205,11 +207,13 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
         # Strategies for modAL 0.4.1 return positions, those for 0.4.2.1 a pair. modAL 0.4.2.1 tells them
         # apart by unpacking under a bare `except`: it calls some twice, and takes two positions for a pair.
         query_idx, metrics = answer if isinstance(answer, tuple) else (answer, None)
+        # modAL 0.4.1 has no rows of tensors, and 0.4.2.1 takes columns of a DataFrame that has numbers for names.
+        X_query = take_rows(as_rows(X_pool, "X_pool"), query_idx)
         if not return_metrics:
-            return query_idx, _take(X_pool, query_idx)
+            return query_idx, X_query
         if metrics is None:
             warnings.warn(f"{self.query_strategy!r} has no metrics; return_metrics=True gives None.")
-        return query_idx, _take(X_pool, query_idx), metrics
+        return query_idx, X_query, metrics
 
     def _check(self, X: Any, y: Any) -> None:
         """Refuse samples and labels that do not match or are not finite."""
@@ -243,9 +247,9 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
     def _fit_on_new(self, X: Any, y: Any, bootstrap: bool = False, **fit_kwargs: Any) -> "ActiveLearner":
         """Fit the estimator on these samples alone; modAL's Committee calls this, too."""
         if bootstrap:
-            n_samples = X.shape[0] if hasattr(X, "shape") else len(X)
+            n_samples = n_rows(X, "X")
             drawn = check_random_state(self.random_state).choice(n_samples, n_samples)
-            X, y = _take(X, drawn), _take(y, drawn)
+            X, y = take_rows(X, drawn), take_rows(y, drawn)
         self.estimator.fit(X, y, **fit_kwargs)
         return self
 
@@ -253,15 +257,6 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
 def _as_array(data: Any) -> Any:
     """Return a tensor, wherever it lives, as scikit-learn's checks can read it; anything else as it is."""
     return data.detach().cpu().numpy() if isinstance(data, torch.Tensor) else data
-
-
-def _take(data: Any, positions: Any) -> Any:
-    """Return the rows at these positions, in the container they came in."""
-    if isinstance(data, pd.DataFrame | pd.Series):  # modAL 0.4.2.1 takes columns where they have numbers
-        return data.iloc[positions]
-    if isinstance(data, torch.Tensor):  # modAL 0.4.1 has never met one
-        return data[positions]
-    return retrieve_rows(data, positions)
 
 
 def _join(known: Any, new: Any, name: str) -> Any:

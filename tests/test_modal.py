@@ -103,9 +103,10 @@ def test_images_of_four_axes(to_tensor):
     assert learner.predict_proba(images).shape == (20, 3)
 
 
-def test_sparse_rows():
-    learner = ActiveLearner(KNeighborsClassifier(3), last_rows, sparse.csr_array(X[:9]), Y[:9])
-    query_idx, X_query = learner.query(sparse.csr_array(X), n_instances=2)
+@pytest.mark.parametrize("to_sparse", [sparse.csr_array, sparse.csr_matrix, sparse.coo_array])
+def test_sparse_rows(to_sparse):
+    learner = ActiveLearner(KNeighborsClassifier(3), last_rows, to_sparse(X[:9]), Y[:9])
+    query_idx, X_query = learner.query(to_sparse(X), n_instances=2)
     np.testing.assert_array_equal(X_query.toarray(), X[58:])
     learner.teach(X_query, Y[query_idx], bootstrap=True)
     np.testing.assert_array_equal(learner.X_training.toarray()[-2:], X[58:])
