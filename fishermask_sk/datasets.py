@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import tarfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -273,11 +274,12 @@ def _read_idx(folder: Path, stem: str, ndim: int) -> np.ndarray:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is no complete gzip file; download it again.") from error
-    shape = tuple(np.frombuffer(content[4 : 4 + 4 * ndim], dtype=">i4").tolist())
-    values = np.frombuffer(content[4 + 4 * ndim :], dtype=np.uint8)
-    if content[:4] != bytes((0, 0, 8, ndim)) or len(shape) != ndim or len(values) != np.prod(shape):
+    header = 4 + 4 * ndim
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
+    values = np.frombuffer(content[header:], dtype=np.uint8)
+    if len(content) < header or content[:4] != bytes((0, 0, 8, ndim)) or len(values) != np.prod(shape):
         raise ValueError(f"{path} is no complete idx file of {ndim} axes of uint8; download it again.")
     return values.reshape(shape)
 

@@ -69,9 +69,9 @@ class ResNet18Classifier(NeuralNetClassifier):
     lr : float, default=1e-3
         Learning rate.
 
-    batch_size : int, default=64
+    batch_size : int, default=32
         Samples per batch of a prediction, and at most per step, -1 for all at once. Training batches are of
-        equal size: 65 samples make 33 and 32. Where one sample remains, which BatchNorm cannot normalise, it
+        equal size: 50 samples make 25 and 25. Where one sample remains, which BatchNorm cannot normalise, it
         is left out of that epoch; the order is drawn anew every epoch.
 
     optimizer : torch optimiser class, default=torch.optim.Adam
@@ -158,7 +158,7 @@ class ResNet18Classifier(NeuralNetClassifier):
         stop_accuracy: float | None = 0.99,
         max_epochs: int = 200,
         lr: float = 1e-3,
-        batch_size: int = 64,
+        batch_size: int = 32,
         optimizer: Any = torch.optim.Adam,
         criterion: Any = nn.CrossEntropyLoss,
         train_split: Any = None,
@@ -269,7 +269,8 @@ class ResNet18Classifier(NeuralNetClassifier):
         y : ndarray of shape (n_samples,)
             Labels out of `classes_`.
         """
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        columns = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[columns]
 
     @property
     def classes_(self) -> np.ndarray:
@@ -337,8 +338,9 @@ class ResNet18Classifier(NeuralNetClassifier):
             X = SliceDataset(X)
         if y is None:
             raise ValueError("y is None, but X is no Dataset that holds labels; pass a label for each image.")
-        X, y = as_images(X), as_labels(y)
+        X = as_images(X)
         shape = check_images(X, None if anew else self.image_shape_)
+        y = as_labels(y)
         if len(X) != len(y):
             raise ValueError(f"X holds {len(X)} images and y {len(y)} labels; pass one label for each image.")
         if len(X) < 2:

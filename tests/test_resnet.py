@@ -1,0 +1,542 @@
+"""ResNet18Classifier through skorch's and scikit-learn's own machinery, on tiny nets."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from skorch.dataset import Dataset, ValidSplit
+from skorch.exceptions import NotInitializedError
+from skorch.helper import SliceDataset, predefined_split
+
+from fishermask_sk.resnet import ResNet18Classifier
+
+RNG = np.random.RandomState(0)
+Y = np.arange(24) % 3
+# A bright third of the image tells the class.
+X = RNG.rand(24, 1, 8, 8).astype(np.float32) * 0.3
+for image, label in zip(X, Y, strict=True):
+    image[0, :, 3 * label : 3 * label + 2] += 0.7
+
+
+def make_net(**params):
+    return ResNet18Classifier(**{"width": 4, "min_steps": 2, "max_epochs": 2, "random_state": 0, **params})
+
+
+def weights(net):
+    return [
+        *(p.detach().cpu().clone() for p in net.module_.parameters()),
+        *(b.cpu().clone() for b in net.module_.buffers()),
+    ]
+
+
+def same(a, b):
+    return all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return make_net(width=8, min_steps=20, max_epochs=60).fit(X, Y)
+
+
+# ---------------------------------------------------------------------- the net
+
+
+def test_the_papers_narrow_net_has_its_number_of_weights():
+    images = np.zeros((10, 3, 2, 2), np.float32)
+    net = make_net(width=16, head_bias=False, max_epochs=1).fit(images, np.arange(10))
+    assert sum(p.numel() for p in net.module_.parameters()) == 701_456
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_width_64_is_torchvisions_net(stem):
+    from torchvision.models import resnet18
+
+    net = make_net(width=64, stem=stem, max_epochs=1)
+    net.fit(RNG.rand(2, 3, 8, 8), [0, 1])
+    reference = resnet18(num_classes=2)
+    if stem == "small":
+        reference.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        reference.maxpool = torch.nn.Identity()
+    reference.load_state_dict(net.module_.state_dict())
+    images = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(net.infer(images), reference.eval()(images), rtol=0, atol=0)
+
+
+def test_pretrained_weights_are_loaded_and_the_head_is_new(tmp_path, monkeypatch):
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    cached = tmp_path / "hub" / "checkpoints" / ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
+    cached.parent.mkdir(parents=True)
+    pretrained = resnet18().state_dict()
+    torch.save(pretrained, cached)
+    images = RNG.rand(2, 3, 16, 16)
+    for head_bias in (True, False):
+        net = make_net(
+            width=64, stem="imagenet", weights="DEFAULT", head_bias=head_bias, max_epochs=1, lr=0.0
+        )
+        net.fit(images, ["a", "b"])
+        torch.testing.assert_close(
+            net.module_.layer4[1].conv2.weight.data, pretrained["layer4.1.conv2.weight"]
+        )
+        assert net.module_.fc.weight.shape == (2, 512)
+        assert (net.module_.fc.bias is not None) == head_bias
+
+
+def test_it_learns_and_stops_by_its_rule(fitted):
+    assert fitted.score(X, Y) == 1.0
+    assert fitted.history[-1, "train_acc"] >= 0.99
+    assert 20 <= fitted.n_steps_ < 60
+    assert len(make_net(stop_accuracy=None, max_epochs=4).fit(X, Y).history) == 4
+    assert make_net(min_steps=50, max_epochs=3).fit(X, Y).n_steps_ == 3
+
+
+def test_batchnorm_statistics_are_those_of_the_final_weights():
+    net = make_net(batch_size=-1).fit(X, Y)
+    layer, seen = net.module_.bn1, []
+    handle = net.module_.conv1.register_forward_hook(
+        lambda module, args, output: seen.append(output.detach())
+    )
+    net.predict_proba(X)
+    handle.remove()
+    torch.testing.assert_close(layer.running_mean, seen[0].mean((0, 2, 3)))
+    torch.testing.assert_close(layer.running_var, seen[0].var((0, 2, 3)))
+    assert layer.momentum == 0.1
+    assert not any(module.training for module in net.module_.modules())
+
+
+def test_one_epoch_trains_on_equal_batches_and_never_on_one_sample():
+    sizes = []
+
+    class Watched(ResNet18Classifier):
+        def train_step_single(self, batch, **fit_params):
+            sizes.append(len(batch[0]))
+            return super().train_step_single(batch, **fit_params)
+
+    for n, batch_size, expected in [
+        (17, 16, [9, 8]),
+        (24, 24, [24]),
+        (3, 2, [2]),
+        (7, 3, [3, 3]),
+        (24, -1, [24]),
+    ]:
+        sizes.clear()
+        Watched(width=4, batch_size=batch_size, max_epochs=1).fit(X[:n], Y[:n])
+        assert sizes == expected
+
+
+# ---------------------------------------------------------------------- images and labels
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        Y.astype(np.int32),
+        Y.astype(np.uint8),
+        Y * 10 - 7,
+        np.array(["cat", "dog", "ship"])[Y],
+        np.array(["cat", "dog", "ship"], dtype=object)[Y],
+        (Y > 0),
+        Y.astype(float),
+        Y.tolist(),
+        torch.tensor(Y),
+    ],
+    ids=["int32", "uint8", "gaps", "strings", "objects", "bool", "float", "list", "tensor"],
+)
+def test_labels_of_any_kind(labels):
+    net = make_net(width=8, min_steps=15, max_epochs=60).fit(X, labels)
+    as_array = np.asarray(labels)
+    assert np.array_equal(net.classes_, np.unique(as_array))
+    assert net.predict_proba(X).shape == (24, len(net.classes_))
+    assert np.array_equal(net.predict(X), net.classes_[net.predict_proba(X).argmax(1)])
+    assert np.array_equal(net.predict(X), as_array)
+    assert net.score(X, labels) == 1.0
+
+
+def test_classes_name_what_the_first_batch_misses():
+    some = Y != 1
+    net = make_net(width=8, min_steps=15, max_epochs=60, classes=["c", "b", "a"])
+    assert list(net.classes_) == ["a", "b", "c"]
+    net.fit(X[some], np.array(["a", "b", "c"])[Y[some]])
+    assert list(net.classes_) == ["a", "b", "c"]
+    assert net.predict_proba(X).shape == (24, 3)
+    assert set(net.predict(X[some])) == {"a", "c"}
+    one = make_net(classes=[0, 5]).fit(X[:4], [5, 5, 5, 5])
+    assert one.predict_proba(X).shape == (24, 2)
+
+
+def test_image_formats_agree(fitted):
+    expected = fitted.predict_proba(X)
+    for images in (
+        X.astype(np.float64),
+        X[:, 0],
+        torch.tensor(X),
+        torch.tensor(X[:, 0]).double(),
+        np.flip(X, -1).copy()[..., ::-1],  # negative strides
+        X.astype(">f4"),
+        list(X),
+        SliceDataset(Dataset(X, Y)),
+        Dataset(X, Y),
+    ):
+        assert np.allclose(fitted.predict_proba(images), expected, atol=1e-6)
+
+
+def test_uint8_is_scaled_to_the_unit_interval(fitted):
+    pixels = np.round(X.clip(0, 1) * 255).astype(np.uint8)
+    assert np.allclose(
+        fitted.predict_proba(pixels), fitted.predict_proba(pixels.astype(np.float32) / 255), atol=1e-6
+    )
+    assert same(
+        weights(make_net().fit(pixels, Y)), weights(make_net().fit(pixels.astype(np.float32) / 255, Y))
+    )
+
+
+@pytest.mark.parametrize("images", [X, (X[:, 0] * 255).astype(np.uint8), torch.tensor(X)])
+def test_skorchs_batches_give_what_predict_proba_computes(fitted, images):
+    logits = []
+    with torch.no_grad():
+        for batch, _ in fitted.get_iterator(fitted.get_dataset(images), training=False):
+            logits.append(fitted.infer(batch))
+    assert np.array_equal(torch.cat(logits).softmax(1).numpy(), fitted.predict_proba(images))
+    assert isinstance(fitted.criterion_, torch.nn.CrossEntropyLoss)
+
+
+def test_training_mode_forward_keeps_all_samples_in_order(fitted):
+    net = copy.deepcopy(fitted).set_params(batch_size=23)
+    sizes = [len(batch) for batch, _ in net.get_iterator(net.get_dataset(X), training=True)]
+    assert sizes == [23, 1]
+
+
+def test_datasets_with_labels():
+    pairs = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y * 2))
+    reference = make_net().fit(X, Y * 2)
+    for data, labels in [
+        (pairs, None),
+        (Dataset(X, Y * 2), None),
+        (pairs, Y * 2),
+        (SliceDataset(pairs), Y * 2),
+    ]:
+        net = make_net().fit(data, labels)
+        assert list(net.classes_) == [0, 2, 4]
+        assert same(weights(net), weights(reference))
+        assert np.array_equal(net.predict(pairs), reference.predict(X))
+
+
+def test_infer_follows_the_modules_dtype(fitted):
+    net = copy.deepcopy(fitted)
+    net.module_.double()
+    assert net.infer(torch.tensor(X)).dtype == torch.float64
+
+
+# ---------------------------------------------------------------------- randomness
+
+
+def test_same_random_state_same_weights():
+    first, again, other = (
+        make_net(random_state=seed, batch_size=8, crop_and_flip=True).fit(X, Y) for seed in (3, 3, 4)
+    )
+    assert same(weights(first), weights(again))
+    assert same(weights(first), weights(again.fit(X, Y)))  # a refit starts anew
+    assert not same(weights(first), weights(other))
+    stream = make_net(random_state=np.random.RandomState(0))
+    assert not same(weights(stream.fit(X, Y)), weights(stream.fit(X, Y)))
+    assert not same(
+        weights(make_net(random_state=None).fit(X, Y)), weights(make_net(random_state=None).fit(X, Y))
+    )
+
+
+@pytest.mark.parametrize("random_state", [None, 0])
+def test_global_state_is_left_as_found(random_state):
+    def state():
+        cudnn = torch.backends.cudnn
+        numpy_state = np.random.get_state()  # noqa: NPY002 — the global generator is what is watched
+        return torch.get_rng_state().tolist(), numpy_state[1].tolist(), cudnn.deterministic, cudnn.benchmark
+
+    net = make_net(random_state=random_state, batch_size=8, crop_and_flip=True)
+    before = state()
+    net.fit(X, Y).partial_fit(X, Y)
+    net.predict_proba(X)
+    assert state() == before
+    with pytest.raises(TypeError):
+        net.fit(X, Y, unknown_to_the_module=1)
+    assert state() == before
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_denormals_are_flushed_only_while_training(flush):
+    seen = []
+
+    class Watched(ResNet18Classifier):
+        def on_epoch_begin(self, *args, **kwargs):
+            seen.append((torch.tensor([1e-40]) * 1).item())
+            return super().on_epoch_begin(*args, **kwargs)
+
+    try:
+        torch.set_flush_denormal(flush)
+        Watched(width=4, max_epochs=1).fit(X, Y)
+        assert ((torch.tensor([1e-40]) * 1).item() == 0) == flush
+    finally:
+        torch.set_flush_denormal(True)
+    assert seen == [0.0]
+
+
+def test_crop_and_flip_is_for_training_only():
+    plain, augmented = make_net().fit(X, Y), make_net(crop_and_flip=True).fit(X, Y)
+    assert not same(weights(plain), weights(augmented))
+    assert np.array_equal(augmented.predict_proba(X), augmented.predict_proba(X))
+    assert same(weights(augmented), weights(make_net(crop_and_flip=True).fit(X[:, 0], Y)))
+
+
+def test_crop_and_flip_shifts_and_mirrors():
+    from fishermask_sk._resnet_module import crop_and_flip
+
+    images = torch.arange(1.0, 65.0).reshape(1, 1, 8, 8).repeat(200, 2, 1, 1)
+    out = crop_and_flip(images)
+    assert out.shape == images.shape
+    assert torch.equal(out[:, 0], out[:, 1])  # channels move together
+    padded = torch.nn.functional.pad(images[0, 0], (1, 1, 1, 1))
+    views = [padded[r : r + 8, c : c + 8] for r in range(3) for c in range(3)]
+    views += [view.flip(-1) for view in views]
+    found = {next(i for i, view in enumerate(views) if torch.equal(view, image)) for image in out[:, 0]}
+    assert found == set(range(18))
+
+
+# ---------------------------------------------------------------------- scikit-learn's and skorch's machinery
+
+
+def test_parameters_clone_repr_and_silence(capsys):
+    net = make_net(classes=[0, 1, 2], optimizer__weight_decay=0.1)
+    twin = clone(net)
+    assert twin.get_params().keys() == net.get_params().keys()
+    assert twin.width == 4
+    assert twin.optimizer__weight_decay == 0.1
+    assert repr(ResNet18Classifier()) == "ResNet18Classifier()"
+    assert repr(twin).startswith("ResNet18Classifier(classes=[0, 1, 2], max_epochs=2,")
+    twin.set_params(width=8, random_state=1).fit(X, Y)
+    assert twin.module_.conv1.weight.shape[0] == 8
+    assert twin.optimizer_.param_groups[0]["weight_decay"] == 0.1
+    clone(twin).fit(X, Y).fit(X, Y)
+    assert clone(twin)._repr_html_()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize("copied", [lambda net: pickle.loads(pickle.dumps(net)), copy.deepcopy])
+def test_a_copy_of_a_fitted_net_predicts_the_same(fitted, copied):
+    twin = copied(fitted)
+    assert np.array_equal(twin.predict_proba(X), fitted.predict_proba(X))
+    assert list(twin.classes_) == [0, 1, 2]
+    assert same(weights(twin.fit(X, Y)), weights(fitted))
+    assert not hasattr(twin, "dataset_train_")
+
+
+def test_in_a_pipeline_a_grid_search_and_cross_validation():
+    flat, labels = X.reshape(24, 64), np.array(["a", "b", "c"])[Y]
+    pipeline = make_pipeline(FunctionTransformer(lambda rows: rows.reshape(-1, 1, 8, 8)), make_net())
+    assert pipeline.fit(flat, labels).predict(flat).shape == (24,)
+    search = GridSearchCV(
+        make_net(), {"width": [2, 4], "lr": [1e-3]}, cv=2, scoring="roc_auc_ovr", error_score="raise"
+    )
+    search.fit(X, labels)
+    assert search.best_estimator_.module_.conv1.weight.shape[0] == search.best_params_["width"]
+    assert list(search.classes_) == ["a", "b", "c"]
+    assert set(cross_val_predict(make_net(), X, labels, cv=2)) <= {"a", "b", "c"}
+
+
+def test_partial_fit_goes_on_from_the_weights():
+    net = make_net(batch_size=8).partial_fit(X[Y != 1], Y[Y != 1], classes=[0, 1, 2])
+    first = weights(net)
+    module = net.module_
+    net.partial_fit(X, Y)
+    assert net.module_ is module
+    assert not same(first, weights(net))
+    assert net.predict_proba(X).shape == (24, 3)
+    with pytest.raises(
+        ValueError,
+        match=r"y holds \[7\], not among the 3 classes \[0, 1, 2\]; name every class with classes=",
+    ):
+        net.partial_fit(X, np.where(Y == 1, 7, Y))
+
+
+def test_warm_start_goes_on_and_fit_starts_anew():
+    warm = make_net(warm_start=True).fit(X, Y)
+    module = warm.module_
+    assert warm.fit(X[:12], Y[:12]).module_ is module
+    cold = make_net().fit(X, Y)
+    module = cold.module_
+    assert cold.fit(np.repeat(X, 3, axis=1), np.array(["x", "y", "z"])[Y]).module_ is not module
+    assert cold.image_shape_ == (3, 8, 8)
+    assert list(cold.classes_) == ["x", "y", "z"]
+
+
+def test_validation_parts_and_callbacks():
+    labels = np.array(["a", "b", "c"])[Y]
+    net = make_net(train_split=ValidSplit(4, stratified=True), max_epochs=3, stop_accuracy=None).fit(
+        X, labels
+    )
+    assert len(net.history[:, "valid_acc"]) == 3
+    assert 0 <= net.history[-1, "valid_acc"] <= 1
+    net = make_net(train_split=predefined_split(Dataset(X, Y.astype(np.int64)))).fit(X, Y)
+    assert "valid_loss" in net.history[-1]
+    silent = make_net(callbacks="disable", min_steps=20, max_epochs=60, width=8).fit(X, Y)
+    assert 20 <= silent.n_steps_ < 60  # the stop rule needs no callbacks
+
+
+def test_verbose_prints_a_line_per_epoch(capsys):
+    make_net(verbose=1).fit(X, Y)
+    assert "train_acc" in capsys.readouterr().out
+
+
+def test_an_interrupt_keeps_the_net_usable():
+    class Interrupted(ResNet18Classifier):
+        def on_epoch_begin(self, *args, **kwargs):
+            if len(self.history) == 1:
+                raise KeyboardInterrupt
+            return super().on_epoch_begin(*args, **kwargs)
+
+        def get_split_datasets(self, *args, **kwargs):
+            if self.lr == 0:
+                raise KeyboardInterrupt
+            return super().get_split_datasets(*args, **kwargs)
+
+    for lr in (1e-3, 0):
+        net = Interrupted(width=4, lr=lr).fit(X, Y)
+        assert net.predict(X).shape == (24,)
+        assert "dataset_train_" not in vars(net)
+
+
+def test_every_device(device):
+    net = make_net(device=device.type, batch_size=8, crop_and_flip=True).fit(X, Y)
+    assert next(net.module_.parameters()).device.type == device.type
+    assert same(weights(net), weights(clone(net).fit(torch.tensor(X), Y)))
+    assert net.predict(torch.tensor(X, device=device)).shape == (24,)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"width": 0}, r"width=0 is not an integer of at least 1; pass one"),
+        ({"width": 16.0}, r"width=16.0 is not an integer"),
+        ({"min_steps": -1}, r"min_steps=-1 is not an integer of at least 0"),
+        ({"max_epochs": 0}, r"max_epochs=0 is not an integer of at least 1"),
+        ({"stem": "large"}, r"stem='large' is unknown; pass one of 'small', 'imagenet'"),
+        ({"stop_accuracy": 99}, r"stop_accuracy=99 is not a share in \(0, 1\]; pass one, or None"),
+        ({"batch_size": 1}, r"batch_size=1 is too small for BatchNorm; pass 2 or more, or -1"),
+        ({"iterator_train__batch_size": 1}, r"batch_size=1 is too small for BatchNorm"),
+        (
+            {"weights": "DEFAULT"},
+            r"weights='DEFAULT' do not fit width=4, stem='small'; set width=64 and stem='imagenet'",
+        ),
+        ({"module__width": 3}, r"module__width is not a parameter of ResNet18Classifier; set width=, stem="),
+        (
+            {"weights": "DEFAULT", "width": 64, "stem": "imagenet"},
+            r"take 3 channels, but X has 1; repeat the channel",
+        ),
+        ({"widht": 3}, r"unexpected argument\(s\) widht"),
+    ],
+)
+def test_wrong_parameters_are_named(params, message):
+    with pytest.raises(ValueError, match=message):
+        make_net(**params).fit(X, Y)
+
+
+def test_unknown_weights_are_named():
+    net = make_net(weights="IMAGENET22K", width=64, stem="imagenet")
+    with pytest.raises(ValueError, match=r"weights='IMAGENET22K' is unknown.*pass one of 'IMAGENET1K_V1'"):
+        net.fit(np.repeat(X, 3, axis=1), Y)
+
+
+BROKEN = X.copy()
+BROKEN[4, 0, 0, 0] = np.nan
+BROKEN[7, 0, 0, 0] = np.inf
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Pairs without a length."""
+
+    def __iter__(self):
+        yield X[0], 0
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "error", "message"),
+    [
+        (X.reshape(24, 64), Y, ValueError, r"X has shape \(24, 64\); expected images \(n_samples, channels, "),
+        (X[:0], Y[:0], ValueError, r"X holds no samples"),
+        (X.transpose(0, 2, 3, 1), Y, ValueError, r"X has shape \(24, 8, 8, 1\), channels last; .*use X.transpose"),
+        ((X * 255).astype(np.int64), Y, ValueError, r"X has dtype int64; expected floats, or uint8 from 0 to 255"),
+        (torch.ones(24, 8, 8, dtype=torch.int32), Y, ValueError, r"X has dtype int32"),
+        (BROKEN, Y, ValueError, r"X has NaN or infinite values in 2 of 24 images, the first at position 4"),
+        (torch.tensor(BROKEN), Y, ValueError, r"NaN or infinite values in 2 of 24 images"),
+        (SliceDataset([("not an image",)]), Y, ValueError, r"X holds str objects; .*convert them to arrays or tensors"),
+        (X, Y[:20], ValueError, r"X holds 24 images and y 20 labels; pass one label for each image"),
+        (X, Y[:, None], ValueError, r"y has shape \(24, 1\); expected one label per sample.*use y.ravel\(\)"),
+        (X, [], ValueError, r"y holds no labels"),
+        (X, Y + 0.5, ValueError, r"y has values of type float; expected whole numbers or strings"),
+        (X, np.array([0, "a"] * 12, dtype=object), ValueError, r"y has values of type int, str; .*not both"),
+        (X, np.zeros(24, int), ValueError, r"y holds the single class .*0.*; label a sample of another class"),
+        (X[:1], [0], ValueError, r"X holds a single image, which BatchNorm cannot normalise; label at least two"),
+        (X, None, ValueError, r"y is None, but X is no Dataset that holds labels"),
+        (Endless(), None, TypeError, r"X is the Endless of unknown length; pass a Dataset with __len__"),
+    ],
+)  # fmt: skip
+def test_wrong_data_is_refused_and_the_net_left_alone(images, labels, error, message):
+    net = make_net().fit(X, Y)
+    before, module = weights(net), net.module_
+    with pytest.raises(error, match=message):
+        net.fit(images, labels)
+    assert net.module_ is module
+    assert same(before, weights(net))
+    assert list(net.classes_) == [0, 1, 2]
+
+
+def test_sparse_images_are_refused():
+    from scipy.sparse import csr_matrix
+
+    with pytest.raises(TypeError, match=r"X is a sparse matrix of shape \(24, 64\)"):
+        make_net().fit(csr_matrix(X.reshape(24, 64)), Y)
+
+
+def test_labels_outside_classes_are_named():
+    with pytest.raises(
+        ValueError, match=r"y holds \[2\], not among the 2 classes \[0, 1\]; name every class with classes="
+    ):
+        make_net(classes=[0, 1]).fit(X, Y)
+    with pytest.raises(ValueError, match=r"classes has shape \(\)"):
+        make_net(classes=3).fit(X, Y)
+
+
+def test_images_unlike_those_of_fit_are_refused(fitted):
+    message = (
+        r"images of shape \(3, 8, 8\) \(channels, height, width\), but the net was fitted on \(1, 8, 8\)"
+    )
+    for images in (np.repeat(X, 3, axis=1), Dataset(np.repeat(X, 3, axis=1), Y)):
+        with pytest.raises(ValueError, match=message):
+            fitted.predict(images)
+    with pytest.raises(ValueError, match=message):
+        copy.deepcopy(fitted).partial_fit(np.repeat(X, 3, axis=1), Y)
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        fitted.predict_proba(BROKEN)
+
+
+def test_an_unfitted_net_says_so():
+    with pytest.raises(NotInitializedError):
+        make_net().predict(X)
+    with pytest.raises(AttributeError, match=r"no classes_ before fit; call fit first, or pass classes="):
+        _ = make_net().classes_
+    with pytest.raises(
+        ValueError, match=r"learns its channels and classes from data; call fit before initialize"
+    ):
+        make_net().initialize()
