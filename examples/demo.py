@@ -33,12 +33,12 @@ SETTINGS = {
     "digits": {
         "pool": dict.fromkeys(range(3), 60) | dict.fromkeys(range(3, 10), 12),
         "n_initial": 24, "n_instances": 12, "n_queries": 5,
-        "training": {"batch_size": 32, "min_steps": 30, "lr": 2e-3},
+        "training": {"min_steps": 30, "lr": 2e-3},
     },
     "fashion-mnist": {
         "pool": {0: 250, 1: 5000, 2: 250, 3: 250},
         "n_initial": 60, "n_instances": 40, "n_queries": 8,
-        "training": {"batch_size": 32},
+        "training": {},
     },
 }  # fmt: skip
 
