@@ -6,6 +6,7 @@ import pickle
 import random
 from functools import partial
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -549,6 +550,24 @@ def test_randomized_search_inside_a_pipeline(n_jobs):
         random_state=0,
     )
     assert search.fit(X_IRIS, Y_IRIS).score(X_IRIS, Y_IRIS) > 0.8
+
+
+@pytest.mark.slow
+def test_grid_search_on_a_dask_cluster():
+    distributed = pytest.importorskip("distributed", reason="dask's distributed is not installed")
+    search = GridSearchCV(
+        loop(LogisticRegression(max_iter=500), margin_sampling, n_queries=1), {"n_instances": [5, 10]}, cv=2
+    )
+    expected = clone(search).fit(X_IRIS, Y_IRIS)
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config("dask"),
+    ):
+        search.fit(X_IRIS, Y_IRIS)
+    np.testing.assert_array_equal(
+        search.cv_results_["mean_test_score"], expected.cv_results_["mean_test_score"]
+    )
 
 
 def test_learning_curve_with_an_eval_set():

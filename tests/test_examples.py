@@ -1,0 +1,98 @@
+"""Every example runs from top to bottom on a tiny budget, and is short enough to be read."""
+
+import csv
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fishermask_sk.comparison import load_results
+from fishermask_sk.datasets import load_images
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TUTORIALS = ["compare_strategies", "custom_mask", "label_by_hand", "modal_loop", "tune_sparsity"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:The mask keeps k=")  # a tiny net's head is most of it
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run an example as from the command line, and return what it prints."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments), "--quick"])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_tutorials_are_under_80_lines(name):
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 80
+
+
+def test_modal_loop(run):
+    first, second, gains = run("modal_loop").splitlines()
+    assert first.startswith("30 labels: accuracy 0.")
+    assert second.startswith("45 labels: accuracy 0.")
+    assert gains.endswith("1.0]")
+
+
+def test_tune_sparsity(run):
+    out = run("tune_sparsity")
+    assert [line.split()[0] for line in out.splitlines()[1:5]] == ["0.01", "0.005", "0.002", "0.001"]
+    assert "best sparsity: 0.0" in out
+    assert "labels spent per candidate: 48 of 264" in out
+
+
+def test_compare_strategies(run, tmp_path):
+    out = run("compare_strategies", "--output", tmp_path)
+    table = out.splitlines()
+    assert [line.split()[0] for line in table[1:8]] == [
+        "FisherMask", "BAIT", "BADGE", "core-set", "margin", "entropy", "random",
+    ]  # fmt: skip
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert len(load_results(tmp_path / "compare-quick.jsonl")) == 7 * 2
+
+
+def test_custom_mask(run):
+    out = run("custom_mask")
+    assert "fisher: " in out
+    assert out.count("asks for") == 2
+    stages = out.splitlines()[2]
+    assert all(stage in stages for stage in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"))
+
+
+def test_label_by_hand(run, tmp_path):
+    digits = load_images("digits", subset=dict.fromkeys(range(4), 15), random_state=0)
+    for i, image in enumerate(digits.X_train):
+        Image.fromarray(np.uint8(image[0] * 255)).save(tmp_path / f"{i:04d}.png")
+
+    def label():
+        """What the person does between two runs."""
+        with (tmp_path / "batch.csv").open(newline="") as file:
+            names = [row["file"] for row in csv.DictReader(file)]
+        with (tmp_path / "batch.csv").open("w", newline="") as file:
+            rows = [(name, f"digit {digits.y_train[int(name[:4])]}") for name in names]
+            csv.writer(file).writerows([("file", "label"), *rows])
+        return names
+
+    asked = []
+    for n_batches in (1, 2):
+        assert "Please label the images of" in run("label_by_hand", "ask", tmp_path)
+        assert (tmp_path / "batch.png").read_bytes().startswith(b"\x89PNG")
+        asked += label()
+        assert f"Learnt {12 * n_batches} labels of 4 kinds" in run("label_by_hand", "learn", tmp_path)
+    assert len(set(asked)) == 24
+
+
+def test_label_by_hand_waits_for_labels(run, tmp_path):
+    for i in range(12):
+        Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    run("label_by_hand", "ask", tmp_path)
+    with pytest.raises(SystemExit, match="There are 0 labels of one kind; fill in more of"):
+        run("label_by_hand", "learn", tmp_path)
