@@ -39,7 +39,7 @@ def test_modal_loop(run):
     first, second, gains = run("modal_loop").splitlines()
     assert first.startswith("30 labels: accuracy 0.")
     assert second.startswith("45 labels: accuracy 0.")
-    assert gains.endswith("1.0]")
+    assert gains.endswith(" 1.0")
 
 
 def test_tune_sparsity(run):
