@@ -263,27 +263,32 @@ def run_in_child(path, n_jobs=1, limit=None):
         os._exit(code)
 
 
-def ended_within(child, seconds):
-    """Wait, and tell whether the child has ended by itself; only well."""
-    watch = os.pidfd_open(child)
-    ended, _, _ = select.select([watch], [], [], seconds)
-    os.close(watch)
-    if ended:
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    return bool(ended)
+def n_lines(path):
+    """Lines of rounds in the file, whole or not."""
+    return (
+        path.read_bytes().count(b'{"strategy"') - 2 if path.exists() else 0
+    )  # two lines define the strategies
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_jobs", "n_kills", "longest"), [(1, 20, 1.0), (2, 4, 20.0)])
-def test_kills_at_random_times_leave_the_table_of_an_undisturbed_run(tmp_path, n_jobs, n_kills, longest):
+@pytest.mark.parametrize(("n_jobs", "n_kills"), [(1, 20), (2, 4)])
+def test_kills_at_random_times_leave_the_table_of_an_undisturbed_run(tmp_path, n_jobs, n_kills):
     path, rng = tmp_path / "results.jsonl", random.Random(n_jobs)
     expected = without_seconds(compare(estimator=RandomForestClassifier(20), n_queries=6, seeds=3))
-    kills, known, caught_between = 0, 0, 0
+    kills = hits = 0
     while kills < n_kills:
+        known = n_lines(path)
         child = run_in_child(path, n_jobs)
-        if ended_within(child, rng.uniform(0.0, longest)):  # once more from the start
+        watch = os.pidfd_open(child)
+        # Kills come by progress first, so that slow machines are hit in the middle as well, and then at random.
+        wanted = known + rng.randint(0, 2)
+        while n_lines(path) < wanted and not select.select([watch], [], [], 0.005)[0]:
+            pass
+        ended, _, _ = select.select([watch], [], [], rng.uniform(0.0, 0.1))
+        os.close(watch)
+        if ended:  # all was done: from the start again
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
             path.unlink()
-            known = 0
             continue
         # The run alone: its workers, where it has some, live on and try to append.
         os.kill(child, signal.SIGKILL)
@@ -291,10 +296,9 @@ def test_kills_at_random_times_leave_the_table_of_an_undisturbed_run(tmp_path, n
         kills += 1
         if path.exists():
             n_rows = len(load_results(path))
-            assert n_rows >= known  # what was on the disk stays
-            caught_between += known < n_rows < len(expected)
-            known = n_rows
-    assert caught_between > n_kills // 4
+            assert n_rows >= known - 1  # what was on the disk stays, but for a cut line
+            hits += known < n_rows < len(expected)
+    assert hits > 0
     results = compare(estimator=RandomForestClassifier(20), n_queries=6, seeds=3, results=path, n_jobs=n_jobs)
     assert without_seconds(results) == expected
     lines = [json.loads(line) for line in path.read_text().splitlines()]
