@@ -22,7 +22,7 @@ from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.layers import Layout, candidate_names, find_layout
 from fishermask_sk.masks import custom_mask, n_kept, per_layer_mask, ranked_mask, warn_if_head_fills_mask
 from fishermask_sk.modules import undisturbed
-from fishermask_sk.selection import FLOAT32_DAMPING, select
+from fishermask_sk.selection import select
 from fishermask_sk.skorch_adapter import FittedNet
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Query:
                 oversample=float(self.params.oversample),
                 choose=self._choose_at_random if random_tie_break else None,
                 on_pick=lambda: advance(1),
+                overwrite=True,
             )
         positions = mask_indices.cpu()
         return {
@@ -140,25 +141,20 @@ class Query:
         self, gradients: PerSampleGradients, mask_indices: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Step 3: the pool's embeddings, F̄, and the labelled samples' mean information."""
-        total, embeddings = None, None
+        k = len(mask_indices)
+        total = torch.zeros(k, k, dtype=torch.float64, device=mask_indices.device)
+        labeled_mean, embeddings, start = None, torch.empty(0), 0
         with self._progress("embeddings", self.n_pool + self.n_labeled) as advance:
-            labeled_sum = None
             if self.labeled is not None:
                 for v in self._embedded_batches(gradients, self.labeled, mask_indices, advance):
-                    labeled_sum = information(v) if labeled_sum is None else labeled_sum + information(v)
-            start = 0
+                    total += information(v.double())  # M_∅ is inverted: rounding must stay far below λ
+                labeled_mean = total / self.n_labeled
             for v in self._embedded_batches(gradients, self.pool, mask_indices, advance):
-                if embeddings is None or total is None:
+                if start == 0:
                     embeddings = v.new_empty(self.n_pool, *v.shape[1:])
-                    total = torch.zeros_like(information(v[:0]))
                 embeddings[start : start + len(v)] = v
                 total += information(v)
                 start += len(v)
-        if embeddings is None or total is None:
-            raise ValueError("The net's iterator gave no batch for X_pool.")
-        if labeled_sum is not None:
-            total += labeled_sum
-        labeled_mean = None if labeled_sum is None else labeled_sum / self.n_labeled
         return embeddings, total / (self.n_pool + self.n_labeled), labeled_mean
 
     def _embedded_batches(
@@ -195,14 +191,14 @@ class Query:
 
     def _refuse_what_does_not_fit(self, k: int, rows: int) -> None:
         """Compare what the query will hold with what is free."""
-        itemsize = 8 if self.params.damping < FLOAT32_DAMPING else 4
-        needed = 4 * self.n_pool * rows * k + itemsize * (4 * k * k + 2 * self.n_pool * rows * rows)
+        embeddings, matrices = 4 * self.n_pool * rows * k, 8 * (6 * k * k + 2 * self.n_pool * rows * rows)
+        needed = embeddings + matrices
         free = free_bytes(next(self.fitted.module.parameters()).device)
         if free is not None and needed > free:
             raise MemoryError(
                 f"This query needs about {needed / 2**30:.1f} GiB (k={k} weights, {self.n_pool} samples: embeddings "
-                f"{4 * self.n_pool * rows * k / 2**30:.1f} GiB, k×k matrices {itemsize * 4 * k * k / 2**30:.1f} "
-                f"GiB) and {free / 2**30:.1f} GiB are free; lower sparsity or the pool."
+                f"{embeddings / 2**30:.1f} GiB, matrices {matrices / 2**30:.1f} GiB) and {free / 2**30:.1f} GiB are "
+                "free; lower sparsity or the pool."
             )
 
     @contextmanager

@@ -49,7 +49,7 @@ class FisherMask(BaseEstimator):
     n_mask_samples : int, default=1024
         Samples, drawn from pool and labelled together, that the diagonal Fisher information is averaged over.
     damping : float, default=1.0
-        λ > 0: the prior information of every masked weight. Below 0.1 selection runs in float64.
+        λ > 0: the prior information of every masked weight. Below 0.1 every product of the selection is float64.
     oversample : float, default=1.0
         Pick ⌈oversample·b⌉ first, then drop the least useful one by one (BAIT's backward pass, 2 there).
     batch_size : int, default=128

@@ -7,26 +7,36 @@ With L labelled samples, b to pick and damping λ:
 * picking x adds :math:`\frac{b}{L+b} V_x^\top V_x`.
 
 The gain of a candidate needs only two c×c matrices, :math:`A = V M^{-1} V^\top` and
-:math:`B = V M^{-1} \bar F M^{-1} V^\top` with V scaled by √(b/(L+b)). They are kept for every candidate and
-updated after each pick in one pass over the embeddings. Source: Ash et al., "Gone Fishing" (BAIT),
-arXiv 2106.09675, with the scaling of its authors' code. This file sees tensors only.
+:math:`B = V M^{-1} \bar F M^{-1} V^\top`. They are kept for every candidate and updated after each pick in one
+pass over the embeddings; M, F̄ and V first move to a basis where M_∅ = I and F̄ is diagonal. Source: Ash et al.,
+"Gone Fishing" (BAIT), arXiv 2106.09675, with the scaling of its authors' code. This file sees tensors only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import ceil
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# λ below this asks for float64 wherever a k×k matrix is inverted: float32 then leaves float64's picks.
+# λ below this asks for float64 in every product, not only where small matrices are kept.
 FLOAT32_DAMPING = 0.1
+# The first picks, whose updates are largest and cancel most later, are made in float64: these, or this share.
+EXACT_PICKS, EXACT_SHARE = 10, 1 / 8
+# A pick of gain g in float32 leaves about this times (g/g')² in the relative error of a later gain g' ...
+FLOAT32_ERROR = 5e-9
+# ... and where the sum of them passes this, A and B are computed afresh.
+ERROR_LIMIT = 1e-4
 # Gains closer than this, relative to the best, are equal: of these the lowest index wins.
 TIE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+# The eigenvectors of F̄ cost k³; beyond this many weights M and F̄ are used as they are.
+MAX_ROTATED = 6_000
 # Rows of embeddings handled at a time.
 BLOCK_ROWS = 2**13
+# Up to this many classes, many small eliminations go step by step through all candidates at once.
+MAX_UNROLLED_CLASSES = 32
 
 
 class Selection(NamedTuple):
@@ -34,13 +44,6 @@ class Selection(NamedTuple):
 
     indices: Tensor
     trace_reductions: Tensor
-
-
-class _Update(NamedTuple):
-    """What one pick changes: M⁻¹ by UUᵀ, and (A, B) of every V by the columns of V·[U, H]."""
-
-    u: Tensor
-    h: Tensor
 
 
 def select(
@@ -54,6 +57,7 @@ def select(
     oversample: float = 1.0,
     choose: Callable[[Tensor], Tensor] | None = None,
     on_pick: Callable[[], object] | None = None,
+    overwrite: bool = False,
 ) -> Selection:
     r"""Pick `n_instances` samples one by one, each with the largest trace reduction; then drop the surplus.
 
@@ -70,17 +74,19 @@ def select(
     n_labeled : int
         L; 0 means that M starts from λI.
     damping : float
-        λ > 0. Below 0.1 the state is kept in float64.
+        λ > 0.
     oversample : float
         Pick min(⌈oversample·b⌉, n) first and remove the least costly afterwards (BAIT uses 2).
     choose : callable, Tensor of tied positions -> one of them, optional
         Default: the lowest.
     on_pick : callable, called after every pick and every removal
+    overwrite : bool
+        Rotate `embeddings` in place instead of in a copy.
 
     Returns
     -------
     indices : Tensor of shape (n_instances,), int64, in the order in which the samples were picked
-    trace_reductions : Tensor of shape (n_instances,), the gains at which they were picked
+    trace_reductions : Tensor of shape (n_instances,), float64, the gains at which they were picked
 
     Raises
     ------
@@ -95,8 +101,11 @@ def select(
 
     .. math:: A - Y Y^\top, \qquad B - Y (VH)^\top - (VH) Y^\top, \qquad M^{-1} - U U^\top.
 
-    One pass over the embeddings costs 4·n·c²·k flops a pick; beside the embeddings it holds two k×k matrices,
-    2·n·c² numbers and one block of 8,192 rows.
+    One pass over the embeddings costs 4·n·c²·k flops a pick. Gains fall by orders of magnitude while A and B
+    started from the first, so A, B and M⁻¹ are float64, and so is the pass of the first picks; later passes
+    have the dtype of the embeddings (float64 throughout for λ < 0.1).
+
+    Beside the embeddings it holds two k×k matrices and 2·n·c² numbers in float64, and blocks of 8,192 rows.
 
     Examples
     --------
@@ -105,31 +114,31 @@ def select(
     >>> picks
     tensor([1, 0])
     """
-    dtype = torch.float64 if damping < FLOAT32_DAMPING else embeddings.dtype
-    weight = n_instances / (n_labeled + n_instances)
-    state = _State(
-        embeddings,
-        pool_information.to(dtype),
-        _initial_inverse(labeled_information, n_labeled, weight, damping, pool_information.to(dtype)),
-        weight,
+    state = _State.initial(
+        embeddings if overwrite else embeddings.clone(),
+        *_scaled(pool_information, labeled_information, n_labeled, n_instances, damping),
     )
+    state.exact = damping < FLOAT32_DAMPING
     choose = choose or torch.amin
     n_picks = min(ceil(oversample * n_instances), len(embeddings))
+    n_exact = max(EXACT_PICKS, ceil(EXACT_SHARE * n_picks))
+    tie_tolerance = TIE_TOLERANCE.get(embeddings.dtype, 1e-6)
     picked: list[Tensor] = []
     gains: list[Tensor] = []
     available = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.device)
-    for _ in range(n_picks):
-        reductions = trace_reductions(state.a, state.b)
-        best = _best(reductions.masked_fill(~available, -torch.inf), choose)
+    for t in range(n_picks):
+        reductions = trace_reductions(state.a, state.b).masked_fill(~available, -torch.inf)
+        best = _best(reductions, choose, tie_tolerance)
         picked.append(best)
         gains.append(reductions[best])
         available[best] = False
-        state.add(best)
+        if t + 1 < n_picks or n_picks > n_instances:  # nobody asks after the last
+            state.add(best, reductions[best], exact=t < n_exact)
         if on_pick is not None:
             on_pick()
-    indices, reductions = torch.stack(picked), torch.stack(gains)
-    kept = _drop_surplus(state, indices, n_instances, choose, on_pick)
-    return Selection(indices[kept], reductions[kept])
+    indices = torch.stack(picked)
+    kept = _drop_surplus(state, indices, n_instances, choose, tie_tolerance, on_pick)
+    return Selection(indices[kept], torch.stack(gains)[kept])
 
 
 def trace_reductions(a: Tensor, b: Tensor) -> Tensor:
@@ -162,96 +171,161 @@ def trace_increases(a: Tensor, b: Tensor) -> Tensor:
     return _trace_of_quotient(b, _plus_identity(-a))
 
 
+def _scaled(
+    pool_information: Tensor,
+    labeled_information: Tensor | None,
+    n_labeled: int,
+    n_instances: int,
+    damping: float,
+) -> tuple[Tensor, Tensor | None, float]:
+    """F̄, the labelled part of M_∅ and λ, all divided by the weight b/(L+b) of a pick.
+
+    The one place that weighs a pick: M and F̄ divided by it give the same gains, and V stays as it is.
+    """
+    weight = n_instances / (n_labeled + n_instances)
+    known = None
+    if labeled_information is not None and n_labeled:
+        known = labeled_information.double() * ((1 - weight) / weight)
+    return pool_information.double() / weight, known, damping / weight
+
+
 def _trace_of_quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """tr(B D⁻¹) of each pair of symmetric matrices, D positive definite: tr of L⁻¹ B L⁻ᵀ for D = LLᵀ."""
-    factor, _ = torch.linalg.cholesky_ex(denominator)
-    half = torch.linalg.solve_triangular(factor, numerator, upper=False)
-    return torch.linalg.solve_triangular(factor, half.mT, upper=False).diagonal(dim1=-2, dim2=-1).sum(-1)
+    """tr(B D⁻¹) for each pair of symmetric matrices (n, c, c), D positive definite.
+
+    LAPACK would take the small matrices one by one. Instead row j is eliminated from all of them at once:
+    with d = D[j, j], l = D[j+1:, j] / d and q = B[j, j], what is left of D is D − d l lᵀ, what is left of B is
+    B − l bᵀ − b lᵀ for b = B[j+1:, j] − q l / 2, and q / d is row j's part of the trace.
+    """
+    c = numerator.shape[-1]
+    if c > MAX_UNROLLED_CLASSES:
+        factor, _ = torch.linalg.cholesky_ex(denominator)
+        half = torch.linalg.solve_triangular(factor, numerator, upper=False)
+        return torch.linalg.solve_triangular(factor, half.mT, upper=False).diagonal(dim1=-2, dim2=-1).sum(-1)
+    left_d, left_b = (
+        matrices.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+        for matrices in (denominator, numerator)
+    )
+    trace = torch.zeros_like(left_d[0, 0])
+    for j in range(c):
+        d, q = left_d[j, j], left_b[j, j]
+        trace += q / d
+        r = left_d[j + 1 :, j]
+        factors = r / d
+        b = left_b[j + 1 :, j] - 0.5 * q * factors
+        for row in range(c - j - 1):  # the lower triangles alone
+            below = slice(j + 1, j + 2 + row)
+            left_d[j + 1 + row, below].addcmul_(r[: row + 1], factors[row], value=-1)
+            left_b[j + 1 + row, below].addcmul_(b[: row + 1], factors[row], value=-1)
+            left_b[j + 1 + row, below].addcmul_(factors[: row + 1], b[row], value=-1)
+    return trace
 
 
 def _plus_identity(matrices: Tensor) -> Tensor:
     return matrices + torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
 
 
-def _initial_inverse(
-    labeled_information: Tensor | None, n_labeled: int, weight: float, damping: float, like: Tensor
-) -> Tensor:
-    """M_∅⁻¹. Eigenvalues below λ are rounding: the labelled samples' information has none below zero."""
-    if labeled_information is None or n_labeled == 0:
-        return torch.eye(len(like), dtype=like.dtype, device=like.device) / damping
-    m = (1 - weight) * labeled_information.to(like.dtype)
+def _inverse_root(known: Tensor, damping: float) -> Tensor:
+    """R with Rᵀ (λI + known) R = I. Eigenvalues below λ are rounding: `known` has none below zero."""
+    m = known.clone()
     m.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(m)
+    if not bool(failed):
+        identity = torch.eye(len(m), dtype=m.dtype, device=m.device)
+        return torch.linalg.solve_triangular(factor, identity, upper=False).mT
     values, vectors = torch.linalg.eigh(m)
-    return (vectors / values.clamp_min(damping)) @ vectors.mT
+    return vectors / values.clamp_min(damping).sqrt()
 
 
 class _State:
-    """M⁻¹, and A and B of every candidate, under picks and removals."""
+    """M⁻¹, and A and B of every candidate, under picks and removals; F̄ as a matrix or its diagonal."""
 
-    def __init__(
-        self, embeddings: Tensor, information: Tensor, inv_information: Tensor, weight: float
-    ) -> None:
+    def __init__(self, embeddings: Tensor, information: Tensor, inv_information: Tensor) -> None:
         self.embeddings, self.information, self.inv_information = embeddings, information, inv_information
-        self.root_weight = weight**0.5
+        self.exact = False
         n, c, _ = embeddings.shape
-        self.a = information.new_empty(n, c, c)
-        self.b = information.new_empty(n, c, c)
-        for part in self._blocks():
-            v = self.scaled(part)
-            p = v @ inv_information
+        self.a, self.b = (information.new_empty(n, c, c) for _ in range(2))
+        self.error = information.new_zeros(())
+
+    @classmethod
+    def initial(cls, embeddings: Tensor, information: Tensor, known: Tensor | None, damping: float) -> _State:
+        """In a basis where M_∅ = I and F̄ is diagonal, to which `embeddings` are rotated in place."""
+        identity = torch.eye(len(information), dtype=information.dtype, device=information.device)
+        root = identity / damping**0.5 if known is None else _inverse_root(known, damping)
+        if len(information) > MAX_ROTATED:
+            state = cls(embeddings, information, root @ root.mT)
+            state.refresh()
+            return state
+        eigenvalues, eigenvectors = torch.linalg.eigh(root.mT @ information @ root)
+        basis = (root @ eigenvectors).to(embeddings.dtype)
+        for part in _blocks(embeddings):
+            embeddings[part] = embeddings[part] @ basis
+        state = cls(embeddings, eigenvalues.clamp_min(0), identity)
+        state.refresh(whitened=True)
+        return state
+
+    def refresh(self, *, whitened: bool = False) -> None:
+        """A and B from their definitions; `whitened` says that M⁻¹ = I."""
+        for part in _blocks(self.embeddings):
+            v = self.embeddings[part].to(self.information.dtype)
+            p = v if whitened else v @ self.inv_information
             self.a[part] = p @ v.mT
-            self.b[part] = p @ information @ p.mT
+            self.b[part] = self._times_information(p) @ p.mT
+        self.error.zero_()
 
-    def scaled(self, part: slice | Tensor) -> Tensor:
-        """V of some samples, times √(b/(L+b)): the one place that weighs a pick."""
-        return self.embeddings[part].to(self.information.dtype) * self.root_weight
-
-    def add(self, i: Tensor) -> None:
+    def add(self, i: Tensor, gain: Tensor, exact: bool) -> None:
         """Pick sample i: M grows by its information."""
-        self._apply(self._update(i, sign=1), sign=1)
+        exact = exact or self.exact or self.embeddings.dtype == torch.float64
+        self._apply(i, 1, exact)
+        if not exact:
+            self.error += FLOAT32_ERROR * gain.square()
+            if bool(self.error > ERROR_LIMIT * gain.square()):
+                self.refresh()
 
     def remove(self, i: Tensor) -> None:
         """Take sample i back: M shrinks by its information."""
-        self._apply(self._update(i, sign=-1), sign=-1)
+        self._apply(i, -1, exact=True)
 
     def restrict(self, samples: Tensor) -> _State:
         """The same M, with these samples alone as candidates; A and B are computed afresh."""
-        return _State(self.embeddings[samples], self.information, self.inv_information, self.root_weight**2)
+        restricted = _State(self.embeddings[samples], self.information, self.inv_information)
+        restricted.refresh()
+        return restricted
 
-    def _blocks(self) -> list[slice]:
-        n, c, _ = self.embeddings.shape
-        step = max(1, BLOCK_ROWS // c)
-        return [slice(start, start + step) for start in range(0, n, step)]
+    def _times_information(self, p: Tensor) -> Tensor:
+        """P F̄, for rows P."""
+        return p * self.information if self.information.ndim == 1 else p @ self.information
 
-    def _update(self, i: Tensor, sign: int) -> _Update:
+    def _apply(self, i: Tensor, sign: int, exact: bool) -> None:
         index = i.reshape(1)
-        v = self.scaled(index)[0]
+        v = self.embeddings[index][0].to(self.information.dtype)
         factor, _ = torch.linalg.cholesky_ex(_plus_identity(sign * self.a[index])[0])
         u = torch.linalg.solve_triangular(factor, v @ self.inv_information, upper=False).mT
-        z = self.inv_information @ (self.information @ u)
-        g = u.mT @ self.information @ u
-        return _Update(u, z - 0.5 * sign * (u @ g))
-
-    def _apply(self, update: _Update, sign: int) -> None:
-        u, h = update
+        f_u = self._times_information(u.mT).mT
+        h = self.inv_information @ f_u - 0.5 * sign * (u @ (u.mT @ f_u))
         self.inv_information.addmm_(u, u.mT, alpha=-sign)
-        both = torch.cat([u, h], dim=1) * self.root_weight
-        for part in self._blocks():
-            y, vh = (self.embeddings[part].to(both.dtype) @ both).split([u.shape[1], h.shape[1]], dim=-1)
+        both = torch.cat([u, h], dim=1).to(u.dtype if exact else self.embeddings.dtype)
+        for part in _blocks(self.embeddings):
+            y, vh = (self.embeddings[part].to(both.dtype) @ both).to(u.dtype).tensor_split(2, dim=-1)
             cross = y @ vh.mT
             self.a[part] -= sign * (y @ y.mT)
             self.b[part] -= sign * (cross + cross.mT)
 
 
-def _best(reductions: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
-    """Position of the largest entry; `choose` settles ties. Nothing here waits for the device."""
+def _blocks(embeddings: Tensor) -> Iterator[slice]:
+    n, c, _ = embeddings.shape
+    step = max(1, BLOCK_ROWS // c)
+    return (slice(start, start + step) for start in range(0, n, step))
+
+
+def _best(reductions: Tensor, choose: Callable[[Tensor], Tensor], tolerance: float) -> Tensor:
+    """Position of the largest entry; `choose` settles ties."""
     best = reductions.amax()
-    tied = reductions >= best - TIE_TOLERANCE.get(reductions.dtype, 1e-6) * best.abs()
     if not bool(torch.isfinite(best)):
         raise FloatingPointError(
-            f"The largest trace reduction is {best.item()}: the embeddings are too large for "
-            f"{reductions.dtype}. Scale the inputs, train the network with less confidence, or raise damping."
+            f"The largest trace reduction is {best.item()}: the embeddings are too large for {reductions.dtype}. "
+            "Scale the inputs, train the network with less confidence, or raise damping."
         )
+    tied = reductions >= best - tolerance * best.abs()
     return choose(tied.nonzero()[:, 0])
 
 
@@ -260,9 +334,10 @@ def _drop_surplus(
     indices: Tensor,
     n_instances: int,
     choose: Callable[[Tensor], Tensor],
+    tolerance: float,
     on_pick: Callable[[], object] | None,
 ) -> Tensor:
-    """BAIT's backward pass: positions among `indices` that stay when the least costly are removed in turn."""
+    """BAIT's backward pass: which of `indices` stay when the least costly are removed in turn."""
     kept = torch.ones(len(indices), dtype=torch.bool, device=indices.device)
     if len(indices) == n_instances:
         return kept
@@ -270,7 +345,7 @@ def _drop_surplus(
     for _ in range(len(indices) - n_instances):
         costs = trace_increases(state.a, state.b).masked_fill(~kept, torch.inf)
         least = costs.amin()
-        tied = costs <= least + TIE_TOLERANCE.get(costs.dtype, 1e-6) * least.abs()
+        tied = costs <= least + tolerance * least.abs()
         # Ties are settled by place in the pool, not by order of picking.
         loser = choose(indices[tied.nonzero()[:, 0]])
         dropped = (indices == loser).nonzero()[0, 0]

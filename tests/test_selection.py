@@ -5,6 +5,7 @@ import pytest
 import reference
 import torch
 
+from fishermask_sk import selection
 from fishermask_sk.fisher import information
 from fishermask_sk.selection import select
 
@@ -17,12 +18,12 @@ def random_embeddings(n, c=3, k=6, seed=0):
 
 def run(pool, labeled, n_instances, device="cpu", dtype=torch.float64, **kwargs):
     pool_, labeled_ = (torch.as_tensor(v, dtype=dtype, device=device) for v in (pool, labeled))
-    total = information(pool_) + information(labeled_)
+    known = information(labeled_.double())
     picks, gains = select(
         pool_,
-        total / (len(pool) + len(labeled)),
+        (information(pool_.double()) + known) / (len(pool) + len(labeled)),
         n_instances,
-        labeled_information=information(labeled_) / len(labeled) if len(labeled) else None,
+        labeled_information=known / len(labeled) if len(labeled) else None,
         n_labeled=len(labeled),
         **kwargs,
     )
@@ -39,6 +40,62 @@ def test_picks_and_gains_equal_the_slow_twin(n_instances, n_labeled, oversample,
     expected, expected_gains = reference.naive_selection(pool, labeled, n_instances, damping, oversample)
     assert picks == expected
     np.testing.assert_allclose(gains, expected_gains, rtol=1e-7, atol=1e-12)
+
+
+def steep_embeddings(n, c=4, k=40, seed=0):
+    """As of a trained net: a few directions hold nearly everything, and gains fall by orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    rotation = np.linalg.qr(rng.normal(size=(k, k)))[0]
+    return (
+        100
+        * rng.normal(size=(n, c, k))
+        * np.geomspace(1, 1e-4, k)
+        * rng.uniform(0.2, 2, (n, 1, 1))
+        @ rotation
+    )
+
+
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(refreshed, monkeypatch, device):
+    if refreshed:  # every pass in float32, so that the error estimate has to ask for a fresh start
+        monkeypatch.setattr(selection, "EXACT_PICKS", 0)
+        monkeypatch.setattr(selection, "EXACT_SHARE", 0)
+    pool, labeled = (v.astype("float32") for v in (steep_embeddings(150), steep_embeddings(10, seed=1)))
+    exact, exact_gains = run(pool, labeled, 100, device)
+    assert exact_gains[0] > 1e5 * exact_gains[-1]
+    picks, gains = run(pool, labeled, 100, device, dtype=torch.float32)
+    assert picks == exact
+    np.testing.assert_allclose(gains, exact_gains, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MAX_ROTATED", 1), ("MAX_UNROLLED_CLASSES", 0), ("BLOCK_ROWS", 7)]
+)
+@pytest.mark.parametrize("n_labeled", [0, 5])
+def test_large_problems_take_the_same_picks(name, value, n_labeled, monkeypatch, device):
+    pool, labeled = random_embeddings(25), random_embeddings(n_labeled, seed=1)
+    expected, expected_gains = reference.naive_selection(pool, labeled, 8, oversample=1.5)
+    monkeypatch.setattr(selection, name, value)
+    picks, gains = run(pool, labeled, 8, device, oversample=1.5)
+    assert picks == expected
+    np.testing.assert_allclose(gains, expected_gains, rtol=1e-7)
+
+
+def test_embeddings_are_overwritten_only_when_asked():
+    v = torch.as_tensor(random_embeddings(9))
+    before = v.clone()
+    select(v, information(v) / 9, 2)
+    assert torch.equal(v, before)
+    select(v, information(v) / 9, 2, overwrite=True)
+    assert not torch.equal(v, before)
+
+
+def test_hardly_damped_labelled_information_of_low_rank():
+    """λ far below rounding of the labelled information: M_∅ is no longer numerically positive definite."""
+    labeled = random_embeddings(1, c=1, k=12) * 1e3
+    picks, gains = run(random_embeddings(10, k=12), labeled, 10, damping=1e-12)
+    assert sorted(picks) == list(range(10))
+    assert np.isfinite(gains).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -77,7 +134,9 @@ def test_choose_settles_ties():
 def test_fewer_picks_are_not_the_first_of_more():
     """The weight of a pick depends on b, so that a larger batch is another problem."""
     pool, labeled = random_embeddings(25), random_embeddings(40, seed=1)
-    assert reference.naive_selection(pool, labeled, 5)[1] != reference.naive_selection(pool, labeled, 10)[1][:5]
+    assert (
+        reference.naive_selection(pool, labeled, 5)[1] != reference.naive_selection(pool, labeled, 10)[1][:5]
+    )
 
 
 def test_infinite_embeddings_are_refused():
