@@ -26,8 +26,8 @@ demo: $(VENV)/.stamp
 test: $(VENV)/.stamp
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-full: $(VENV)/.stamp
-	$(BIN)/python -m pytest -n 2
+test-full: test
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/.stamp
 	$(BIN)/ruff check .
