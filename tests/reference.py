@@ -98,9 +98,7 @@ def naive_selection(pool, labeled, n_instances, damping=1.0, oversample=1.0, tol
     picks, gains = [], []
     for _ in range(min(int(np.ceil(oversample * n_instances)), n_pool)):
         before = trace(m)
-        gain = {
-            i: before - trace(m + weight * pool[i].T @ pool[i]) for i in range(n_pool) if i not in picks
-        }
+        gain = {i: before - trace(m + weight * pool[i].T @ pool[i]) for i in range(n_pool) if i not in picks}
         best = max(gain.values())
         chosen = min(i for i in gain if gain[i] >= best - tolerance * abs(best))
         picks.append(chosen)
