@@ -56,6 +56,8 @@ class PoolLearner:
     (2, 4)
     """
 
+    on_transformed = False  # modAL's ranked batches look for it
+
     def __init__(self, estimator: Any, query_strategy: Callable[..., Any], X_training: Any, y_training: Any):
         self.estimator = estimator
         self.query_strategy = query_strategy
@@ -297,16 +299,14 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
                 f"ActiveLearningClassifier.fit takes X, y and eval_set, and got {sorted(unsupported)}; weights of "
                 "samples that may never be labelled have no meaning here, so leave them out."
             )
-        if eval_set is not None and (not isinstance(eval_set, (tuple, list)) or len(eval_set) != 2):
-            raise ValueError(
-                f"eval_set must be a pair (X, y), got {type(eval_set).__name__}; pass eval_set=(X_test, y_test)."
-            )
+        if eval_set is not None:
+            X_eval, y_eval = _checked_eval_set(eval_set)
         curve = []
         rounds = self.iter_rounds(X, y)
         for played in tqdm(rounds, total=self.n_queries + 1, desc="rounds", disable=not self.verbose):
             if eval_set is not None:
                 with preserved_rng():  # a net's data loader draws, also to predict
-                    accuracy = float(np.mean(played.learner.predict(eval_set[0]) == np.asarray(eval_set[1])))
+                    accuracy = float(np.mean(played.learner.predict(X_eval) == y_eval))
                 n_labels = len(played.labeled_indices)
                 curve.append({"round": played.number, "n_labels": n_labels, "accuracy": accuracy})
             if played.number == 0:
@@ -549,6 +549,19 @@ def _as_oracle(y: Any) -> Any:
     if y is None:
         raise ValueError("ActiveLearningClassifier requires y to be passed, but the target y is None.")
     return as_rows(y, "y")
+
+
+def _checked_eval_set(eval_set: Any) -> tuple[Any, np.ndarray]:
+    if not isinstance(eval_set, (tuple, list)) or len(eval_set) != 2:
+        raise ValueError(
+            f"eval_set must be a pair (X, y), got {type(eval_set).__name__}; pass eval_set=(X_test, y_test)."
+        )
+    # A column of labels would be compared with every prediction, instead of with its own.
+    X, y = as_rows(eval_set[0], "eval_set[0]"), column_or_1d(np.asarray(eval_set[1]))
+    n_samples = n_rows(X, "eval_set[0]")
+    if n_samples != len(y):
+        raise ValueError(f"eval_set has {n_samples} samples and {len(y)} labels; pass one label per sample.")
+    return X, y
 
 
 def _look_up(y: Any, indices: np.ndarray, warn: bool = False) -> np.ndarray:

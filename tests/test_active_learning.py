@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from modAL.batch import uncertainty_batch_sampling
+from modAL.uncertainty import entropy_sampling as modal_entropy_sampling
 from modAL.uncertainty import margin_sampling as modal_margin_sampling
 from scipy import sparse
 from sklearn.base import BaseEstimator, clone, is_classifier
@@ -342,6 +344,11 @@ def test_modals_own_strategies_work():
     )
 
 
+@pytest.mark.parametrize("strategy", [modal_entropy_sampling, uncertainty_batch_sampling])
+def test_modals_other_strategies_work(strategy):
+    assert len(set(loop(query_strategy=strategy).fit(X_IRIS, Y_IRIS).labeled_indices_)) == 25
+
+
 def test_a_strategy_is_asked_once_per_query():
     calls = []
 
@@ -577,6 +584,12 @@ def test_learning_curve_with_an_eval_set():
     assert not hasattr(loop().fit(X_IRIS, Y_IRIS), "learning_curve_")
 
 
+@pytest.mark.parametrize("y_eval", [Y_IRIS[:, None], Y_IRIS.tolist(), torch.tensor(Y_IRIS)])
+def test_labels_of_an_eval_set_in_other_containers(y_eval):
+    clf = loop().fit(X_IRIS, Y_IRIS, eval_set=(X_IRIS, y_eval))
+    assert clf.learning_curve_[-1]["accuracy"] == clf.score(X_IRIS, Y_IRIS)
+
+
 def test_nothing_is_printed_but_the_bar_on_request(capsys):
     loop().fit(X_IRIS, Y_IRIS)
     assert capsys.readouterr() == ("", "")
@@ -681,6 +694,11 @@ def test_other_errors_of_the_estimator_pass_unchanged():
 def test_an_eval_set_that_is_no_pair(eval_set):
     with pytest.raises(ValueError, match=r"eval_set must be a pair \(X, y\), got"):
         loop().fit(X_IRIS, Y_IRIS, eval_set=eval_set)
+
+
+def test_an_eval_set_that_does_not_match():
+    with pytest.raises(ValueError, match="eval_set has 150 samples and 147 labels; pass one label per"):
+        loop().fit(X_IRIS, Y_IRIS, eval_set=(X_IRIS, Y_IRIS[:-3]))
 
 
 @pytest.mark.parametrize(
