@@ -32,13 +32,11 @@ from fishermask_sk.plotting import LearningCurveDisplay, QueryDisplay
 SETTINGS = {
     "digits": {
         "pool": dict.fromkeys(range(3), 60) | dict.fromkeys(range(3, 10), 12),
-        "n_initial": 24, "n_instances": 12, "n_queries": 5,
-        "training": {"min_steps": 30, "lr": 2e-3},
+        "n_initial": 24, "n_instances": 12, "n_queries": 5, "training": {"min_steps": 30, "lr": 2e-3},
     },
     "fashion-mnist": {
         "pool": {0: 250, 1: 5000, 2: 250, 3: 250},
-        "n_initial": 60, "n_instances": 40, "n_queries": 8,
-        "training": {},
+        "n_initial": 60, "n_instances": 40, "n_queries": 8, "training": {},
     },
 }  # fmt: skip
 
@@ -101,9 +99,8 @@ def report(results):
     print("\nFisherMask's lead, averaged over the rounds after the first query")
     for other in ("margin", "random"):
         lead = by_seed["FisherMask"] - by_seed[other]
-        print(
-            f"  over {other}: {lead.mean():+.3f} ± {lead.sem():.3f}, on {(lead > 0).sum()} of {len(lead)} seeds"
-        )
+        ahead = f"{(lead > 0).sum()} of {len(lead)}"
+        print(f"  over {other}: {lead.mean():+.3f} ± {lead.sem():.3f}, on {ahead} seeds")
 
 
 def main():
