@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import joblib
@@ -17,8 +17,8 @@ from scipy.sparse import issparse
 def describe(thing: Any, _above: tuple[int, ...] = ()) -> Any:
     """Describe an estimator, strategy or parameter: the same in every process, different where it differs.
 
-    Estimators are described by their parameters, functions by name, partials by what they bind, arrays and
-    tensors by a digest of their content, other objects by their attributes.
+    Estimators are described by their parameters, functions by name and what they enclose, partials by what they
+    bind, arrays and tensors by a digest of their content, other objects by their attributes.
 
     Examples
     --------
@@ -33,11 +33,15 @@ def describe(thing: Any, _above: tuple[int, ...] = ()) -> Any:
         return thing
     if isinstance(thing, np.generic):
         return thing.item()
-    if isinstance(thing, (type, FunctionType, BuiltinFunctionType)):
+    if isinstance(thing, (bytes, complex, torch.dtype, torch.device)):
+        return repr(thing)
+    if isinstance(thing, (type, BuiltinFunctionType)):
         return _name(thing)
     if id(thing) in _above:  # an object that holds itself
         return type(thing).__name__
     above = (*_above, id(thing))
+    if isinstance(thing, FunctionType):
+        return _describe_function(thing, above)
     if isinstance(thing, MethodType):
         return {"method": thing.__name__, "of": describe(thing.__self__, above)}
     if isinstance(thing, partial):
@@ -67,7 +71,9 @@ def describe(thing: Any, _above: tuple[int, ...] = ()) -> Any:
     if hasattr(thing, "get_params"):
         params = sorted(thing.get_params(deep=False).items())
         return {"class": _name(type(thing)), "params": {key: describe(value, above) for key, value in params}}
-    attributes = getattr(thing, "__dict__", {})
+    attributes = getattr(thing, "__dict__", None)
+    if attributes is None:  # paths, ranges, generators: they say by what to pickle them
+        return {"class": _name(type(thing)), "state": describe(_state(thing), above)}
     return {"class": _name(type(thing)), **{key: describe(value, above) for key, value in attributes.items()}}
 
 
@@ -76,9 +82,34 @@ def digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(describe(data), sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _describe_function(function: FunctionType, above: tuple[int, ...]) -> Any:
+    """Its name, and the values that it was made with where functions of one name may differ."""
+    name: Any = _name(function)
+    if "<lambda>" in name:  # all lambdas have one name
+        name = [name, _describe_code(function.__code__)]
+    if function.__closure__ is None and not ("<" in function.__qualname__ and function.__defaults__):
+        return name
+    return {
+        "function": name,
+        "defaults": describe(function.__defaults__, above),
+        "encloses": [describe(cell.cell_contents, above) for cell in function.__closure__ or ()],
+    }
+
+
+def _describe_code(code: CodeType) -> str:
+    # Not repr(code.co_consts): there code inside of code shows its address, and sets have any order.
+    constants = [_describe_code(c) if isinstance(c, CodeType) else describe(c) for c in code.co_consts]
+    content = json.dumps([code.co_code.hex(), code.co_names, constants])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _state(thing: Any) -> Any:
+    try:
+        reduced = thing.__reduce_ex__(4)
+    except TypeError:  # a lock, a socket: nothing that a setting could be
+        return None
+    return list(reduced[:3]) if isinstance(reduced, tuple) else reduced
+
+
 def _name(thing: Any) -> str:
-    name = f"{thing.__module__}.{thing.__qualname__}"
-    code = getattr(thing, "__code__", None)
-    if "<lambda>" in name and code is not None:  # all lambdas have one name
-        name += " " + hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:16]
-    return name
+    return f"{thing.__module__}.{thing.__qualname__}"

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -453,11 +454,43 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, params, error
 
 
 def lambdas():
-    return [lambda x: x + 1, lambda x: x + 2]
+    return [
+        lambda x: x + 1,
+        lambda x: x + 2,
+        lambda x: min(x),
+        lambda x: max(x),
+        lambda x: [i in {1, 2} for i in x],
+    ]
+
+
+def made_with(value):
+    def strategy(learner, X_pool, n_instances=1):
+        return np.arange(n_instances) + value
+
+    def with_default(learner, X_pool, n_instances=1, value=value):
+        return np.arange(n_instances) + value
+
+    return [strategy, with_default, lambda learner, X_pool, n_instances: np.arange(n_instances) + value]
 
 
 DIFFERENT = [
     *lambdas(),
+    *made_with(0),
+    *made_with(1),
+    Path("a"),
+    Path("b"),
+    b"a",
+    b"b",
+    1j,
+    range(3),
+    range(4),
+    torch.float32,
+    torch.device("cpu"),
+    np.random.default_rng(0),
+    np.random.default_rng(1),
+    np.random.RandomState(0),
+    np.random.RandomState(1),
+    threading.Lock(),
     GaussianNB(),
     GaussianNB(var_smoothing=1),
     partial(margin_sampling, random_state=0),
@@ -482,16 +515,19 @@ DIFFERENT = [
 def test_descriptions_tell_things_apart_and_survive_json():
     described = [json.dumps(describe(thing)) for thing in DIFFERENT]
     assert len(set(described)) == len(described)
+    assert not [text for text in described if " at 0x" in text]  # an address is another one in every run
 
 
 @pytest.mark.slow
 def test_descriptions_are_the_same_in_every_process():
     program = (
         "import json, sys; sys.path[:0] = sys.argv[1:]; import numpy as np, pandas as pd, torch\n"
-        "from torch.utils.data import TensorDataset\nfrom fishermask_sk._settings import digest\n"
+        "from pathlib import Path\nfrom torch.utils.data import TensorDataset\n"
+        "from fishermask_sk._settings import digest\n"
         "from fishermask_sk.query_strategy import FisherMask\ntorch.manual_seed(0)\n"
         "things = [TensorDataset(torch.ones(3)), torch.nn.Linear(2, 2), FisherMask(), {'a', 'b', 'c'},\n"
-        "pd.DataFrame({'a': [1.5], 'b': ['x']}), pd.Series([1])]\nprint(json.dumps([digest(t) for t in things]))"
+        "pd.DataFrame({'a': [1.5], 'b': ['x']}), pd.Series([1]),\n"
+        "lambda x: [i in {'a', 'b', 'c'} for i in x], Path('a')]\nprint(json.dumps([digest(t) for t in things]))"
     )
     answers = [
         subprocess.run(
@@ -501,7 +537,7 @@ def test_descriptions_are_the_same_in_every_process():
         for seed in ("1", "2")
     ]  # fmt: skip
     assert answers[0] == answers[1]
-    assert len(set(json.loads(answers[0]))) == 6
+    assert len(set(json.loads(answers[0]))) == 8
 
 
 def test_an_object_that_holds_itself_is_described():
