@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Dataset
+
+from fishermask_sk._rows import as_rows, take_rows
 
 # Okabe and Ito's palette without its yellow, which white paper swallows. Line styles repeat with another
 # period than colours and markers, so that curves stay apart in black and white as well.
@@ -245,6 +248,12 @@ class QueryDisplay:
         The axes that were handed in, or new ones; they only bound the images.
     axes_ : ndarray of shape (n_shown,)
         The axes of the images.
+    shares_ : ndarray of shape (n_instances,)
+        The share of the query's whole gain that is reached after each pick; of :meth:`plot_gains`.
+    bars_ : matplotlib BarContainer
+        The gains; of :meth:`plot_gains`.
+    line_ : matplotlib Line2D
+        The shares in percent; of :meth:`plot_gains`.
     figure_ : matplotlib Figure
 
     Examples
@@ -284,8 +293,8 @@ class QueryDisplay:
         ----------
         strategy : FisherMask
             With `query_idx_` and, where it has gains, `trace_reductions_`.
-        X_pool : array-like of shape (n_samples, ...)
-            The pool that was queried, before the picks were taken out of it.
+        X_pool : samples of shape (n_samples, ...)
+            The pool that was queried, before the picks were taken out of it. Of a Dataset only the picks are read.
         estimator : object with predict, default=None
             Guesses the classes of the picks: the learner or its estimator, not yet taught the new labels.
         y_pool : array-like of shape (n_samples,), default=None
@@ -305,13 +314,13 @@ class QueryDisplay:
         query_idx = getattr(strategy, "query_idx_", None)
         if query_idx is None:
             raise ValueError(f"{type(strategy).__name__} has no query_idx_; run a query with it first.")
-        X_query = X_pool[query_idx]
+        X_query = take_rows(as_rows(X_pool, "X_pool"), query_idx)
         return cls(
-            X_query,
+            _images(X_query),
             query_idx,
             trace_reductions=getattr(strategy, "trace_reductions_", None),
             y_pred=None if estimator is None else estimator.predict(X_query),
-            y_true=None if y_pool is None else y_pool[query_idx],
+            y_true=None if y_pool is None else take_rows(as_rows(y_pool, "y_pool"), query_idx),
             classes=classes,
         )
 
@@ -370,6 +379,85 @@ class QueryDisplay:
             image_ax.spines[:].set(linewidth=2.5 if wrong else 0.5, color="#D55E00" if wrong else "black")
         return self
 
+    def plot_gains(self, ax: Any = None) -> QueryDisplay:
+        """Draw how much each pick was worth: its gain, and the share of the whole query's gain reached with it.
+
+        It shows how many of the picks were worth asking for, so that you can choose `n_instances` of later
+        queries. Gains of different queries cannot be compared, since mask and information are others; they are
+        no ground to stop labelling, and nothing in this package stops by them.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; a new figure for None.
+
+        Returns
+        -------
+        self : QueryDisplay
+            With `shares_`, `bars_` and `line_`.
+
+        Raises
+        ------
+        ValueError
+            Where there are no gains, not one per pick, or all are zero.
+
+        Notes
+        -----
+        After a backward pass (``oversample`` above 1) the gains are those at which the picks that stayed were
+        picked, beside others that did not stay; they need not fall then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fishermask_sk.plotting import QueryDisplay
+        >>> display = QueryDisplay(np.zeros((3, 8, 8)), [7, 2, 5], trace_reductions=[6.0, 3.0, 1.0]).plot_gains()
+        >>> display.shares_
+        array([0.6, 0.9, 1. ])
+        """
+        if self.trace_reductions is None:
+            raise ValueError("there are no gains to draw; pass trace_reductions, as FisherMask has them.")
+        gains = np.asarray(self.trace_reductions, dtype=float)
+        n_picks = len(self.query_idx)
+        if len(gains) != n_picks:
+            raise ValueError(
+                f"trace_reductions has {len(gains)} entries for {n_picks} picks; expected one per pick."
+            )
+        if not gains.sum() > 0:
+            raise ValueError(
+                f"the gains add up to {gains.sum():.3g}, so that no pick has a share of them; the net is certain of "
+                "every sample, or there are no picks."
+            )
+        self.shares_ = gains.cumsum() / gains.sum()
+        self.ax_ = _new_axes(ax, figsize=(6.4, 3.6))
+        self.figure_ = self.ax_.figure
+        picks = np.arange(1, n_picks + 1)
+        self.bars_ = self.ax_.bar(picks, gains, color=_COLORS[0], alpha=0.45, label="gain of the pick (left)")
+        self.ax_.set_xlabel("pick")
+        self.ax_.set_ylabel("gain (trace reduction)")
+        self.ax_.xaxis.get_major_locator().set_params(integer=True)
+        right = self.ax_.twinx()
+        (self.line_,) = right.plot(
+            picks,
+            100 * self.shares_,
+            color=_COLORS[1],
+            marker="o",
+            markersize=3,
+            label="share reached (right)",
+        )
+        right.set_ylim(0, 105)
+        right.set_ylabel("% of the query's whole gain")
+        for axes in (self.ax_, right):
+            axes.spines["top"].set_visible(False)
+        # Below the axes: bars fill the left of the picture and the line its top.
+        self.ax_.legend(
+            handles=[self.bars_, self.line_],
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+            ncols=2,
+            frameon=False,
+        )
+        return self
+
     def _title(self, i: int) -> str:
         def name(label: Any) -> str:
             return str(label if self.classes is None else self.classes[label])
@@ -382,6 +470,14 @@ class QueryDisplay:
         if self.trace_reductions is not None:
             lines.append(f"gain {self.trace_reductions[i]:.3g}")
         return "\n".join(lines) or f"#{self.query_idx[i]}"
+
+
+def _images(X_query: Any) -> Any:
+    """The samples of a query; of a Dataset the first of each pair, for the second is a label."""
+    if not isinstance(X_query, Dataset):
+        return X_query
+    samples = [X_query[i] for i in range(len(X_query))]  # type: ignore[arg-type]
+    return [sample[0] if isinstance(sample, (tuple, list)) else sample for sample in samples]
 
 
 def _drawable(image_like: Any) -> np.ndarray:

@@ -11,6 +11,8 @@ import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from skorch.helper import SliceDataset
+from torch.utils.data import TensorDataset
 
 from fishermask_sk.plotting import LearningCurveDisplay, MaskDisplay, QueryDisplay
 
@@ -213,6 +215,48 @@ class TestQueryDisplay:
     def test_strategy_before_its_query(self):
         with pytest.raises(ValueError, match="SimpleNamespace has no query_idx_; run a query"):
             QueryDisplay.from_strategy(SimpleNamespace(), self.images)
+
+    @pytest.mark.parametrize(
+        "wrapped", [TensorDataset, lambda *tensors: SliceDataset(TensorDataset(*tensors))]
+    )
+    def test_picks_of_a_dataset(self, wrapped):
+        pool = wrapped(torch.tensor(self.images), torch.arange(5))
+        strategy = SimpleNamespace(query_idx_=self.query_idx)
+        display = QueryDisplay.from_strategy(strategy, pool, y_pool=list("abcde")).plot()
+        assert [ax.get_title() for ax in display.axes_] == ["is e", "is a", "is d"]
+        for ax, i in zip(display.axes_, self.query_idx, strict=True):
+            np.testing.assert_array_equal(ax.images[0].get_array(), self.images[i, 0])
+
+    def test_gains_and_the_share_reached_after_each_pick(self):
+        _, ax = plt.subplots()
+        display = QueryDisplay(self.images[:4], np.arange(4), trace_reductions=[4.0, 3.0, 2.0, 1.0])
+        assert display.plot_gains(ax) is display
+        assert display.ax_ is ax
+        assert [bar.get_height() for bar in display.bars_] == [4, 3, 2, 1]
+        np.testing.assert_array_equal(display.line_.get_xdata(), [1, 2, 3, 4])
+        np.testing.assert_allclose(display.line_.get_ydata(), [40, 70, 90, 100])
+        np.testing.assert_allclose(display.shares_, [0.4, 0.7, 0.9, 1])
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("pick", "gain (trace reduction)")
+        assert display.line_.axes.get_ylabel() == "% of the query's whole gain"
+        words = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert words == ["gain of the pick (left)", "share reached (right)"]
+
+    def test_gains_of_one_pick(self):
+        strategy = SimpleNamespace(query_idx_=np.array([2]), trace_reductions_=np.array([0.5]))
+        display = QueryDisplay.from_strategy(strategy, {"left": self.images}).plot_gains()
+        assert display.shares_.tolist() == [1.0]
+
+    @pytest.mark.parametrize(
+        ("gains", "message"),
+        [
+            (None, "there are no gains to draw; pass trace_reductions"),
+            ([1.0], "trace_reductions has 1 entries for 2 picks; expected one per pick"),
+            ([0.0, 0.0], "the gains add up to 0, so that no pick has a share of them"),
+        ],
+    )
+    def test_no_gains(self, gains, message):
+        with pytest.raises(ValueError, match=message):
+            QueryDisplay(self.images[:2], [0, 1], trace_reductions=gains).plot_gains()
 
     def test_axes_outside_a_grid(self):
         with pytest.raises(ValueError, match=r"no place in a grid.*plt\.subplots"):
