@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,15 @@ def resnet18(
                 f"weights={weights!r} is unknown to torchvision's resnet18; pass one of {names}."
             ) from error
         # Trained on standardised images; the first BatchNorm, trained on, absorbs the scale of [0, 1].
-        state = chosen.get_state_dict(progress=progress, check_hash=True)
+        try:
+            # torch.hub announces a download, whatever progress says.
+            with nullcontext() if progress else redirect_stdout(StringIO()):
+                state = chosen.get_state_dict(progress=progress, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"weights={weights!r} could not be loaded from {chosen.url} ({error}); fit once with a network "
+                f"connection, put that file into {torch.hub.get_dir()}/checkpoints, or set weights=None."
+            ) from error
         head = {name: tensor for name, tensor in module.state_dict().items() if name.startswith("fc.")}
         body = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
         module.load_state_dict({**body, **head})

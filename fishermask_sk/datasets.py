@@ -10,9 +10,11 @@ import gzip
 import tarfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import numpy as np
@@ -21,6 +23,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import Bunch, check_random_state
 
 _SYSTEM_HOME = Path("/usr/share/datasets")  # Debian's packages dataset-*
+_ARCHIVES = (".tar", ".gz", ".xz", ".bz2", ".tgz", ".txz", ".zip")
 _DIGITS = [str(digit) for digit in range(10)]
 
 
@@ -59,8 +62,20 @@ _SOURCES = {
 }
 _NAMES = ("digits", *_SOURCES)
 
-# Images uint8 (n, channels, height, width) and labels int64 (n,) of "train" and of "test", and the classes.
+# Images uint8 (n, channels, height, width) and labels int64 (n,) of "train" and of "test".
 _Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+# The path [...]/train/<class>/<file> that names an image, and its file or what that holds.
+_Image = tuple[PurePosixPath, Path | bytes]
+
+
+class _Found(NamedTuple):
+    """A data set whose images are read only when it is known which."""
+
+    classes: list[str]
+    labels: dict[str, np.ndarray]  # int64 (n,) of "train" and of "test"
+    images: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # from positions to uint8 images
 
 
 def load_images(
@@ -91,7 +106,8 @@ def load_images(
         How many training samples to keep of which class, the class by index or name. They are drawn without
         replacement and come in random order. Other classes are left out of the training and of the test part,
         and labels and `classes` count only those that stay: for ``{"cat": 250, "ship": 50}`` the cats have
-        label 0. Of these classes the test part keeps all samples.
+        label 0. Of these classes the test part keeps all samples. Of image files only those that stay are
+        decoded.
 
     random_state : int, RandomState instance or None, default=None
         Seeds the draw of `subset`; None draws a fresh seed and leaves the global generator as found.
@@ -112,12 +128,13 @@ def load_images(
         Where the name, a class of `subset` or a count is not one that there is, or a file is not what it
         should be.
     OSError
-        Where the data set is found nowhere and cannot be downloaded.
+        Where the data set is found nowhere and cannot be downloaded, or `data_home` is called like an
+        archive and is no file.
 
     Notes
     -----
-    Peak memory is the whole set once as uint8 and, besides, what is returned as float32: about 0.9 GB for
-    all of CIFAR-10.
+    Peak memory is the whole set once as uint8 (of image files: those that stay, and an archive's files as
+    they are packed) and, besides, what is returned as float32: about 1 GB for all of CIFAR-10.
 
     Examples
     --------
@@ -131,22 +148,22 @@ def load_images(
     if name not in _NAMES:
         raise ValueError(f"name={name!r} is no known data set; pass one of {', '.join(map(repr, _NAMES))}.")
     if name == "digits":
-        arrays, classes = _digits(), _DIGITS
+        found = _from_arrays(_digits(), _DIGITS)
     else:
-        arrays, classes = _find(name, _SOURCES[name], data_home, download_if_missing)
-    kept = list(range(len(classes)))
-    rows = {part: np.arange(len(y)) for part, (_, y) in arrays.items()}
+        found = _find(name, _SOURCES[name], data_home, download_if_missing)
+    kept = list(range(len(found.classes)))
+    rows = {part: np.arange(len(y)) for part, y in found.labels.items()}
     if subset is not None:
-        counts = _class_counts(subset, classes, arrays["train"][1])
+        counts = _class_counts(subset, found.classes, found.labels["train"])
         kept = sorted(counts)
-        rows["train"] = _draw(arrays["train"][1], counts, random_state)
-        rows["test"] = np.flatnonzero(np.isin(arrays["test"][1], kept))
+        rows["train"] = _draw(found.labels["train"], counts, random_state)
+        rows["test"] = np.flatnonzero(np.isin(found.labels["test"], kept))
     scale = np.float32(16 if name == "digits" else 255)
-    data = Bunch(classes=np.array([classes[label] for label in kept]))
-    for part, (X, y) in arrays.items():
-        data[f"X_{part}"] = X[rows[part]].astype(np.float32)
+    data = Bunch(classes=np.array([found.classes[label] for label in kept]))
+    for part, X in found.images(rows).items():
+        data[f"X_{part}"] = X.astype(np.float32)
         data[f"X_{part}"] /= scale
-        data[f"y_{part}"] = np.searchsorted(kept, y[rows[part]])
+        data[f"y_{part}"] = np.searchsorted(kept, found.labels[part][rows[part]])
     return data
 
 
@@ -203,20 +220,36 @@ def _digits() -> _Arrays:
     return {"train": (X[train], y[train]), "test": (X[test], y[test])}
 
 
-def _find(name: str, source: _Source, data_home: Any, download: bool) -> tuple[_Arrays, list[str]]:
+def _from_arrays(arrays: _Arrays, classes: list[str]) -> _Found:
+    """A data set that is in memory."""
+    return _Found(
+        classes,
+        {part: y for part, (_, y) in arrays.items()},
+        lambda rows: {part: X[rows[part]] for part, (X, _) in arrays.items()},
+    )
+
+
+def _find(name: str, source: _Source, data_home: Any, download: bool) -> _Found:
     """Read a data set from the first place that has it."""
     home = Path(get_data_home() if data_home is None else data_home).expanduser()
     if home.is_file():
         return _from_images(_members(home), source, home)
+    if home.suffix.lower() in _ARCHIVES:  # a download would make a folder of this name
+        raise FileNotFoundError(
+            f"data_home={str(home)!r} is called like an archive, but is no file; pass the path of an archive that is "
+            "there, or of a folder."
+        )
     for folder in (home / name, home / source.torchvision_name / "raw", home, _SYSTEM_HOME / name):
         if _idx_file(folder, "train-images-idx3-ubyte"):
-            return _from_idx(folder), source.classes
+            return _from_arrays(_from_idx(folder), source.classes)
         if (folder / "train").is_dir() and (folder / "test").is_dir():
             return _from_images(_files(folder), source, folder)
         for archive in sorted(folder.glob(f"{name}*.tar*")):
             return _from_images(_members(archive), source, archive)
+    folders = (home / source.torchvision_name / "raw", home / source.torchvision_name, home, *home.parents)
+    made = [folder for folder in folders if not folder.exists()]
     try:
-        return _from_torchvision(source, home, download), source.classes
+        return _from_arrays(_from_torchvision(source, home, download), source.classes)
     except (RuntimeError, URLError, OSError) as error:
         tried = "torchvision could not download it" if download else "download_if_missing is False"
         raise OSError(
@@ -224,6 +257,10 @@ def _find(name: str, source: _Source, data_home: Any, download: bool) -> tuple[_
             f"(or a folder or archive of images train/<class>/, test/<class>/), install the Debian package "
             f"dataset-{name} if there is one, or call load_images once with a network connection."
         ) from error
+    finally:
+        for folder in made:
+            with suppress(OSError):  # rmdir takes only the empty ones, which a failed download leaves
+                folder.rmdir()
 
 
 def _from_torchvision(source: _Source, home: Path, download: bool) -> _Arrays:
@@ -287,60 +324,76 @@ def _read_idx(folder: Path, stem: str, ndim: int) -> np.ndarray:
 # ---------------------------------------------------------------------- folders and archives of images
 
 
-def _files(folder: Path) -> Iterator[tuple[PurePosixPath, BinaryIO]]:
-    """Images below a folder, with their paths."""
+def _is_image(path: PurePosixPath) -> bool:
+    """Whether a path is [...]/train/<class>/<file> or [...]/test/<class>/<file>."""
+    return len(path.parts) > 2 and path.parts[-3] in ("train", "test") and not path.name.startswith(".")
+
+
+def _files(folder: Path) -> Iterator[_Image]:
+    """Images below a folder."""
     for path in sorted(folder.glob("t*/*/*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                yield PurePosixPath(path.relative_to(folder).as_posix()), file
+        relative = PurePosixPath(path.relative_to(folder).as_posix())
+        if path.is_file() and _is_image(relative):
+            yield relative, path
 
 
-def _members(archive: Path) -> Iterator[tuple[PurePosixPath, BinaryIO]]:
-    """Images in an archive, with their paths; nothing is unpacked to disk."""
+def _members(archive: Path) -> Iterator[_Image]:
+    """Images in an archive, undecoded; nothing is unpacked to disk."""
     try:
         with tarfile.open(archive, "r|*") as tar:
             for member in tar:
-                file = tar.extractfile(member) if member.isfile() else None
+                path = PurePosixPath(member.name)
+                file = tar.extractfile(member) if member.isfile() and _is_image(path) else None
                 if file is not None:
-                    yield PurePosixPath(member.name), file  # type: ignore[misc]
+                    yield path, file.read()
     except tarfile.TarError as error:
         raise ValueError(
             f"{archive} is no readable tar archive; pass a folder, or a whole archive."
         ) from error
 
 
-def _from_images(
-    images: Iterator[tuple[PurePosixPath, BinaryIO]], source: _Source, place: Path
-) -> tuple[_Arrays, list[str]]:
-    """Decode images named [...]/train/<class>/<file> and [...]/test/<class>/<file>; classes sorted by name."""
-    from PIL import Image, UnidentifiedImageError
-
-    mode = "L" if source.n_channels == 1 else "RGB"
-    found: dict[str, list[tuple[str, str, np.ndarray]]] = defaultdict(list)
-    shapes = set()
-    for path, file in images:
-        if len(path.parts) < 3 or path.parts[-3] not in ("train", "test") or path.name.startswith("."):
-            continue
-        try:
-            pixels = np.asarray(Image.open(file).convert(mode))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{path} in {place} is no readable image; remove or replace it.") from error
-        shapes.add(pixels.shape[:2])
-        found[path.parts[-3]].append((path.parts[-2], path.name, pixels))
-    if not found["train"] or not found["test"]:
+def _from_images(images: Iterator[_Image], source: _Source, place: Path) -> _Found:
+    """Images named [...]/train/<class>/<file> and [...]/test/<class>/<file>; classes sorted by name."""
+    files: dict[str, list[_Image]] = defaultdict(list)
+    for image in images:
+        files[image[0].parts[-3]].append(image)
+    if not files["train"] or not files["test"]:
         raise ValueError(f"{place} holds no images train/<class>/* and test/<class>/*; expected both.")
-    if len(shapes) > 1:
-        raise ValueError(f"{place} holds images of sizes {sorted(shapes)}; expected one size: resize them.")
-    classes = sorted({label for label, _, _ in found["train"]})
-    strangers = sorted({label for label, _, _ in found["test"]} - set(classes))
+    classes = sorted({path.parts[-2] for path, _ in files["train"]})
+    strangers = sorted({path.parts[-2] for path, _ in files["test"]} - set(classes))
     if strangers:
         raise ValueError(
             f"{place} has the class {strangers[0]!r} in test/ but not in train/; expected the same classes."
         )
-    arrays: _Arrays = {}
+    position = {label: column for column, label in enumerate(classes)}
+    labels = {}
     for part in ("train", "test"):
-        found[part].sort(key=lambda image: image[:2])  # an archive has any order
-        X = np.stack([pixels for _, _, pixels in found[part]])
-        X = X[:, None] if X.ndim == 3 else X.transpose(0, 3, 1, 2)
-        arrays[part] = X, np.array([classes.index(label) for label, _, _ in found[part]], dtype=np.int64)
-    return arrays, classes
+        files[part].sort(key=lambda file: file[0].parts[-2:])  # an archive has any order
+        labels[part] = np.array([position[path.parts[-2]] for path, _ in files[part]], dtype=np.int64)
+
+    def decode(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        pixels = {
+            part: [_decode(files[part][row], source, place) for row in rows[part]]
+            for part in ("train", "test")
+        }
+        shapes = {image.shape[1:] for images in pixels.values() for image in images}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"{place} holds images of sizes {sorted(shapes)}; expected one size: resize them."
+            )
+        return {part: np.stack(images) for part, images in pixels.items()}
+
+    return _Found(classes, labels, decode)
+
+
+def _decode(image: _Image, source: _Source, place: Path) -> np.ndarray:
+    """One image as uint8 (channels, height, width)."""
+    from PIL import Image, UnidentifiedImageError
+
+    path, content = image
+    try:
+        with Image.open(content if isinstance(content, Path) else BytesIO(content)) as opened:
+            pixels = np.asarray(opened.convert("L" if source.n_channels == 1 else "RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} in {place} is no readable image; remove or replace it.") from error
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -6,7 +6,9 @@ This module knows torch and skorch; torchvision is imported only where a ResNet 
 from __future__ import annotations
 
 import math
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -213,12 +215,22 @@ class ResNet18Classifier(NeuralNetClassifier):
         ------
         ValueError
             Where X is not images of finite values, y does not fit it or names unknown classes, or a
-            parameter is outside its range; the net is then as it was.
+            parameter is outside its range.
+
+        OSError
+            Where pretrained `weights` cannot be downloaded.
+
+        Notes
+        -----
+        After an error, whatever it is, the net is as it was; only weights that are trained on, with
+        ``warm_start=True``, may have changed.
         """
         self._check_params()
-        X, y = self._learn_data(X, y, None, anew=not (self.warm_start and self.initialized_))
-        with reproducible(self.random_state):
-            super().fit(X, y, **fit_params)
+        anew = not (self.warm_start and self.initialized_)
+        with self._restored_on_error(anew):
+            X, y = self._learn_data(X, y, None, anew)
+            with reproducible(self.random_state):
+                super().fit(X, y, **fit_params)
         return self
 
     def partial_fit(
@@ -247,13 +259,15 @@ class ResNet18Classifier(NeuralNetClassifier):
             As `fit`, and where images or labels are not like those of the first call.
         """
         self._check_params()
-        X, y = self._learn_data(X, y, classes, anew=not self.initialized_)
-        try:
-            with reproducible(self.random_state):
-                super().partial_fit(X, y, **fit_params)
-        finally:
-            # A pickle must not carry the data, not even after an error.
-            self.__dict__.pop("dataset_train_", None)
+        anew = not self.initialized_
+        with self._restored_on_error(anew):
+            X, y = self._learn_data(X, y, classes, anew)
+            try:
+                with reproducible(self.random_state):
+                    super().partial_fit(X, y, **fit_params)
+            finally:
+                # A pickle must not carry the data, not even after an error.
+                self.__dict__.pop("dataset_train_", None)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -304,16 +318,24 @@ class ResNet18Classifier(NeuralNetClassifier):
                 raise ValueError(f"{name}={value!r} is not an integer of at least {least}; pass one.")
         if self.stem not in _STEMS:
             raise ValueError(f"stem={self.stem!r} is unknown; pass one of {', '.join(map(repr, _STEMS))}.")
-        if self.stop_accuracy is not None and not 0 < self.stop_accuracy <= 1:
+        share = self.stop_accuracy
+        is_number = isinstance(share, Real) and not isinstance(share, bool)
+        if share is not None and not (is_number and 0 < share <= 1):
             raise ValueError(
-                f"stop_accuracy={self.stop_accuracy!r} is not a share in (0, 1]; pass one, or None to train "
+                f"stop_accuracy={share!r} is not a share in (0, 1]; pass one, or None to train "
                 "for all max_epochs."
             )
-        batch_size = self.get_params_for("iterator_train").get("batch_size", self.batch_size)
-        if batch_size != -1 and batch_size < 2:
-            raise ValueError(
-                f"batch_size={batch_size!r} is too small for BatchNorm; pass 2 or more, or -1 for all samples."
-            )
+        for role, least in (("iterator_train", 2), ("iterator_valid", 1)):
+            batch_size = self.get_params_for(role).get("batch_size", self.batch_size)
+            wrong = None
+            if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool):
+                wrong = "no integer"
+            elif batch_size != -1 and batch_size < least:
+                wrong = "too small for BatchNorm" if role == "iterator_train" else "too small"
+            if wrong:
+                raise ValueError(
+                    f"batch_size={batch_size!r} is {wrong}; pass {least} or more, or -1 for all samples."
+                )
         if self.weights is not None and (self.width != 64 or self.stem != "imagenet"):
             raise ValueError(
                 f"Pretrained weights={self.weights!r} do not fit width={self.width}, stem={self.stem!r}; "
@@ -325,6 +347,18 @@ class ResNet18Classifier(NeuralNetClassifier):
                 f"module__{unknown[0]} is not a parameter of ResNet18Classifier; set width=, stem=, head_bias= "
                 "or weights= directly."
             )
+
+    @contextmanager
+    def _restored_on_error(self, anew: bool) -> Iterator[None]:
+        """Put a net that starts anew back as it was, where that fails: its old module is untouched until then."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            if anew:
+                self.__dict__.clear()
+                self.__dict__.update(before)
+            raise
 
     def _learn_data(self, X: Any, y: Any, classes: Any, anew: bool) -> tuple[Any, np.ndarray]:
         """Check images and labels, and take channels and classes from them unless training goes on."""
@@ -355,8 +389,8 @@ class ResNet18Classifier(NeuralNetClassifier):
             known = np.unique(y if named is None else as_labels(named, name="classes"))
             if len(known) < 2:
                 raise ValueError(
-                    f"y holds the single class {known[0]!r}; label a sample of another class, or name all of them "
-                    "with classes=."
+                    f"y holds the single class {known.tolist()[0]!r}; label a sample of another class, or name all "
+                    "of them with classes=."
                 )
         else:
             known = self.classes_

@@ -268,7 +268,62 @@ def test_spoilt_class_folders_are_named(tmp_path):
         load_images("cifar10", data_home=tmp_path / "b.tar")
 
 
+@pytest.mark.parametrize("form", ["folder", "archive"])
+def test_only_the_images_that_stay_are_decoded(tmp_path, form):
+    folder = write_images(tmp_path / "images", n=9)
+    whole = load_images("cifar10", data_home=folder, subset={"ship": 4, "ant": 2}, random_state=3)
+    for part in ("train", "test"):
+        for path in (folder / part / "cat").iterdir():
+            path.write_bytes(b"no image")
+    kept = {
+        (round(float(image[0, 0, 0] * 255)), round(float(image[1, 0, 0] * 255))) for image in whole.X_train
+    }
+    for shade, name in enumerate(("cat", "ship", "ant")):
+        for i in range(9):
+            if (50 * shade, i) not in kept:
+                (folder / "train" / name / f"{i:04}.png").write_bytes(b"no image")
+    home = folder if form == "folder" else pack(folder, tmp_path / "a.tar.xz")
+    some = load_images("cifar10", data_home=home, subset={2: 4, 0: 2}, random_state=3)
+    assert all(np.array_equal(whole[key], some[key]) for key in whole)
+    with pytest.raises(ValueError, match=r"cat/000\d.png in .* is no readable image; remove or replace it"):
+        load_images("cifar10", data_home=home, subset={"cat": 1})
+    with pytest.raises(
+        ValueError, match=r"asks for 10 samples of class 'cat'; pass an integer from 1 to the 9"
+    ):
+        load_images("cifar10", data_home=home, subset={"cat": 10})
+
+
+def test_an_archive_that_breaks_off_is_named(tmp_path):
+    archive = pack(write_images(tmp_path / "images"), tmp_path / "a.tar")
+    archive.write_bytes(archive.read_bytes()[:-12000])
+    with pytest.raises(ValueError, match=r"a.tar is no readable tar archive; pass a folder, or a whole"):
+        load_images("cifar10", data_home=archive)
+
+
 # ---------------------------------------------------------------------- where nothing is found
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where nobody answers
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+
+@pytest.mark.parametrize("ending", [".tar.xz", ".tar", ".TGZ", ".zip"])
+def test_a_mistyped_archive_is_refused_and_no_folder_made_of_it(tmp_path, offline, ending):
+    home = tmp_path / f"cifar10_jpge{ending}"
+    message = (
+        rf"data_home='.*jpge{ending}' is called like an archive, but is no file; pass the path of an archive"
+    )
+    for name in ("cifar10", "mnist"):
+        with pytest.raises(FileNotFoundError, match=message):
+            load_images(name, data_home=home)
+        assert not home.exists()
+    home.mkdir()
+    with pytest.raises(FileNotFoundError, match=message):
+        load_images("cifar10", data_home=str(home))
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "mnist", "cifar10", "svhn"])
@@ -281,15 +336,16 @@ def test_a_missing_data_set_names_the_three_ways(tmp_path, name):
         assert way in str(info.value)
 
 
-def test_a_failed_download_names_the_three_ways(tmp_path, monkeypatch):
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where nobody answers
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    with pytest.raises(
-        OSError, match=r"'cifar10' is neither in .*, and torchvision could not download it\. Put its files"
-    ):
-        load_images("cifar10", data_home=tmp_path)
+@pytest.mark.parametrize("name", ["fashion-mnist", "mnist", "cifar10", "svhn"])
+def test_a_failed_download_names_the_three_ways_and_leaves_no_empty_folders(tmp_path, offline, name):
+    message = rf"'{name}' is neither in .*, and torchvision could not download it\. Put its files"
+    with pytest.raises(OSError, match=message):
+        load_images(name, data_home=tmp_path / "new" / "home")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "MNIST").mkdir()
+    with pytest.raises(OSError, match=message):
+        load_images(name, data_home=tmp_path)
+    assert [*tmp_path.rglob("*")] == [tmp_path / "MNIST"]  # what was there stays
 
 
 # ---------------------------------------------------------------------- the real ones, where they are

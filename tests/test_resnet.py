@@ -433,6 +433,17 @@ def test_every_device(device):
         ({"max_epochs": 0}, r"max_epochs=0 is not an integer of at least 1"),
         ({"stem": "large"}, r"stem='large' is unknown; pass one of 'small', 'imagenet'"),
         ({"stop_accuracy": 99}, r"stop_accuracy=99 is not a share in \(0, 1\]; pass one, or None"),
+        ({"stop_accuracy": "a"}, r"stop_accuracy='a' is not a share in \(0, 1\]; pass one, or None"),
+        ({"stop_accuracy": True}, r"stop_accuracy=True is not a share"),
+        ({"stop_accuracy": float("nan")}, r"stop_accuracy=nan is not a share"),
+        ({"batch_size": "a"}, r"batch_size='a' is no integer; pass 2 or more, or -1 for all samples"),
+        ({"batch_size": None}, r"batch_size=None is no integer; pass 2 or more"),
+        ({"batch_size": 2.5}, r"batch_size=2.5 is no integer; pass 2 or more"),
+        ({"batch_size": True}, r"batch_size=True is no integer"),
+        ({"batch_size": 0}, r"batch_size=0 is too small for BatchNorm"),
+        ({"batch_size": -2}, r"batch_size=-2 is too small for BatchNorm"),
+        ({"iterator_valid__batch_size": 0}, r"batch_size=0 is too small; pass 1 or more, or -1"),
+        ({"iterator_valid__batch_size": "a"}, r"batch_size='a' is no integer; pass 1 or more"),
         ({"batch_size": 1}, r"batch_size=1 is too small for BatchNorm; pass 2 or more, or -1"),
         ({"iterator_train__batch_size": 1}, r"batch_size=1 is too small for BatchNorm"),
         (
@@ -456,6 +467,34 @@ def test_unknown_weights_are_named():
     net = make_net(weights="IMAGENET22K", width=64, stem="imagenet")
     with pytest.raises(ValueError, match=r"weights='IMAGENET22K' is unknown.*pass one of 'IMAGENET1K_V1'"):
         net.fit(np.repeat(X, 3, axis=1), Y)
+
+
+@pytest.mark.parametrize("stop_accuracy", [1, 0.5, np.float32(0.5)])
+@pytest.mark.parametrize("batch_size", [np.int64(8), -1])
+def test_numbers_of_any_kind(batch_size, stop_accuracy):
+    net = make_net(batch_size=batch_size, stop_accuracy=stop_accuracy, iterator_valid__batch_size=1)
+    assert net.fit(X, Y).predict(X).shape == (24,)
+
+
+def test_weights_that_cannot_be_downloaded_are_named_and_nothing_printed(tmp_path, monkeypatch, capfd):
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where nobody answers
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    net = make_net(weights="DEFAULT", width=64, stem="imagenet")
+    message = (
+        r"weights='DEFAULT' could not be loaded from https://.*resnet18.*pth \(.*urlopen error.*\); fit once with "
+        r"a network connection, put that file into .*checkpoints, or set weights=None\."
+    )
+    with pytest.raises(OSError, match=message):
+        net.fit(np.repeat(X, 3, axis=1), Y)
+    assert not net.initialized_
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(OSError, match=message):
+        net.set_params(verbose=1).fit(np.repeat(X, 3, axis=1), Y)
+    assert "Downloading" in capfd.readouterr().out
 
 
 BROKEN = X.copy()
@@ -486,7 +525,8 @@ class Endless(torch.utils.data.IterableDataset):
         (X, [], ValueError, r"y holds no labels"),
         (X, Y + 0.5, ValueError, r"y has values of type float; expected whole numbers or strings"),
         (X, np.array([0, "a"] * 12, dtype=object), ValueError, r"y has values of type int, str; .*not both"),
-        (X, np.zeros(24, int), ValueError, r"y holds the single class .*0.*; label a sample of another class"),
+        (X, np.zeros(24, int), ValueError, r"y holds the single class 0; label a sample of another class"),
+        (X, ["a"] * 24, ValueError, r"y holds the single class 'a'; label a sample of another class"),
         (X[:1], [0], ValueError, r"X holds a single image, which BatchNorm cannot normalise; label at least two"),
         (X, None, ValueError, r"y is None, but X is no Dataset that holds labels"),
         (Endless(), None, TypeError, r"X is the Endless of unknown length; pass a Dataset with __len__"),
@@ -500,6 +540,46 @@ def test_wrong_data_is_refused_and_the_net_left_alone(images, labels, error, mes
     assert net.module_ is module
     assert same(before, weights(net))
     assert list(net.classes_) == [0, 1, 2]
+
+
+class Stumbling(ResNet18Classifier):
+    """Fails in its second epoch where lr is 0."""
+
+    def on_epoch_begin(self, *args, **kwargs):
+        if self.lr == 0 and len(self.history) == 1:
+            raise RuntimeError("out of memory")
+        return super().on_epoch_begin(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"device": "gpu"}, r"device type at start of device string: gpu"),
+        ({"lr": 0}, r"out of memory"),
+        ({"width": 64, "stem": "imagenet", "weights": "none such"}, r"weights='none such' is unknown"),
+    ],
+)
+def test_a_refit_that_fails_leaves_the_net_as_it_was(params, message):
+    other, labels = np.repeat(X, 3, axis=1), np.array(["c", "d"])[Y % 2]
+    net = Stumbling(width=4, min_steps=2, max_epochs=2, random_state=0).fit(X, Y)
+    usual = {name: net.get_params().get(name) for name in params}
+    probabilities = net.predict_proba(X)
+    net.set_params(**params)
+    before = dict(vars(net))
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        net.fit(other, labels)
+    assert vars(net).keys() == before.keys()
+    assert all(vars(net)[name] is value for name, value in before.items())
+    assert list(net.classes_) == [0, 1, 2]
+    assert net.image_shape_ == (1, 8, 8)
+    net.set_params(**usual)
+    assert np.array_equal(net.predict_proba(X), probabilities)
+    new = Stumbling(**{"width": 4, "max_epochs": 2, **params})
+    for fit in (new.fit, new.partial_fit):
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            fit(other, labels)
+        assert not new.initialized_
+        assert not hasattr(new, "classes_")
 
 
 def test_sparse_images_are_refused():
