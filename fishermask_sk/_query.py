@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from math import ceil
+from numbers import Integral
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from fishermask_sk.fisher import information
@@ -85,10 +87,10 @@ class Query:
     def _find_mask(self) -> tuple[PerSampleGradients, Tensor]:
         """Steps 1 and 2: diagonal Fisher information, and the positions that are kept."""
         params, fitted = self.params, self.fitted
-        drawn = self._mask_samples()
-        everything = self.pool if self.labeled is None else ConcatDataset([self.pool, self.labeled])
-        example = next(fitted.batches(everything, min(params.batch_size, 8), drawn))
+        example = self._example(self.pool)
         n_outputs = fitted.check_outputs(example)
+        if self.labeled is not None:
+            fitted.check_outputs(self._example(self.labeled))
         trainable = [name for name, p in fitted.module.named_parameters() if p.requires_grad]
         if not trainable:
             raise ValueError(
@@ -105,15 +107,30 @@ class Query:
         if params.mask == "random":
             scores = torch.as_tensor(self.rng.uniform(size=gradients.n_parameters), device=device)
         else:
-            with self._progress("mask", len(drawn)) as advance:
-                scores = gradients.diagonal_fisher(
-                    fitted.batches(everything, params.batch_size, drawn), advance
-                )
-            if not bool(torch.isfinite(scores).all()):
-                raise FloatingPointError(
-                    "The diagonal Fisher information holds NaN or infinite values; see the net's weights."
-                )
-        return gradients, self._mask(scores, k, n_trainable, names, candidates, layout, gradients.slices)
+            scores = self._diagonal_fisher(gradients)
+        mask_indices = self._mask(scores, k, n_trainable, names, candidates, layout, gradients.slices)
+        self._refuse_what_does_not_fit(len(mask_indices), max(1, n_outputs - 1))
+        return gradients, mask_indices
+
+    def _example(self, dataset: Dataset) -> Any:
+        """The first samples, for checks that read no more."""
+        n = self.n_pool if dataset is self.pool else self.n_labeled
+        return next(self.fitted.batches(dataset, 8, range(min(8, n))))
+
+    def _diagonal_fisher(self, gradients: PerSampleGradients) -> Tensor:
+        """Step 1, over samples drawn from pool and labelled together."""
+        drawn, size = self._mask_samples(), self.params.batch_size
+        batches = self.fitted.batches(self.pool, size, [i for i in drawn if i < self.n_pool])
+        known = [i - self.n_pool for i in drawn if i >= self.n_pool]
+        if self.labeled is not None and known:
+            batches = chain(batches, self.fitted.batches(self.labeled, size, known))
+        with self._progress("mask", len(drawn)) as advance:
+            scores = gradients.diagonal_fisher(batches, advance)
+        if not bool(torch.isfinite(scores).all()):
+            raise FloatingPointError(
+                "The diagonal Fisher information holds NaN or infinite values: samples do, or the net's weights."
+            )
+        return scores
 
     def _mask(
         self,
@@ -132,7 +149,8 @@ class Query:
         in_head = [name for name in names if name in layout.head]
         head = _positions(slices, in_head).to(scores.device) if params.keep_head and in_head else None
         if params.mask == "per_layer":
-            return per_layer_mask(scores, k / n_trainable, allowed, candidates, head)
+            fraction = k / n_trainable if isinstance(params.sparsity, Integral) else params.sparsity
+            return per_layer_mask(scores, fraction, allowed, candidates, head)
         if head is not None and len(head) < len(candidates):
             warn_if_head_fills_mask(k, len(head), n_trainable)
         return ranked_mask(scores, k, candidates, head)
@@ -164,10 +182,24 @@ class Query:
         mask_indices: Tensor,
         advance: Callable[[int], object],
     ) -> Iterator[Tensor]:
+        name, expected = ("X_pool", self.n_pool) if dataset is self.pool else ("X_labeled", self.n_labeled)
+        done = 0
         for batch in self.fitted.batches(dataset, self.params.batch_size):
             v = gradients.embeddings(batch, mask_indices, self.params.weighting, reduced=True)
+            finite = torch.isfinite(v).flatten(1).all(1)
+            if not bool(finite.all()):
+                raise ValueError(
+                    f"The gradients of sample {done + int(finite.int().argmin())} of {name} hold NaN or infinite "
+                    "values: the sample does, or the net's outputs on it; drop it, or scale the samples."
+                )
+            done += len(v)
             advance(len(v))
             yield v
+        if done != expected:
+            raise ValueError(
+                f"The net's iterator gave {done} of the {expected} samples of {name}; set "
+                "iterator_valid__drop_last=False."
+            )
 
     def _mask_samples(self) -> list[int]:
         """Positions among pool and labelled together, the labelled last."""
@@ -191,7 +223,9 @@ class Query:
 
     def _refuse_what_does_not_fit(self, k: int, rows: int) -> None:
         """Compare what the query will hold with what is free."""
-        embeddings, matrices = 4 * self.n_pool * rows * k, 8 * (6 * k * k + 2 * self.n_pool * rows * rows)
+        itemsize = max(4, *(p.itemsize for p in self.fitted.module.parameters() if p.requires_grad))
+        embeddings = itemsize * self.n_pool * rows * k
+        matrices = 8 * (6 * k * k + 6 * self.n_pool * rows * rows)
         needed = embeddings + matrices
         free = free_bytes(next(self.fitted.module.parameters()).device)
         if free is not None and needed > free:

@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 from fishermask_sk._rows import as_rows, n_rows
 from fishermask_sk.layers import find_layout
 from fishermask_sk.modules import undisturbed
-from fishermask_sk.query_strategy import FisherMask, _check_n_instances, _labeled_samples, answer
-from fishermask_sk.skorch_adapter import FittedNet, check_samples, fitted_net, preserved_rng
+from fishermask_sk.query_strategy import FisherMask, answer, check_n_instances, labeled_samples
+from fishermask_sk.skorch_adapter import FittedNet, fitted_net, preserved_rng
 
 __all__ = [
     "badge_sampling",
@@ -306,7 +306,7 @@ def kcenter_sampling(
     _check_pool(X_pool, n_instances)
     rng = check_random_state(random_state)
     features, _ = _describe(learner, X_pool, "X_pool", head, batch_size)
-    X_labeled = _labeled_samples(learner, X_labeled)
+    X_labeled = labeled_samples(learner, X_labeled)
     if X_labeled is not None and n_rows(as_rows(X_labeled, "X_labeled"), "X_labeled") == 0:
         X_labeled = None
     norms = np.einsum("nd,nd->n", features, features)
@@ -519,7 +519,7 @@ def bait_sampling(
 
 def _check_pool(X_pool: Any, n_instances: Any) -> int:
     n_pool = n_rows(as_rows(X_pool, "X_pool"), "X_pool")
-    _check_n_instances(n_instances, n_pool)
+    check_n_instances(n_instances, n_pool)
     return n_pool
 
 
@@ -570,9 +570,9 @@ def _describe(
         inputs = check_array(inputs, ensure_2d=False, allow_nd=True, dtype=np.float64, input_name=name)
         p = estimator.predict_proba(X) if probabilities else np.empty((len(inputs), 0))
         return inputs.reshape(len(inputs), -1), np.asarray(p, dtype=np.float64)
-    check_samples(X, name)
     with preserved_rng(), undisturbed(fitted.module):
-        return _penultimate(fitted, fitted.dataset(fitted.transform(X)), head, batch_size)
+        dataset, _ = fitted.dataset(X, name)
+        return _penultimate(fitted, dataset, head, batch_size)
 
 
 def _penultimate(

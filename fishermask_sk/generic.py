@@ -90,7 +90,10 @@ class GenericGradients:
             (gradients,) = torch.func.vmap(pull_back)(cotangent)
             return {name: _pick(gradients[name].flatten(1), entries) for name, entries in wanted.items()}
 
-        result: dict[str, Tensor] = torch.func.vmap(rows_of_sample)(batch, cotangents)
+        with (
+            torch.no_grad()
+        ):  # weights that are not wanted ask for gradients too; rows would carry their graph
+            result: dict[str, Tensor] = torch.func.vmap(rows_of_sample)(batch, cotangents)
         return result
 
     def _one_sample(

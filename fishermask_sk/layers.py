@@ -33,7 +33,7 @@ def find_layout(
     Parameters
     ----------
     module : Module
-        Inside `fishermask_sk.gradients.undisturbed`, which gives `requires_grad` back.
+        Inside `fishermask_sk.modules.undisturbed`, which gives `requires_grad` back.
     run : callable -> class scores of shape (n, n_outputs), from a forward pass of `module`
     n_outputs : int
     head : str, optional

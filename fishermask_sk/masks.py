@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from math import ceil
+from math import ceil, floor
 from numbers import Integral
 
 import torch
 from torch import Tensor
+
+# 0.29 * 100 is 28.999999999999996, and 0.07 * 100 is 7.000000000000001.
+ROUNDING = 1e-6
 
 Slices = Mapping[str, slice]
 MaskRule = Callable[[Tensor, int, dict[str, slice]], Tensor]
@@ -26,7 +29,9 @@ def n_kept(sparsity: float, n_weights: int) -> int:
     >>> n_kept(0.002, 701_456), n_kept(50, 701_456), n_kept(1e-9, 10)
     (1402, 50, 1)
     """
-    return int(sparsity) if isinstance(sparsity, Integral) else max(1, int(sparsity * n_weights))
+    if isinstance(sparsity, Integral):
+        return int(sparsity)
+    return max(1, floor(sparsity * n_weights + ROUNDING))
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
@@ -108,7 +113,7 @@ def per_layer_mask(
     kept = [] if head is None else [head]
     for place in slices.values():
         inside = candidates[(candidates >= place.start) & (candidates < place.stop)]
-        kept.append(inside[top_k(scores[inside], ceil(fraction * len(inside)))])
+        kept.append(inside[top_k(scores[inside], ceil(fraction * len(inside) - ROUNDING))])
     return torch.unique(torch.cat(kept))
 
 
@@ -132,8 +137,16 @@ def custom_mask(
     ValueError
         Where the positions are empty, repeated, not whole numbers, or not among the candidates.
     """
-    positions = torch.as_tensor(rule(scores, k, slices), device=scores.device)
-    if positions.ndim != 1 or len(positions) == 0 or positions.dtype not in (torch.int64, torch.int32):
+    answer = rule(scores, k, slices)
+    try:
+        positions = torch.as_tensor(answer, device=scores.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            "The mask callable must return a one-dimensional, non-empty array of integer positions; it returned "
+            f"{type(answer).__name__}."
+        ) from error
+    whole = not positions.is_floating_point() and not positions.is_complex() and positions.dtype != torch.bool
+    if positions.ndim != 1 or len(positions) == 0 or not whole:
         raise ValueError(
             "The mask callable must return a one-dimensional, non-empty array of integer positions; it "
             f"returned shape {tuple(positions.shape)} and dtype {positions.dtype}. Return positions, not a "
@@ -162,13 +175,12 @@ def warn_if_head_fills_mask(k: int, n_head: int, n_weights: int) -> None:
     """
     if n_head < k:
         return
-    smallest = n_head / n_weights
-    # The first four-digit fraction that does not round to less than the head.
-    smallest = ceil(smallest * 10**6) / 10**6
+    share = ceil(n_head / n_weights * 10**6) / 10**6
+    which = "exactly the head" if n_head == k else f"the head's {k} highest-scoring weights"
     warnings.warn(
-        f"The mask keeps k={k} weights and the head alone has {n_head}: the mask is the head's {k} "
-        f"highest-scoring weights and no other layer is seen. sparsity={smallest:g} or an int of {n_head} "
-        "is the smallest that keeps the head whole; keep_head=False lets all layers compete.",
+        f"The mask keeps k={k} weights and the head alone has {n_head}: the mask is {which}, and no other layer is "
+        f"seen. sparsity={share:g} or an int of {n_head} is the smallest that keeps the head whole, more lets other "
+        "layers in; with keep_head=False all layers compete.",
         UserWarning,
         stacklevel=2,
     )

@@ -32,7 +32,11 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards modes, `requires_grad` and buffers are as before, after errors too."""
     modes = [(m, m.training) for m in module.modules()]
     needs_grad = [(p, p.requires_grad) for p in module.parameters()]
-    buffers = [(b, b.clone()) for b in module.buffers()]
+    buffers = [
+        (m, name, buffer, None if buffer is None else buffer.clone())
+        for m in module.modules()
+        for name, buffer in m._buffers.items()
+    ]
     try:
         module.eval()
         yield
@@ -42,9 +46,10 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         for p, needed in needs_grad:
             p.requires_grad_(needed)
         with torch.no_grad():
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):
+            for m, name, buffer, before in buffers:
+                if buffer is not None and before is not None and not torch.equal(buffer, before):
                     buffer.copy_(before)
+                m._buffers[name] = buffer  # forward may have put another tensor in its place
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:

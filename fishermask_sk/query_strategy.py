@@ -9,13 +9,14 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 
 from fishermask_sk._query import Query
 from fishermask_sk.fisher import Weighting
 from fishermask_sk.masks import MaskRule
 from fishermask_sk.modules import undisturbed
-from fishermask_sk.skorch_adapter import check_samples, fitted_net, preserved_rng, sample_shape
+from fishermask_sk.skorch_adapter import fitted_net, is_empty, preserved_rng, sample_shape
 
 MASKS = ("fisher", "per_layer", "random")
 WEIGHTINGS = ("fisher", "uniform")
@@ -193,24 +194,22 @@ class FisherMask(BaseEstimator):
         MemoryError
             Where the query would need more memory than is free; before any expensive work.
         """
-        self._validate_params_()
+        self._check_params()
         fitted = fitted_net(estimator)
-        n_pool = check_samples(X_pool, "X_pool")
-        _check_n_instances(n_instances, n_pool)
-        X_labeled = _labeled_samples(estimator, X_labeled)
-        n_labeled = 0 if X_labeled is None else check_samples(X_labeled, "X_labeled")
-        if n_labeled:
-            _check_same_shape(X_pool, X_labeled)
-        with preserved_rng(), undisturbed(fitted.module):
-            pool = fitted.dataset(fitted.transform(X_pool))
-            labeled = fitted.dataset(fitted.transform(X_labeled)) if n_labeled else None
+        check_n_instances(n_instances)
+        X_labeled = labeled_samples(estimator, X_labeled)
+        _check_same_shape(X_pool, X_labeled)
+        with torch.inference_mode(False), preserved_rng(), undisturbed(fitted.module):
+            pool, n_pool = fitted.dataset(X_pool, "X_pool")
+            check_n_instances(n_instances, n_pool)
+            labeled, n_labeled = (None, 0) if X_labeled is None else fitted.dataset(X_labeled, "X_labeled")
             query = Query(self, fitted, pool, labeled, n_pool, n_labeled, int(n_instances))
             result = query.run(random_tie_break)
         for name, value in result.items():
             setattr(self, name, value)
         return self.query_idx_
 
-    def _validate_params_(self) -> None:
+    def _check_params(self) -> None:
         """Check the constructor's parameters, each against its range."""
         sparsity = self.sparsity
         largest = np.inf if isinstance(sparsity, Integral) else 1
@@ -219,9 +218,9 @@ class FisherMask(BaseEstimator):
                 f"sparsity={sparsity!r} must be a fraction in (0, 1] of the trainable weights, or an int >= 1, the "
                 "number of weights to keep."
             )
-        if not callable(self.mask) and self.mask not in MASKS:
+        if not callable(self.mask) and not (isinstance(self.mask, str) and self.mask in MASKS):
             raise ValueError(f"mask={self.mask!r} is unknown; use one of {', '.join(MASKS)}, or a callable.")
-        if self.weighting not in WEIGHTINGS:
+        if not isinstance(self.weighting, str) or self.weighting not in WEIGHTINGS:
             raise ValueError(f"weighting={self.weighting!r} is unknown; use 'fisher' or 'uniform'.")
         if not isinstance(self.layers, str) and not (
             isinstance(self.layers, (list, tuple))
@@ -298,20 +297,21 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _check_n_instances(n_instances: Any, n_pool: int) -> None:
+def check_n_instances(n_instances: Any, n_pool: int | None = None) -> None:
+    """Refuse a number of picks that is none, or that exceeds the pool where its size is known by now."""
     if not isinstance(n_instances, Integral) or isinstance(n_instances, bool):
         raise TypeError(f"n_instances={n_instances!r} must be an int, the number of samples to pick.")
     if n_pool == 0:
         raise ValueError("X_pool is empty; there is nothing left to label.")
     if int(n_instances) < 1:
         raise ValueError(f"n_instances={n_instances} must be 1 or more.")
-    if int(n_instances) > n_pool:
+    if n_pool is not None and int(n_instances) > n_pool:
         raise ValueError(
             f"n_instances={n_instances} exceeds the pool of {n_pool} samples; lower n_instances."
         )
 
 
-def _labeled_samples(estimator: Any, X_labeled: Any) -> Any:
+def labeled_samples(estimator: Any, X_labeled: Any) -> Any:
     """The labelled samples: as given, else the learner's, else none, with a warning."""
     if X_labeled is not None:
         return X_labeled
@@ -327,9 +327,15 @@ def _labeled_samples(estimator: Any, X_labeled: Any) -> Any:
 
 
 def _check_same_shape(X_pool: Any, X_labeled: Any) -> None:
+    """Compare shapes of samples where they can be told; an axis of length 1 more or less is no difference."""
     pool, labeled = sample_shape(X_pool), sample_shape(X_labeled)
-    if None not in (pool, labeled) and pool != labeled:
-        raise ValueError(
-            f"X_pool has samples of shape {pool} and the labelled ones (X_labeled, or the learner's X_training) of "
-            f"shape {labeled}; pass samples of the shape that the net was fitted on."
-        )
+    if None in (pool, labeled) or is_empty(X_labeled) or is_empty(X_pool) or pool == labeled:
+        return
+    if isinstance(pool, tuple) and isinstance(labeled, tuple):
+        kept = [[length for length in shape if length != 1] for shape in (pool, labeled)]
+        if kept[0] == kept[1]:
+            return
+    raise ValueError(
+        f"X_pool has samples of shape {pool} and the labelled ones (X_labeled, or the learner's X_training) of shape "
+        f"{labeled}; pass samples of the shape that the net was fitted on."
+    )

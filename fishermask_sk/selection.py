@@ -14,6 +14,7 @@ pass over the embeddings; M, F̄ and V first move to a basis where M_∅ = I and
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from math import ceil
 from typing import NamedTuple
@@ -23,20 +24,30 @@ from torch import Tensor
 
 # λ below this asks for float64 in every product, not only where small matrices are kept.
 FLOAT32_DAMPING = 0.1
-# The first picks, whose updates are largest and cancel most later, are made in float64: these, or this share.
-EXACT_PICKS, EXACT_SHARE = 10, 1 / 8
-# A pick of gain g in float32 leaves about this times (g/g')² in the relative error of a later gain g' ...
+# The updates of the first picks are the largest, and cancel most later. In these picks, or this share of all, the
+# leading directions, which hold all but this share of the trace of F̄, are multiplied in float64.
+EXACT_PICKS, EXACT_SHARE, TAIL_SHARE = 10, 1 / 8, 1e-3
+# A pick of gain g in float32 leaves about this times (g/g')² in the relative error of a later gain g', less where
+# only the tail was float32 (both measured on the embeddings of a trained net) ...
 FLOAT32_ERROR = 5e-9
 # ... and where the sum of them passes this, A and B are computed afresh.
 ERROR_LIMIT = 1e-4
+# Where λ is this close to the rounding of the information, gains may be rounding too.
+ROUNDING_SHARE = 1e-3
 # Gains closer than this, relative to the best, are equal: of these the lowest index wins.
 TIE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 # The eigenvectors of F̄ cost k³; beyond this many weights M and F̄ are used as they are.
 MAX_ROTATED = 6_000
-# Rows of embeddings handled at a time.
-BLOCK_ROWS = 2**13
+# Rows of embeddings handled at a time where they change dtype or basis: what fits into a processor's cache.
+BLOCK_ROWS = 2**9
 # Up to this many classes, many small eliminations go step by step through all candidates at once.
 MAX_UNROLLED_CLASSES = 32
+
+
+TOO_LARGE = (
+    "The information is too large beside the damping, for float64 or for the dtype of the embeddings: raise damping, "
+    "scale the samples, or look for one whose gradient is far larger than the others'."
+)
 
 
 class Selection(NamedTuple):
@@ -102,10 +113,10 @@ def select(
     .. math:: A - Y Y^\top, \qquad B - Y (VH)^\top - (VH) Y^\top, \qquad M^{-1} - U U^\top.
 
     One pass over the embeddings costs 4·n·c²·k flops a pick. Gains fall by orders of magnitude while A and B
-    started from the first, so A, B and M⁻¹ are float64, and so is the pass of the first picks; later passes
-    have the dtype of the embeddings (float64 throughout for λ < 0.1).
+    started from the first, so A, B and M⁻¹ are float64, and so are the leading directions in the pass of the
+    first picks; all else has the dtype of the embeddings (float64 throughout for λ < 0.1).
 
-    Beside the embeddings it holds two k×k matrices and 2·n·c² numbers in float64, and blocks of 8,192 rows.
+    Beside the embeddings it holds, in float64, k×k matrices (six at the start, one later) and 6·n·c² numbers.
 
     Examples
     --------
@@ -118,7 +129,7 @@ def select(
         embeddings if overwrite else embeddings.clone(),
         *_scaled(pool_information, labeled_information, n_labeled, n_instances, damping),
     )
-    state.exact = damping < FLOAT32_DAMPING
+    state.exact |= damping < FLOAT32_DAMPING
     choose = choose or torch.amin
     n_picks = min(ceil(oversample * n_instances), len(embeddings))
     n_exact = max(EXACT_PICKS, ceil(EXACT_SHARE * n_picks))
@@ -133,7 +144,7 @@ def select(
         gains.append(reductions[best])
         available[best] = False
         if t + 1 < n_picks or n_picks > n_instances:  # nobody asks after the last
-            state.add(best, reductions[best], exact=t < n_exact)
+            state.add(best, reductions[best], early=t < n_exact)
         if on_pick is not None:
             on_pick()
     indices = torch.stack(picked)
@@ -183,10 +194,20 @@ def _scaled(
     The one place that weighs a pick: M and F̄ divided by it give the same gains, and V stays as it is.
     """
     weight = n_instances / (n_labeled + n_instances)
-    known = None
+    information, known, largest = pool_information.double() / weight, None, pool_information.trace()
     if labeled_information is not None and n_labeled:
         known = labeled_information.double() * ((1 - weight) / weight)
-    return pool_information.double() / weight, known, damping / weight
+        largest = largest + known.trace()
+    if not bool(torch.isfinite(largest)):
+        raise FloatingPointError(f"The information has the trace {largest.item()}. {TOO_LARGE}")
+    if float(largest) * torch.finfo(information.dtype).eps > ROUNDING_SHARE * damping:
+        warnings.warn(
+            f"damping={damping:g} is {damping / float(largest):.0e} of the trace of the information: late gains are "
+            "lost in the rounding of float64, and what is picked then is arbitrary. Raise damping.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return information, known, damping / weight
 
 
 def _trace_of_quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -241,8 +262,8 @@ class _State:
 
     def __init__(self, embeddings: Tensor, information: Tensor, inv_information: Tensor) -> None:
         self.embeddings, self.information, self.inv_information = embeddings, information, inv_information
-        self.exact = False
-        n, c, _ = embeddings.shape
+        self.exact = embeddings.dtype == information.dtype
+        n, c, self.n_leading = embeddings.shape
         self.a, self.b = (information.new_empty(n, c, c) for _ in range(2))
         self.error = information.new_zeros(())
 
@@ -256,10 +277,13 @@ class _State:
             state.refresh()
             return state
         eigenvalues, eigenvectors = torch.linalg.eigh(root.mT @ information @ root)
+        eigenvalues, eigenvectors = eigenvalues.flip(0).clamp_min(0), eigenvectors.flip(1)  # leading first
         basis = (root @ eigenvectors).to(embeddings.dtype)
         for part in _blocks(embeddings):
             embeddings[part] = embeddings[part] @ basis
-        state = cls(embeddings, eigenvalues.clamp_min(0), identity)
+        state = cls(embeddings, eigenvalues, identity)
+        tail = eigenvalues.sum() - eigenvalues.cumsum(0)
+        state.n_leading = int((tail > TAIL_SHARE * eigenvalues.sum()).sum()) + 1
         state.refresh(whitened=True)
         return state
 
@@ -272,18 +296,18 @@ class _State:
             self.b[part] = self._times_information(p) @ p.mT
         self.error.zero_()
 
-    def add(self, i: Tensor, gain: Tensor, exact: bool) -> None:
+    def add(self, i: Tensor, gain: Tensor, early: bool) -> None:
         """Pick sample i: M grows by its information."""
-        exact = exact or self.exact or self.embeddings.dtype == torch.float64
-        self._apply(i, 1, exact)
-        if not exact:
-            self.error += FLOAT32_ERROR * gain.square()
+        n_exact = self._n_columns if self.exact else early * self.n_leading
+        self._apply(i, 1, n_exact)
+        if n_exact < self._n_columns:
+            self.error += FLOAT32_ERROR * (TAIL_SHARE if early else 1) * gain.square()
             if bool(self.error > ERROR_LIMIT * gain.square()):
                 self.refresh()
 
     def remove(self, i: Tensor) -> None:
         """Take sample i back: M shrinks by its information."""
-        self._apply(i, -1, exact=True)
+        self._apply(i, -1, self._n_columns)
 
     def restrict(self, samples: Tensor) -> _State:
         """The same M, with these samples alone as candidates; A and B are computed afresh."""
@@ -295,7 +319,11 @@ class _State:
         """P F̄, for rows P."""
         return p * self.information if self.information.ndim == 1 else p @ self.information
 
-    def _apply(self, i: Tensor, sign: int, exact: bool) -> None:
+    @property
+    def _n_columns(self) -> int:
+        return self.embeddings.shape[2]
+
+    def _apply(self, i: Tensor, sign: int, n_exact: int) -> None:
         index = i.reshape(1)
         v = self.embeddings[index][0].to(self.information.dtype)
         factor, _ = torch.linalg.cholesky_ex(_plus_identity(sign * self.a[index])[0])
@@ -303,12 +331,22 @@ class _State:
         f_u = self._times_information(u.mT).mT
         h = self.inv_information @ f_u - 0.5 * sign * (u @ (u.mT @ f_u))
         self.inv_information.addmm_(u, u.mT, alpha=-sign)
-        both = torch.cat([u, h], dim=1).to(u.dtype if exact else self.embeddings.dtype)
+        y, vh = self._times(torch.cat([u, h], dim=1), n_exact).tensor_split(2, dim=-1)
+        cross = y @ vh.mT
+        self.a -= sign * (y @ y.mT)
+        self.b -= sign * (cross + cross.mT)
+
+    def _times(self, right: Tensor, n_exact: int) -> Tensor:
+        """V times a float64 matrix, the first `n_exact` directions in float64, the others as V is stored."""
+        stored = right.to(self.embeddings.dtype)
+        if n_exact == 0 or stored.dtype == right.dtype:
+            return (self.embeddings @ stored).to(right.dtype)
+        product = right.new_empty(*self.embeddings.shape[:2], right.shape[1])
         for part in _blocks(self.embeddings):
-            y, vh = (self.embeddings[part].to(both.dtype) @ both).to(u.dtype).tensor_split(2, dim=-1)
-            cross = y @ vh.mT
-            self.a[part] -= sign * (y @ y.mT)
-            self.b[part] -= sign * (cross + cross.mT)
+            v = self.embeddings[part]
+            leading = v[..., :n_exact].to(right.dtype) @ right[:n_exact]
+            product[part] = leading + v[..., n_exact:] @ stored[n_exact:]
+        return product
 
 
 def _blocks(embeddings: Tensor) -> Iterator[slice]:
@@ -321,10 +359,7 @@ def _best(reductions: Tensor, choose: Callable[[Tensor], Tensor], tolerance: flo
     """Position of the largest entry; `choose` settles ties."""
     best = reductions.amax()
     if not bool(torch.isfinite(best)):
-        raise FloatingPointError(
-            f"The largest trace reduction is {best.item()}: the embeddings are too large for {reductions.dtype}. "
-            "Scale the inputs, train the network with less confidence, or raise damping."
-        )
+        raise FloatingPointError(f"The largest trace reduction is {best.item()}. {TOO_LARGE}")
     tied = reductions >= best - tolerance * best.abs()
     return choose(tied.nonzero()[:, 0])
 
@@ -345,6 +380,8 @@ def _drop_surplus(
     for _ in range(len(indices) - n_instances):
         costs = trace_increases(state.a, state.b).masked_fill(~kept, torch.inf)
         least = costs.amin()
+        if not bool(torch.isfinite(least)):
+            raise FloatingPointError(f"The least cost of dropping a pick is {least.item()}. {TOO_LARGE}")
         tied = costs <= least + tolerance * least.abs()
         # Ties are settled by place in the pool, not by order of picking.
         loser = choose(indices[tied.nonzero()[:, 0]])

@@ -17,7 +17,7 @@ from scipy.sparse import issparse
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from skorch import NeuralNet
-from skorch.dataset import get_len
+from skorch.helper import SliceDataset
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
@@ -51,15 +51,36 @@ class FittedNet(NamedTuple):
         """The torch module as it is now: a refit makes a new one."""
         return self.net.module_
 
-    def transform(self, X: Any) -> Any:
-        """Apply the steps before the net, each once."""
+    def dataset(self, X: Any, name: str) -> tuple[Any, int]:
+        """X, after the steps before the net, as the Dataset that the net predicts from.
+
+        Parameters
+        ----------
+        X : array, tensor, sparse matrix, DataFrame, list, dict of arrays, Dataset or None
+        name : str
+            What to call X in messages.
+
+        Returns
+        -------
+        dataset : Dataset, or None where there are no samples
+        n_samples : int
+        """
+        no_rows = not hasattr(X, "__len__") and not hasattr(X, "shape")
+        if X is None or no_rows or isinstance(X, str) or getattr(X, "shape", None) == ():
+            raise TypeError(f"{name} is {X!r:.40}; pass samples, one a row.")
+        if is_empty(X):
+            return None, 0
         for step in self.steps:
             X = step.transform(X)
-        return X
-
-    def dataset(self, X: Any) -> Dataset:
-        """X as the Dataset that the net predicts from."""
-        return self.net.get_dataset(X)
+        if issparse(X):
+            raise TypeError(
+                f"{name} is a sparse matrix of shape {X.shape} where it reaches the net, which takes dense samples: "
+                f"pass {name}.toarray()."
+            )
+        for values in X.values() if isinstance(X, dict) else [X]:
+            _check_values(values, name)
+        dataset = self.net.get_dataset(X)
+        return dataset, len(dataset)
 
     def batches(
         self, dataset: Dataset, batch_size: int, indices: Sequence[int] | None = None
@@ -98,8 +119,8 @@ class FittedNet(NamedTuple):
                 outputs = self.outputs(batch)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise ValueError(
-                    f"The net cannot take these samples, of shape {_sample_shape(batch)}: "
-                    f"{str(error).splitlines()[0]}. Pass samples of the shape that it was fitted on."
+                    f"The net cannot take these samples, {_describe(batch)}: {str(error).splitlines()[0]}. Pass "
+                    "samples of the shape and dtype that it was fitted on."
                 ) from error
         criterion = type(self.net.criterion_).__name__
         if not isinstance(outputs, Tensor):
@@ -180,37 +201,19 @@ def fitted_net(learner: Any) -> FittedNet:
     )
 
 
-def check_samples(X: Any, name: str) -> int:
-    """Refuse what no net can take, and count the samples.
-
-    Parameters
-    ----------
-    X : array, tensor, dict of arrays, DataFrame or Dataset
-    name : str
-        What to call it in messages.
-
-    Returns
-    -------
-    int
-        Number of samples.
-    """
-    if issparse(X):
-        raise TypeError(
-            f"{name} is a sparse matrix of shape {X.shape}; the net takes dense samples: pass {name}.toarray()."
-        )
-    if X is None:
-        raise TypeError(f"{name} is None; pass the samples, one a row.")
-    for values in X.values() if isinstance(X, dict) else [X]:
-        _check_finite(values, name)
-    return len(X) if hasattr(X, "__len__") and not isinstance(X, (dict, list, tuple)) else int(get_len(X))
+def is_empty(X: Any) -> bool:
+    """Whether there are no samples in X: no rows, no elements, or no keys."""
+    return (X.shape[0] if hasattr(X, "shape") else len(X)) == 0
 
 
 def sample_shape(X: Any) -> Any:
     """Shape of one sample, by key for a dict; None where only reading one would tell."""
+    if isinstance(X, (Dataset, SliceDataset)):
+        return None
     if isinstance(X, dict):
         return {key: sample_shape(value) for key, value in X.items()}
     shape = getattr(X, "shape", None)
-    return None if shape is None else tuple(shape[1:])
+    return None if not shape else tuple(shape[1:])
 
 
 @contextmanager
@@ -248,17 +251,25 @@ def _unwrap(estimator: Any) -> Any:
     return getattr(estimator, attributes[0])
 
 
-def _check_finite(values: Any, name: str) -> None:
-    if not isinstance(values, (np.ndarray, Tensor)):
+def _check_values(values: Any, name: str) -> None:
+    """Refuse arrays that hold no numbers, or NaN and infinite ones; what is no array shows in the batches."""
+    if hasattr(values, "select_dtypes"):
+        values = values.select_dtypes("number").to_numpy()
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind not in "biufc":
+            raise TypeError(
+                f"{name} is an array of shape {values.shape} and dtype {values.dtype}; the net takes numbers, one "
+                "sample a row: encode it, or put an encoder before the net in a Pipeline."
+            )
+        if values.dtype.kind not in "fc":
+            return
+    elif not isinstance(values, Tensor):
         return
-    step = max(1, 2**24 // max(1, values[:1].size if isinstance(values, np.ndarray) else values[:1].numel()))
+    per_sample = int(np.prod(values.shape[1:])) if values.ndim else 1
+    step = max(1, 2**24 // max(1, per_sample))
     for start in range(0, len(values), step):
         part = values[start : start + step]
-        if isinstance(part, np.ndarray):
-            finite = part.dtype.kind not in "fc" or bool(np.isfinite(part).all())
-        else:
-            finite = bool(torch.isfinite(part).all())
-        if not finite:
+        if not bool((np.isfinite(part) if isinstance(part, np.ndarray) else torch.isfinite(part)).all()):
             raise ValueError(f"{name} holds NaN or infinite values; impute or drop those samples first.")
 
 
@@ -273,7 +284,9 @@ def _check_probabilities(p: Tensor) -> None:
         )
 
 
-def _sample_shape(batch: Any) -> Any:
+def _describe(batch: Any) -> str:
     if isinstance(batch, dict):
-        return {key: _sample_shape(value) for key, value in batch.items()}
-    return tuple(batch.shape[1:]) if isinstance(batch, Tensor) else type(batch).__name__
+        return ", ".join(f"{key} {_describe(value)}" for key, value in batch.items())
+    if isinstance(batch, Tensor):
+        return f"of shape {tuple(batch.shape[1:])} and dtype {str(batch.dtype).removeprefix('torch.')}"
+    return f"of type {type(batch).__name__}"

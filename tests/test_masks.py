@@ -31,6 +31,7 @@ def test_n_kept():
     assert n_kept(1.0, 10) == 10
     assert n_kept(7, 10) == 7
     assert n_kept(0.01, 10) == 1
+    assert n_kept(0.29, 100) == 29  # 0.29 * 100 is 28.999999999999996
 
 
 def test_ranked_mask_keeps_the_head_and_fills_by_score():
@@ -48,6 +49,8 @@ def test_per_layer_mask_takes_a_share_of_every_parameter():
     slices = {"a": slice(0, 4), "b": slice(4, 5), "c": slice(5, 12)}
     candidates = torch.arange(12)
     assert per_layer_mask(scores, 0.3, slices, candidates).tolist() == [2, 3, 4, 9, 10, 11]
+    hundred = torch.arange(100.0)
+    assert len(per_layer_mask(hundred, 0.07, {"a": slice(0, 100)}, torch.arange(100))) == 7
     head = torch.arange(0, 4)
     assert per_layer_mask(scores, 0.3, slices, candidates, head).tolist() == [0, 1, 2, 3, 4, 9, 10, 11]
     without_c = {name: slices[name] for name in "ab"}
@@ -60,6 +63,7 @@ def test_per_layer_mask_takes_a_share_of_every_parameter():
         ([], "non-empty"),
         ([[1]], "one-dimensional"),
         ([0.5], "integer positions"),
+        ({1, 2}, "it returned set"),
         ([True, False], "not a boolean mask"),
         ([1, 1], "position twice"),
         ([1, 4], "the first is 4"),
@@ -83,6 +87,8 @@ def test_custom_mask_sees_scores_k_and_slices():
 def test_the_warning_names_k_the_head_and_the_sparsity_that_keeps_it():
     with pytest.warns(UserWarning, match=r"k=10 .* has 25.* sparsity=0.025 or an int of 25"):
         warn_if_head_fills_mask(10, 25, 1000)
+    with pytest.warns(UserWarning, match="the mask is exactly the head"):
+        warn_if_head_fills_mask(25, 25, 1000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_if_head_fills_mask(26, 25, 1000)

@@ -12,10 +12,11 @@ import torch
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from skorch.helper import SliceDataset
 from torch import nn
@@ -66,6 +67,13 @@ def fitted(kind="logits", **kwargs):
         net = NeuralNetBinaryClassifier(Images(outputs=1).double(), **settings, **kwargs)
         y = (y > 0).astype("float64")
     return net.fit(X, y)
+
+
+def vector_net(module, criterion=nn.CrossEntropyLoss, cls=NeuralNetClassifier):
+    return cls(module, criterion=criterion, verbose=0, train_split=None).initialize()
+
+
+VECTORS = np.random.default_rng(0).normal(size=(6, 4))
 
 
 def expected_query(net, n_instances, kind="logits", sparsity=0.3, labeled=True, layers=slice(None), **kwargs):
@@ -120,7 +128,6 @@ def select(strategy, net=None, n_instances=3, **kwargs):
 def test_every_kind_of_mask_and_layers():
     net = fitted()
     sizes = {name: p.numel() for name, p in net.module_.named_parameters()}
-    total = sum(sizes.values())
 
     def kept(**kwargs):
         return select(FisherMask(random_state=0, **kwargs), net).weights_per_layer_
@@ -131,8 +138,9 @@ def test_every_kind_of_mask_and_layers():
     assert sum(kept(sparsity=n_head + 7).values()) == n_head + 7
     assert kept(sparsity=n_head + 7, mask="random")["head.weight"] == sizes["head.weight"]
     assert sum(kept(sparsity=20, mask="random", keep_head=False).values()) == 20
-    per_layer = kept(sparsity=0.1, mask="per_layer", keep_head=False)
-    assert per_layer == {name: int(np.ceil(int(0.1 * total) / total * size)) for name, size in sizes.items()}
+    per_layer = kept(sparsity=0.15, mask="per_layer", keep_head=False)
+    assert per_layer == {name: -(-15 * size // 100) for name, size in sizes.items()}  # ⌈0.15·size⌉
+    assert sum(kept(sparsity=12, mask="per_layer", keep_head=False).values()) >= 12
     assert kept(sparsity=0.1, mask="per_layer")["head.weight"] == sizes["head.weight"]
     last = kept(sparsity=1.0, layers="last")
     assert {name: n for name, n in last.items() if n} == {name: sizes[name] for name in head}
@@ -169,6 +177,92 @@ def test_a_head_larger_than_the_mask_warns_once():
 
 def global_numpy_state():
     return np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+class Token(nn.Module):
+    """A bare parameter, a layer called twice and tied weights: some of the net goes the generic way, some does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.block = nn.Parameter(torch.ones(4)), nn.Linear(4, 4)
+        self.twin, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+        self.twin.weight = self.block.weight
+
+    def forward(self, x):
+        return self.head(self.twin(self.block(self.block(x + self.token).tanh())).tanh())
+
+
+def test_a_net_that_partly_goes_the_generic_way():
+    torch.manual_seed(0)
+    net = vector_net(Token().double())
+    strategy = FisherMask(1.0)
+    query_idx = strategy.select(net, VECTORS, 4, X_labeled=VECTORS[:2])
+    rows = reference.naive_embeddings(
+        net.module_, torch.as_tensor(np.concatenate([VECTORS, VECTORS[:2]]))
+    ).numpy()
+    picks, gains = reference.naive_selection(rows[: len(VECTORS)], rows[len(VECTORS) :], 4)
+    assert query_idx.tolist() == picks
+    np.testing.assert_allclose(strategy.trace_reductions_, gains, rtol=1e-7)
+
+
+def test_buffers_that_forward_replaces_are_put_back():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(4, CLASSES, dtype=torch.float64)
+            self.register_buffer("steps", torch.zeros(()))
+            self.register_buffer("cache", None)
+
+        def forward(self, x):
+            self.steps, self.cache = self.steps + 1, x.detach()
+            return super().forward(x)
+
+    net = vector_net(Counting())
+    steps = net.module_.steps
+    FisherMask(1.0).select(net, VECTORS, 2, X_labeled=VECTORS[:0])
+    assert net.module_.steps is steps
+    assert steps == 0
+    assert net.module_.cache is None
+
+
+def test_values_are_checked_where_they_reach_the_net():
+    X = VECTORS.astype("float32").copy()
+    net = vector_net(nn.Linear(4, CLASSES))
+    imputed = make_pipeline(SimpleImputer(), ToFloat32(), net)
+    imputed[:-1].fit(X)
+    X[3, 1] = np.nan
+    assert len(FisherMask(1.0).select(imputed, X, 2, X_labeled=X[:0])) == 2
+    plain = make_pipeline(StandardScaler().fit(X), ToFloat32(), net)
+    with pytest.raises(ValueError, match="X_pool holds NaN"):
+        FisherMask(1.0).select(plain, X, 2, X_labeled=X[:0])
+    lazy = torch.utils.data.TensorDataset(torch.as_tensor(X.repeat(3, 0)), torch.zeros(18))
+    with pytest.raises(ValueError, match="gradients of sample 9 of X_pool hold NaN"):
+        FisherMask(1.0, mask="random").select(net, lazy, 2, X_labeled=X[:0])
+    with pytest.raises(FloatingPointError, match="samples do, or the net's weights"):
+        FisherMask(1.0).select(net, lazy, 2, X_labeled=X[:0])
+
+
+class ToFloat32(FunctionTransformer):
+    def __init__(self):
+        super().__init__(lambda X: X.astype("float32"))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dataset"])
+def test_pool_and_labelled_samples_may_come_in_different_containers(kind):
+    net, X, known = fitted(), images(N_POOL), images(N_LABELED, seed=1)
+    expected = FisherMask(0.9).select(net, X, 5, X_labeled=known).tolist()
+    pool = torch.as_tensor(X)
+    if kind == "dataset":
+        pool = torch.utils.data.TensorDataset(pool, torch.zeros(len(pool)))
+    assert FisherMask(0.9).select(net, pool, 5, X_labeled=known).tolist() == expected
+    assert FisherMask(0.9).select(net, pool, 5, X_labeled=[]).tolist() != expected
+
+
+def test_an_iterator_that_drops_samples_is_refused():
+    net = fitted(iterator_valid__drop_last=True)
+    with pytest.raises(
+        ValueError, match="gave 28 of the 30 samples of X_pool; set iterator_valid__drop_last=False"
+    ):
+        FisherMask(0.9, batch_size=7).select(net, images(N_POOL), 3, X_labeled=images(0))
 
 
 def bits(net):
@@ -334,13 +428,6 @@ class NoLogits(nn.Linear):
         return self.ending(super().forward(x))
 
 
-def vector_net(module, criterion=nn.CrossEntropyLoss, cls=NeuralNetClassifier):
-    return cls(module, criterion=criterion, verbose=0, train_split=None).initialize()
-
-
-VECTORS = np.random.default_rng(0).normal(size=(6, 4))
-
-
 @pytest.mark.parametrize(
     ("net", "error", "message"),
     [
@@ -391,6 +478,9 @@ def test_nets_that_cannot_be_asked(net, error, message):
         ({"sparsity": True}, "sparsity=True"),
         ({"sparsity": "0.1"}, "sparsity='0.1'"),
         ({"sparsity": float("nan")}, "sparsity=nan"),
+        ({"mask": np.zeros(2)}, "is unknown; use one of fisher"),
+        ({"weighting": np.zeros(2)}, "is unknown; use 'fisher'"),
+        ({"mask": lambda *_: None}, "integer positions; it returned NoneType"),
         ({"mask": "best"}, "mask='best' is unknown; use one of fisher, per_layer, random"),
         ({"weighting": "p"}, "weighting='p' is unknown"),
         ({"layers": []}, r"layers=\[\] must be"),
@@ -431,7 +521,20 @@ def test_parameters_out_of_range(params, message):
         ),
         (images(5)[:, :, :5], 1, None, ValueError, r"cannot take these samples, of shape \(1, 5, 6\)"),
         (scipy.sparse.csr_matrix(np.eye(5)), 1, None, TypeError, r"sparse matrix of shape \(5, 5\)"),
-        (None, 1, None, TypeError, "X_pool is None"),
+        (None, 1, None, TypeError, "X_pool is None; pass samples"),
+        (3, 1, None, TypeError, "X_pool is 3; pass samples"),
+        ("abc", 1, None, TypeError, "X_pool is 'abc'; pass samples"),
+        (np.array(3.0), 1, None, TypeError, r"X_pool is array\(3.\); pass samples"),
+        (np.array(["a", "b"]), 1, None, TypeError, "the net takes numbers, one sample a row: encode it"),
+        ([], 1, None, ValueError, "X_pool is empty"),
+        ({}, 1, None, ValueError, "X_pool is empty"),
+        (
+            images(5).astype("float32"),
+            1,
+            None,
+            ValueError,
+            "dtype float32.*shape and dtype that it was fitted on",
+        ),
     ],
 )
 def test_samples_that_cannot_be_taken(X, n_instances, X_labeled, error, message):
