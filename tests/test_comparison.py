@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 from scipy import sparse, stats
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_iris
@@ -246,6 +247,8 @@ def test_an_error_keeps_the_rounds_before_and_frees_the_file(tmp_path):
 
 def run_in_child(path, n_jobs=1, limit=None):
     """Play a comparison in a forked process: it has imported everything already, so that kills hit the work."""
+    # The child would take an earlier test's pool of workers for its own, and wait for threads that it does not have.
+    get_reusable_executor().shutdown(wait=True)
     child = os.fork()
     if child:
         return child
