@@ -41,7 +41,8 @@ class FisherMask(BaseEstimator):
         tensor; k at random; or a callable ``(scores, k, slices) -> positions``, which is given the scores
         (P,), and the slice of each parameter that may be masked.
     keep_head : bool, default=True
-        Keep all of the head's weights (where `layers` allows them) and fill the rest by score.
+        Keep all of the head's weights (where `layers` allows them) and fill the rest by score, or at random with
+        ``mask="random"``. A callable decides for itself.
     head : str, optional
         Name of the head's module. By default the layer nearest the output with one output a class.
     weighting : {"fisher", "uniform"}, default="fisher"
