@@ -113,7 +113,8 @@ def per_layer_mask(
     kept = [] if head is None else [head]
     for place in slices.values():
         inside = candidates[(candidates >= place.start) & (candidates < place.stop)]
-        kept.append(inside[top_k(scores[inside], ceil(fraction * len(inside) - ROUNDING))])
+        share = max(1, ceil(fraction * len(inside) - ROUNDING)) if len(inside) else 0
+        kept.append(inside[top_k(scores[inside], share)])
     return torch.unique(torch.cat(kept))
 
 

@@ -26,11 +26,13 @@ from torch import Tensor
 FLOAT32_DAMPING = 0.1
 # The updates of the first picks are the largest, and cancel most later. In these picks, or this share of all, the
 # leading directions, which hold all but this share of the trace of F̄, are multiplied in float64.
-EXACT_PICKS, EXACT_SHARE, TAIL_SHARE = 10, 1 / 8, 1e-3
+EXACT_PICKS, EXACT_SHARE, TAIL_SHARE = 10, 1 / 8, 1e-4
 # A pick of gain g in float32 leaves about this times (g/g')² in the relative error of a later gain g', less where
 # only the tail was float32 (both measured on the embeddings of a trained net) ...
 FLOAT32_ERROR = 5e-9
-# ... and where the sum of them passes this, A and B are computed afresh.
+# ... in float64 this ...
+FLOAT64_ERROR = 1e-17
+# ... and where the sum of them passes this, M⁻¹, A and B are computed afresh before the next pick.
 ERROR_LIMIT = 1e-4
 # Where λ is this close to the rounding of the information, gains may be rounding too.
 ROUNDING_SHARE = 1e-3
@@ -140,6 +142,10 @@ def select(
     for t in range(n_picks):
         reductions = trace_reductions(state.a, state.b).masked_fill(~available, -torch.inf)
         best = _best(reductions, choose, tie_tolerance)
+        if state.is_stale(reductions[best]):
+            state.refresh()
+            reductions = trace_reductions(state.a, state.b).masked_fill(~available, -torch.inf)
+            best = _best(reductions, choose, tie_tolerance)
         picked.append(best)
         gains.append(reductions[best])
         available[best] = False
@@ -266,6 +272,8 @@ class _State:
         n, c, self.n_leading = embeddings.shape
         self.a, self.b = (information.new_empty(n, c, c) for _ in range(2))
         self.error = information.new_zeros(())
+        self.whitened = False
+        self.picked: list[Tensor] = []
 
     @classmethod
     def initial(cls, embeddings: Tensor, information: Tensor, known: Tensor | None, damping: float) -> _State:
@@ -284,14 +292,24 @@ class _State:
         state = cls(embeddings, eigenvalues, identity)
         tail = eigenvalues.sum() - eigenvalues.cumsum(0)
         state.n_leading = int((tail > TAIL_SHARE * eigenvalues.sum()).sum()) + 1
-        state.refresh(whitened=True)
+        state.whitened = True
+        state.refresh()
         return state
 
-    def refresh(self, *, whitened: bool = False) -> None:
-        """A and B from their definitions; `whitened` says that M⁻¹ = I."""
+    def rebuild_inverse(self) -> None:
+        """M⁻¹ from M_∅ = I and the picks, without the rounding of all the steps between."""
+        if self.whitened and self.picked:
+            v = self.embeddings[torch.stack(self.picked)].to(self.information.dtype).flatten(0, 1)
+            factor, failed = torch.linalg.cholesky_ex(_plus_identity(v.mT @ v))
+            if not bool(failed):
+                self.inv_information = torch.cholesky_inverse(factor)
+
+    def refresh(self) -> None:
+        """M⁻¹, A and B from their definitions."""
+        self.rebuild_inverse()
         for part in _blocks(self.embeddings):
             v = self.embeddings[part].to(self.information.dtype)
-            p = v if whitened else v @ self.inv_information
+            p = v if self.whitened and not self.picked else v @ self.inv_information
             self.a[part] = p @ v.mT
             self.b[part] = self._times_information(p) @ p.mT
         self.error.zero_()
@@ -300,10 +318,15 @@ class _State:
         """Pick sample i: M grows by its information."""
         n_exact = self._n_columns if self.exact else early * self.n_leading
         self._apply(i, 1, n_exact)
-        if n_exact < self._n_columns:
-            self.error += FLOAT32_ERROR * (TAIL_SHARE if early else 1) * gain.square()
-            if bool(self.error > ERROR_LIMIT * gain.square()):
-                self.refresh()
+        self.picked.append(i)
+        rounding = (
+            FLOAT32_ERROR * (TAIL_SHARE if early else 1) if n_exact < self._n_columns else FLOAT64_ERROR
+        )
+        self.error += rounding * gain.square()
+
+    def is_stale(self, gain: Tensor) -> bool:
+        """Whether a gain this small may be rounding of the larger ones before it."""
+        return bool(self.error > ERROR_LIMIT * gain.square())
 
     def remove(self, i: Tensor) -> None:
         """Take sample i back: M shrinks by its information."""
@@ -311,6 +334,7 @@ class _State:
 
     def restrict(self, samples: Tensor) -> _State:
         """The same M, with these samples alone as candidates; A and B are computed afresh."""
+        self.rebuild_inverse()
         restricted = _State(self.embeddings[samples], self.information, self.inv_information)
         restricted.refresh()
         return restricted

@@ -120,6 +120,11 @@ def test_containers_give_the_picks_of_their_array(fitted, wrap, n_instances):
     assert picks(fitted, wrap(SAMPLES[N_LABELED:]), wrap(SAMPLES[:N_LABELED]), n_instances) == expected
 
 
+@pytest.mark.parametrize("wrap", [torch.tensor, dataset, lambda samples: SliceDataset(dataset(samples))])
+def test_pool_and_labelled_samples_may_come_in_different_containers(fitted, expected, wrap):
+    assert picks(fitted, wrap(SAMPLES[N_LABELED:]), SAMPLES[:N_LABELED]) == expected
+
+
 def test_a_dict_of_arrays_feeds_a_module_of_several_inputs(fitted, expected):
     net = with_weights(a_net(TwoInputs), fitted)
 

@@ -80,6 +80,17 @@ def test_large_problems_take_the_same_picks(name, value, n_labeled, monkeypatch,
     np.testing.assert_allclose(gains, expected_gains, rtol=1e-7)
 
 
+def test_float64_does_not_lose_late_gains_beside_huge_early_ones():
+    """Condition 1e8: M⁻¹, A and B that were only ever updated would hold little but rounding by then."""
+    rng = np.random.default_rng(0)
+    pool = rng.normal(size=(30, 2, 12)) * np.geomspace(1e4, 1, 12)
+    picks, gains = run(pool, random_embeddings(0, c=2, k=12), 20)
+    expected, expected_gains = reference.naive_selection(pool, np.zeros((0, 2, 12)), 20)
+    assert picks[:12] == expected[:12]
+    np.testing.assert_allclose(gains[:12], expected_gains[:12], rtol=1e-3)
+    assert min(gains) >= 0
+
+
 def test_embeddings_are_overwritten_only_when_asked():
     v = torch.as_tensor(random_embeddings(9))
     before = v.clone()
