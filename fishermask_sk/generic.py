@@ -5,10 +5,12 @@ Slow beside the layer rules, and right where they do not apply.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fishermask_sk.modules import Batch, map_tensors
 
@@ -91,8 +93,13 @@ class GenericGradients:
             return {name: _pick(gradients[name].flatten(1), entries) for name, entries in wanted.items()}
 
         with (
-            torch.no_grad()
-        ):  # weights that are not wanted ask for gradients too; rows would carry their graph
+            torch.no_grad(),  # weights that are not wanted ask for gradients too; rows would carry their graph
+            sdpa_kernel(SDPBackend.MATH),  # the fused kernels of attention know no vmap
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings(
+                "ignore", "There is a performance drop because we have not yet implemented"
+            )
             result: dict[str, Tensor] = torch.func.vmap(rows_of_sample)(batch, cotangents)
         return result
 

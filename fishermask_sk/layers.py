@@ -6,13 +6,14 @@ This file sees torch modules; nothing here depends on the names that their autho
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
+from torch.nn.utils import parametrize
 
 
 class Layout(NamedTuple):
@@ -28,7 +29,9 @@ def find_layout(
     """Find head and stem by one forward pass.
 
     The *head* is the layer nearest the output, in the graph, whose output dimension is the number of class
-    scores. The *stem* are the layers with parameters whose input depends on no other parameter.
+    scores; a bare parameter (C, d) or (d, C) that a network multiplies with by itself counts as a layer. The
+    *stem* are the layers with parameters whose input depends on no other parameter; the bare parameters of a
+    module that calls other layers (class tokens, position embeddings, layer scale) are never of them.
 
     Parameters
     ----------
@@ -37,7 +40,7 @@ def find_layout(
     run : callable -> class scores of shape (n, n_outputs), from a forward pass of `module`
     n_outputs : int
     head : str, optional
-        Name of the head's module, instead of the rule.
+        Name of the head's module, or of a parameter, instead of the rule.
 
     Returns
     -------
@@ -46,7 +49,7 @@ def find_layout(
     Raises
     ------
     ValueError
-        Where `head` names no module with parameters.
+        Where `head` names neither a module with parameters nor a parameter.
 
     Examples
     --------
@@ -55,17 +58,20 @@ def find_layout(
     Layout(head=('4.weight', '4.bias'), stem=('0.weight', '0.bias'))
     """
     names = {id(p): name for name, p in module.named_parameters()}
-    own = {m: [names[id(p)] for p in m.parameters(recurse=False)] for m in module.modules()}
+    own = {m: [names[id(p)] for p in _own_parameters(m)] for m in _layers(module)}
     owners = {m: parameters for m, parameters in own.items() if parameters}
     if head is not None:
         return Layout(_named_head(module, head, names), _stem(owners, module, run)[0])
     stem, scores, outputs = _stem(owners, module, run)
-    nearest = _nearest(
-        scores, {m: node for m, (shape, node) in outputs.items() if _ends_in(shape, n_outputs)}
-    )
-    if nearest is None:
-        return Layout((), stem)
-    return Layout(tuple(names[id(p)] for p in nearest.parameters()), stem)
+    ends = {m: node for m, (shape, node) in outputs.items() if _ends_in(shape, n_outputs)}
+    bare = {
+        p: m
+        for m in owners
+        if m not in outputs or _holds_layers(m)
+        for p in _own_parameters(m)
+        if p.ndim == 2 and n_outputs in p.shape
+    }
+    return Layout(_nearest(scores, ends, bare, n_outputs, names), stem)
 
 
 def candidate_names(layers: str | Sequence[str], layout: Layout, trainable: Iterable[str]) -> list[str]:
@@ -122,26 +128,55 @@ def candidate_names(layers: str | Sequence[str], layout: Layout, trainable: Iter
 
 def _named_head(module: nn.Module, head: str, names: dict[int, str]) -> tuple[str, ...]:
     modules = dict(module.named_modules())
+    if head in names.values():
+        return (head,)
     if head not in modules or not any(True for _ in modules[head].parameters()):
         known = [name for name, m in modules.items() if name and any(True for _ in m.parameters())]
-        raise ValueError(f"head={head!r} names no module with parameters; there are {', '.join(known)}.")
+        raise ValueError(
+            f"head={head!r} names no module with parameters and no parameter; there are {', '.join(known)}."
+        )
     return tuple(names[id(p)] for p in modules[head].parameters())
 
 
 Outputs = dict[nn.Module, tuple[torch.Size, Node]]
 
 
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """All modules but those inside a parametrization, whose parameters are those of the layer around them."""
+    inside = {
+        id(part)
+        for m in module.modules()
+        if parametrize.is_parametrized(m)
+        for part in m.parametrizations.modules()  # type: ignore[union-attr]
+    }
+    return [m for m in module.modules() if id(m) not in inside]
+
+
+def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    own = list(module.parameters(recurse=False))
+    if parametrize.is_parametrized(module):
+        own += module.parametrizations.parameters()  # type: ignore[union-attr]
+    return own
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a call's arguments; a PackedSequence is a tuple as well."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
 def _stem(
     owners: dict[nn.Module, list[str]], module: nn.Module, run: Callable[[], Tensor]
 ) -> tuple[tuple[str, ...], Tensor, Outputs]:
     """Run once; see whose input needs no gradient, and where in the graph each layer's output lies."""
-    first: list[str] = []
+    sees_input: dict[nn.Module, bool] = {}
     outputs: Outputs = {}
 
     def before(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-        if m not in outputs and not any(v.requires_grad for v in seen):
-            first.extend(name for name in owners[m] if name not in first)
+        sees_input.setdefault(m, not any(v.requires_grad for v in _tensors((args, kwargs))))
 
     def after(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad:
@@ -158,29 +193,44 @@ def _stem(
     finally:
         for handle in handles:
             handle.remove()
-    in_order = [name for name, _ in module.named_parameters() if name in first]
-    return tuple(in_order), scores, outputs
+    first = {
+        name
+        for m, sees in sees_input.items()
+        if sees and not any(inner in sees_input for inner in m.modules() if inner is not m)
+        for name in owners[m]
+    }
+    return tuple(name for name, _ in module.named_parameters() if name in first), scores, outputs
 
 
 def _ends_in(shape: torch.Size, n_outputs: int) -> bool:
     return len(shape) >= 2 and n_outputs in (shape[-1], shape[1])
 
 
-def _nearest(scores: Tensor, places: dict[nn.Module, Node]) -> nn.Module | None:
-    """The layer whose output is met first, walking back from the scores."""
+def _nearest(
+    scores: Tensor,
+    places: dict[nn.Module, Node],
+    bare: dict[nn.Parameter, nn.Module],
+    n_outputs: int,
+    names: dict[int, str],
+) -> tuple[str, ...]:
+    """Parameters of the layer whose output, or of the bare parameter, that is met first on the way back."""
     at = {node: m for m, node in places.items() if not _holds_layers(m)}
     if scores.grad_fn is None:
-        return None
+        return ()
     queue, met = deque([scores.grad_fn]), {scores.grad_fn}
     while queue:
         node = queue.popleft()
         if node in at:
-            return at[node]
+            return tuple(names[id(p)] for p in at[node].parameters())
+        weight = getattr(node, "variable", None)
+        if weight is not None and weight in bare:
+            own = _own_parameters(bare[weight])
+            return tuple(names[id(p)] for p in own if p is weight or p.shape == (n_outputs,))
         for following, _ in node.next_functions:
             if following is not None and following not in met:
                 met.add(following)
                 queue.append(following)
-    return None
+    return ()
 
 
 def _holds_layers(module: nn.Module) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,7 +30,11 @@ def parameter_slices(module: nn.Module) -> dict[str, slice]:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards modes, `requires_grad` and buffers are as before, after errors too."""
+    """Evaluation mode inside, and nothing compiled; afterwards all is as before, after errors too.
+
+    What is given back are modes, `requires_grad` and buffers. Compiled modules run as they were written:
+    the hooks that see a layer's input do not reach into compiled code.
+    """
     modes = [(m, m.training) for m in module.modules()]
     needs_grad = [(p, p.requires_grad) for p in module.parameters()]
     buffers = [
@@ -39,7 +44,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     ]
     try:
         module.eval()
-        yield
+        with _uncompiled():
+            yield
     finally:
         for m, training in modes:
             m.training = training
@@ -50,6 +56,13 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
                 if buffer is not None and before is not None and not torch.equal(buffer, before):
                     buffer.copy_(before)
                 m._buffers[name] = buffer  # forward may have put another tensor in its place
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Inside, `torch.compile`d modules and functions run eagerly (from torch 2.6 on)."""
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()  # nothing is compiled yet, and importing the compiler takes seconds
+    return torch.compiler.set_stance("force_eager")
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:

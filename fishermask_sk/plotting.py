@@ -550,7 +550,10 @@ class MaskDisplay:
             raise ValueError(
                 f"{type(strategy).__name__} has no weights_per_layer_; run a query with it first."
             )
-        sizes = None if module is None else {name: p.numel() for name, p in module.named_parameters()}
+        if module is None:
+            return cls(counts)
+        # A compiled module puts this in front of the names that it was written with.
+        sizes = {name.removeprefix("_orig_mod."): p.numel() for name, p in module.named_parameters()}
         return cls(counts, sizes)
 
     def plot(self, ax: Any = None, *, empty: bool = False) -> MaskDisplay:

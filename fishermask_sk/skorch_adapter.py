@@ -48,8 +48,8 @@ class FittedNet(NamedTuple):
 
     @property
     def module(self) -> nn.Module:
-        """The torch module as it is now: a refit makes a new one."""
-        return self.net.module_
+        """The torch module as it is now, uncompiled: a refit makes a new one."""
+        return _eager(self.net.module_)
 
     def dataset(self, X: Any, name: str) -> tuple[Any, int]:
         """X, after the steps before the net, as the Dataset that the net predicts from.
@@ -122,7 +122,7 @@ class FittedNet(NamedTuple):
                     f"The net cannot take these samples, {_describe(batch)}: {str(error).splitlines()[0]}. Pass "
                     "samples of the shape and dtype that it was fitted on."
                 ) from error
-        criterion = type(self.net.criterion_).__name__
+        criterion = type(_eager(self.net.criterion_)).__name__
         if not isinstance(outputs, Tensor):
             raise ValueError(
                 f"The net's module returned {type(outputs).__name__}; expected a tensor of class scores."
@@ -192,17 +192,20 @@ def fitted_net(learner: Any) -> FittedNet:
             f"This {type(estimator).__name__} is not fitted yet; fit it, or give the learner its first labelled "
             "samples, before asking for more."
         )
+    criterion = _eager(estimator.criterion_)
     for kind, scores in CRITERIA.items():
-        if isinstance(estimator.criterion_, kind):
+        if isinstance(criterion, kind):
             return FittedNet(estimator, scores, tuple(steps))
     raise ValueError(
         f"FisherMask needs a classifier's criterion: CrossEntropyLoss on logits, NLLLoss on probabilities or "
-        f"BCEWithLogitsLoss on one logit; this net was fitted with {type(estimator.criterion_).__name__}."
+        f"BCEWithLogitsLoss on one logit; this net was fitted with {type(criterion).__name__}."
     )
 
 
 def is_empty(X: Any) -> bool:
-    """Whether there are no samples in X: no rows, no elements, or no keys."""
+    """Whether there are no samples in X: no rows, no elements, or no keys, or none in what a dict holds."""
+    if isinstance(X, dict) and X:
+        return all(is_empty(values) for values in X.values())
     return (X.shape[0] if hasattr(X, "shape") else len(X)) == 0
 
 
@@ -249,6 +252,11 @@ def _unwrap(estimator: Any) -> Any:
             f"This {kind} has no {attributes[0]} yet; fit it (a search with refit=True) first."
         )
     return getattr(estimator, attributes[0])
+
+
+def _eager(module: nn.Module) -> nn.Module:
+    """The module that was given to `torch.compile`; skorch compiles the criterion as well."""
+    return getattr(module, "_orig_mod", module)
 
 
 def _check_values(values: Any, name: str) -> None:

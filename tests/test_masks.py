@@ -6,6 +6,7 @@ import pytest
 import reference
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fishermask_sk.layers import Layout, candidate_names, find_layout
 from fishermask_sk.masks import (
@@ -120,7 +121,7 @@ def layout_of(module, batch, **kwargs):
 def test_head_and_stem_are_found_by_use_not_by_name():
     layout = layout_of(ClassToken(), torch.zeros(2, 5))
     assert layout.head == ("a_head.weight", "a_head.bias")
-    assert layout.stem == ("token", "z_stem.weight", "z_stem.bias")
+    assert layout.stem == ("z_stem.weight", "z_stem.bias")  # the token never sees the input
     names = [
         "token",
         "a_head.weight",
@@ -130,7 +131,7 @@ def test_head_and_stem_are_found_by_use_not_by_name():
         "z_stem.weight",
         "z_stem.bias",
     ]
-    assert candidate_names("middle", layout, names) == ["middle.weight", "middle.bias"]
+    assert candidate_names("middle", layout, names) == ["token", "middle.weight", "middle.bias"]
     assert candidate_names("last", layout, names) == ["a_head.weight", "a_head.bias"]
     assert candidate_names("all", layout, names) == names
     assert candidate_names(["*.bias", "token"], layout, names) == [
@@ -156,6 +157,23 @@ def test_the_head_can_be_named():
     assert layout.head == ("middle.weight", "middle.bias")
     with pytest.raises(ValueError, match=r"head='fc' names no module.*a_head, middle, z_stem"):
         layout_of(ClassToken(), torch.zeros(2, 5), head="fc")
+
+
+def test_a_bare_parameter_can_be_the_head():
+    class Prototypes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.rows = nn.Linear(5, 4), nn.Parameter(torch.randn(3, 4))
+            self.bias, self.scale = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            x = F.normalize(self.body(x).tanh(), dim=1)
+            return self.scale * (x @ F.normalize(self.rows, dim=1).T) + self.bias
+
+    assert layout_of(Prototypes(), torch.zeros(2, 5)).head == ("rows", "bias")
+    assert layout_of(Prototypes(), torch.zeros(2, 5), head="rows") == Layout(
+        ("rows",), ("body.weight", "body.bias")
+    )
 
 
 def test_frozen_layers_count_when_asking_who_comes_first():
