@@ -1,0 +1,31 @@
+"""Study 6: CIFAR-10, imbalanced as in study 1, all strategies and the sparsities, 5 seeds: intervals only.
+
+Fixed before the first run: everything here, as the study was planned.
+"""
+
+from functools import partial
+
+from common import STRATEGIES, Setting, Study, load_pool
+
+from fishermask_sk import FisherMask, ResNet18Classifier
+
+STUDY = Study(
+    question="Which strategy finds and learns the rare classes, on CIFAR-10?",
+    n_seeds=5,
+    settings=[
+        Setting(
+            name="imbalanced",
+            dataset="cifar10",
+            load=partial(load_pool, name="cifar10", pool={0: 250, 1: 5000, 2: 250, 3: 250}),
+            estimator=ResNet18Classifier(width=16, head_bias=False, classes=range(4), crop_and_flip=True),
+            strategies=strategies,
+            n_initial=60,
+            n_instances=40,
+            n_queries=8,
+        )
+        for strategies in (
+            STRATEGIES,
+            {f"FisherMask {sparsity}": FisherMask(sparsity) for sparsity in (0.001, 0.005, 0.01)},
+        )
+    ],
+)
