@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from fishermask_sk._net_checks import check_candidates, check_samples_apart, reached_parameters
 from fishermask_sk.fisher import information
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.layers import Layout, candidate_names, find_layout
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from fishermask_sk.query_strategy import FisherMask
 
 logger = logging.getLogger(__name__)
+
+# Samples that the net is tried on before any expensive work.
+EXAMPLES = 8
 
 
 class Query:
@@ -89,6 +93,7 @@ class Query:
         params, fitted = self.params, self.fitted
         example = self._example(self.pool)
         n_outputs = fitted.check_outputs(example)
+        check_samples_apart(fitted, example, min(EXAMPLES, self.n_pool))
         if self.labeled is not None:
             fitted.check_outputs(self._example(self.labeled))
         trainable = [name for name, p in fitted.module.named_parameters() if p.requires_grad]
@@ -96,8 +101,10 @@ class Query:
             raise ValueError(
                 "All weights of the net are frozen; FisherMask needs some with requires_grad=True."
             )
+        reached = reached_parameters(fitted, example, trainable)
         layout = self._layout(example, n_outputs)
         names = candidate_names(params.layers, layout, trainable)
+        check_candidates(params.layers, names, reached)
         gradients = PerSampleGradients(fitted.module, fitted.logits, example)
         n_trainable = sum(gradients.parameters[name].numel() for name in trainable)
         k = n_kept(params.sparsity, n_trainable)
@@ -115,7 +122,7 @@ class Query:
     def _example(self, dataset: Dataset) -> Any:
         """The first samples, for checks that read no more."""
         n = self.n_pool if dataset is self.pool else self.n_labeled
-        return next(self.fitted.batches(dataset, 8, range(min(8, n))))
+        return next(self.fitted.batches(dataset, EXAMPLES, range(min(EXAMPLES, n))))
 
     def _diagonal_fisher(self, gradients: PerSampleGradients) -> Tensor:
         """Step 1, over samples drawn from pool and labelled together."""

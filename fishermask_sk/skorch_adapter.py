@@ -125,7 +125,13 @@ class FittedNet(NamedTuple):
         criterion = type(_eager(self.net.criterion_)).__name__
         if not isinstance(outputs, Tensor):
             raise ValueError(
-                f"The net's module returned {type(outputs).__name__}; expected a tensor of class scores."
+                f"The net's module returned {type(outputs).__name__}; expected a tensor of class scores, or a tuple "
+                "that begins with it: return that from forward, of a Hugging Face model its logits."
+            )
+        if not outputs.is_floating_point():
+            raise ValueError(
+                f"The module returned numbers of dtype {str(outputs.dtype).removeprefix('torch.')}; expected class "
+                "scores, real numbers that gradients can be taken of: return them, not the classes."
             )
         shape = tuple(outputs.shape)
         if self.scores == "logit":
@@ -198,7 +204,8 @@ def fitted_net(learner: Any) -> FittedNet:
             return FittedNet(estimator, scores, tuple(steps))
     raise ValueError(
         f"FisherMask needs a classifier's criterion: CrossEntropyLoss on logits, NLLLoss on probabilities or "
-        f"BCEWithLogitsLoss on one logit; this net was fitted with {type(criterion).__name__}."
+        f"BCEWithLogitsLoss on one logit; this net was fitted with {type(criterion).__name__}. Fit it with one of "
+        "these; regression has no class probabilities to take gradients of, so use another strategy for it."
     )
 
 

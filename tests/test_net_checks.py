@@ -1,0 +1,180 @@
+"""Nets that cannot be right are refused in words, before anything expensive, by every way in."""
+
+import numpy as np
+import pytest
+import torch
+from networks import CLASSES, N, make_net, vectors
+from skorch import NeuralNetBinaryClassifier, NeuralNetRegressor
+from torch import nn
+from torch.nn import functional as F
+
+from fishermask_sk import FisherMask
+from fishermask_sk.gradients import PerSampleGradients
+
+X = vectors(np.random.default_rng(0), N)
+
+
+class Body(nn.Module):
+    """A small classifier whose ways of going wrong are given as functions."""
+
+    def __init__(self, middle=None, end=None, outputs=CLASSES):
+        super().__init__()
+        self.body, self.head = nn.Linear(7, 6), nn.Linear(6, outputs)
+        self.middle, self.end = middle, end
+
+    def forward(self, x):
+        x = self.body(x).tanh()
+        x = self.head(x if self.middle is None else self.middle(x))
+        return x if self.end is None else self.end(x)
+
+
+class SequenceFirst(nn.Module):
+    """Attention that takes the samples for tokens, since nobody said batch_first=True."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(1, 1), nn.Linear(7, CLASSES)
+
+    def forward(self, x):
+        x = x[:, :, None]
+        return self.head(self.attention(x, x, x)[0][:, :, 0])
+
+
+class Counting(Body):
+    """A forward that remembers."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) + self.calls * torch.arange(CLASSES)
+
+
+class Flattened(nn.Module):
+    """Scores a token, not a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(1, CLASSES)
+
+    def forward(self, x):
+        return self.head(x.reshape(-1, 1))
+
+
+def under_no_grad(x):
+    return x.detach()
+
+
+def query(module, layers="all", cls=None, **params):
+    torch.manual_seed(0)
+    net = make_net(module.double(), **({} if cls is None else {"cls": cls}), **params).initialize()
+    return FisherMask(10, layers=layers, keep_head=False).select(net, X, 2, X_labeled=X[:0])
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            Body(nn.BatchNorm1d(6, track_running_stats=False)),
+            r"takes 8 samples but not one alone: Expected more than 1 value.*track_running_stats=True",
+        ),
+        (
+            Body(lambda x: x - x.mean(0)),
+            r"depend on the others of its batch: alone they differ by [\d.]+ of the largest.*LayerNorm",
+        ),
+        (SequenceFirst(), r"depend on the others of its batch.*batch_first=True"),
+        (
+            Body(lambda x: torch.cat([x[:1], x[1:] + x[:-1]])),  # the first sample alone would not show it
+            "depend on the others of its batch",
+        ),
+        (Body(F.dropout), r"differ by .* from one pass to the next.*training=self.training"),
+        (
+            Body(lambda x: x + torch.randn_like(x)),
+            "expected the same scores. Turn off what draws random numbers",
+        ),
+        (Counting(), "from one pass to the next, in evaluation mode.*keeps state"),
+        (
+            Body(end=lambda x: x.squeeze(0)),
+            r"returned shape \(3,\) for one sample and \(8, 3\).*squeeze\(-1\)",
+        ),
+        (Flattened(), "returned 56 rows of scores for 8 samples; expected one row a sample"),
+        (
+            Body(end=lambda x: x.argmax(1)[:, None]),
+            "numbers of dtype int64; expected class scores.*not the classes",
+        ),
+        (
+            Body(end=lambda x: {"logits": x}),
+            "returned dict; expected a tensor.*a Hugging Face model its logits",
+        ),
+        (Body(end=under_no_grad), r"depend on none of its 4 trainable parameters.*torch.no_grad\(\)"),
+        (
+            Body(end=lambda x: torch.as_tensor(x.detach().numpy())),
+            "expected a differentiable path to some. Look for",
+        ),
+    ],
+)
+def test_nets_that_cannot_be_right(module, message, monkeypatch):
+    def too_late(*args):
+        raise AssertionError("gradients were asked for before the net was refused")
+
+    monkeypatch.setattr(PerSampleGradients, "__init__", too_late)
+    with pytest.raises(ValueError, match=message):
+        query(module)
+
+
+def test_candidates_behind_a_detach():
+    with pytest.raises(
+        ValueError,
+        match=r"layers='body\.\*' allows body.weight, body.bias, and.*they do on head.bias, head.weight. Choose",
+    ):
+        query(Body(under_no_grad), layers="body.*")
+    assert len(query(Body(under_no_grad), layers="last")) == 2
+
+
+def test_many_names_are_cut_short():
+    deep = nn.Sequential(*[nn.Linear(7, 7) for _ in range(4)])
+    with pytest.raises(ValueError, match=r"allows middle.0.weight, .*middle.2.weight and 3 more, and"):
+        query(Detached(deep), layers="middle.*")
+
+
+class Detached(nn.Module):
+    def __init__(self, middle):
+        super().__init__()
+        self.middle, self.head = middle, nn.Linear(7, CLASSES)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.middle(x)
+        return self.head(x)
+
+
+def test_one_logit_whose_samples_axis_is_squeezed_away():
+    with pytest.raises(
+        ValueError, match=r"returned shape \(\) for one sample and \(8,\) for 8; expected \(1,\)"
+    ):
+        query(Body(outputs=1, end=torch.squeeze), criterion=nn.BCEWithLogitsLoss)
+    # skorch's binary net puts the axis back.
+    assert len(query(Body(outputs=1, end=torch.squeeze), cls=NeuralNetBinaryClassifier)) == 2
+
+
+def test_regression():
+    with pytest.raises(ValueError, match=r"fitted with MSELoss.*regression has no class probabilities"):
+        query(Body(outputs=1), cls=NeuralNetRegressor, criterion=nn.MSELoss)
+
+
+def test_coarse_arithmetic_is_no_fault():
+    """In float32 and bfloat16 a sample alone is summed in another order."""
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        wide = nn.Sequential(
+            nn.Linear(7, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, CLASSES)
+        )
+        net = make_net(wide.to(dtype)).initialize()
+        samples = torch.as_tensor(X, dtype=dtype)
+        assert len(FisherMask(10, keep_head=False).select(net, samples, 1, X_labeled=samples[:0])) == 1
+
+
+def test_a_pool_of_one_sample_is_no_batch():
+    assert query(Body()).shape == (2,)
+    net = make_net(Body().double()).initialize()
+    assert FisherMask(10, keep_head=False).select(net, X[:1], 1, X_labeled=X[:0]).tolist() == [0]
