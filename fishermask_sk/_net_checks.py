@@ -69,7 +69,8 @@ def check_samples_apart(fitted: FittedNet, example: Any, n_samples: int) -> None
                 raise ValueError(
                     "The module's scores of a sample depend on the others of its batch: alone they differ by "
                     f"{apart:.2g} of the largest. A sample's gradient must be its own: give BatchNorm "
-                    "track_running_stats=True (or use LayerNorm, GroupNorm), attention and recurrent layers batch_first=True."
+                    "track_running_stats=True (or use LayerNorm, GroupNorm), attention and recurrent layers "
+                    "batch_first=True."
                 )
 
 
