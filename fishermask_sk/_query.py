@@ -10,7 +10,7 @@ from math import ceil
 from numbers import Integral
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,18 @@ logger = logging.getLogger(__name__)
 
 # Samples that the net is tried on before any expensive work.
 EXAMPLES = 8
+
+
+class Plan(NamedTuple):
+    """What is known of a query before any expensive work: per-sample gradients, layout, candidates, k, rows."""
+
+    gradients: PerSampleGradients
+    layout: Layout
+    names: list[str]
+    candidates: Tensor
+    k: int
+    n_trainable: int
+    n_rows: int
 
 
 class Query:
@@ -88,8 +100,8 @@ class Query:
             "timings_": self.timings,
         }
 
-    def _find_mask(self) -> tuple[PerSampleGradients, Tensor]:
-        """Steps 1 and 2: diagonal Fisher information, and the positions that are kept."""
+    def plan(self) -> Plan:
+        """What the net is, tried on its first samples, and what a mask may touch."""
         params, fitted = self.params, self.fitted
         example = self._example(self.pool)
         n_outputs = fitted.check_outputs(example)
@@ -110,14 +122,21 @@ class Query:
         k = n_kept(params.sparsity, n_trainable)
         device = next(fitted.module.parameters()).device
         candidates = _positions(gradients.slices, names).to(device)
-        self._refuse_what_does_not_fit(min(k, len(candidates)), max(1, n_outputs - 1))
-        if params.mask == "random":
-            scores = torch.as_tensor(self.rng.uniform(size=gradients.n_parameters), device=device)
+        return Plan(gradients, layout, names, candidates, k, n_trainable, max(1, n_outputs - 1))
+
+    def _find_mask(self) -> tuple[PerSampleGradients, Tensor]:
+        """Steps 1 and 2: diagonal Fisher information, and the positions that are kept."""
+        plan = self.plan()
+        self._refuse_what_does_not_fit(min(plan.k, len(plan.candidates)), plan.n_rows)
+        if self.params.mask == "random":
+            scores = torch.as_tensor(
+                self.rng.uniform(size=plan.gradients.n_parameters), device=plan.candidates.device
+            )
         else:
-            scores = self._diagonal_fisher(gradients)
-        mask_indices = self._mask(scores, k, n_trainable, names, candidates, layout, gradients.slices)
-        self._refuse_what_does_not_fit(len(mask_indices), max(1, n_outputs - 1))
-        return gradients, mask_indices
+            scores = self._diagonal_fisher(plan.gradients)
+        mask_indices = self.mask(plan, scores)
+        self._refuse_what_does_not_fit(len(mask_indices), plan.n_rows)
+        return plan.gradients, mask_indices
 
     def _example(self, dataset: Dataset) -> Any:
         """The first samples, for checks that read no more."""
@@ -139,28 +158,20 @@ class Query:
             )
         return scores
 
-    def _mask(
-        self,
-        scores: Tensor,
-        k: int,
-        n_trainable: int,
-        names: list[str],
-        candidates: Tensor,
-        layout: Layout,
-        slices: dict[str, slice],
-    ) -> Tensor:
-        params = self.params
-        allowed = {name: slices[name] for name in names}
+    def mask(self, plan: Plan, scores: Tensor) -> Tensor:
+        """Step 2, from scores of all weights."""
+        params, candidates, slices = self.params, plan.candidates, plan.gradients.slices
+        allowed = {name: slices[name] for name in plan.names}
         if callable(params.mask):
-            return custom_mask(params.mask, scores, min(k, len(candidates)), allowed, candidates)
-        in_head = [name for name in names if name in layout.head]
+            return custom_mask(params.mask, scores, min(plan.k, len(candidates)), allowed, candidates)
+        in_head = [name for name in plan.names if name in plan.layout.head]
         head = _positions(slices, in_head).to(scores.device) if params.keep_head and in_head else None
         if params.mask == "per_layer":
-            fraction = k / n_trainable if isinstance(params.sparsity, Integral) else params.sparsity
+            fraction = plan.k / plan.n_trainable if isinstance(params.sparsity, Integral) else params.sparsity
             return per_layer_mask(scores, fraction, allowed, candidates, head)
         if head is not None and len(head) < len(candidates):
-            warn_if_head_fills_mask(k, len(head), n_trainable)
-        return ranked_mask(scores, k, candidates, head)
+            warn_if_head_fills_mask(plan.k, len(head), plan.n_trainable)
+        return ranked_mask(scores, plan.k, candidates, head)
 
     def _embed(
         self, gradients: PerSampleGradients, mask_indices: Tensor
@@ -228,11 +239,15 @@ class Query:
         n_picks = min(ceil(self.params.oversample * self.n_instances), self.n_pool)
         return n_picks + n_picks - self.n_instances
 
-    def _refuse_what_does_not_fit(self, k: int, rows: int) -> None:
-        """Compare what the query will hold with what is free."""
+    def needed_bytes(self, k: int, rows: int) -> tuple[int, int]:
+        """What the embeddings and the matrices of the selection take."""
         itemsize = max(4, *(p.itemsize for p in self.fitted.module.parameters() if p.requires_grad))
         embeddings = itemsize * self.n_pool * rows * k
-        matrices = 8 * (6 * k * k + 6 * self.n_pool * rows * rows)
+        return embeddings, 8 * (6 * k * k + 6 * self.n_pool * rows * rows)
+
+    def _refuse_what_does_not_fit(self, k: int, rows: int) -> None:
+        """Compare what the query will hold with what is free."""
+        embeddings, matrices = self.needed_bytes(k, rows)
         needed = embeddings + matrices
         free = free_bytes(next(self.fitted.module.parameters()).device)
         if free is not None and needed > free:

@@ -82,6 +82,15 @@ class PerSampleGradients:
         self.generic = {name for name, p in self.parameters.items() if p.requires_grad} - set(self._routes)
         self._compare_with_autograd(samples(example, slice(4)))
 
+    def ways(self) -> dict[str, str]:
+        """How each trainable parameter's gradients are found: by its layer's rule, by vmap, or sample by sample."""
+        generic = "vmap" if self._any.vmap_works else "one by one"
+        return {
+            name: generic if name in self.generic else f"rule of {type(self._routes[name].module).__name__}"
+            for name, p in self.parameters.items()
+            if p.requires_grad
+        }
+
     def diagonal_fisher(
         self, batches: Iterable[Batch], on_batch: Callable[[int], object] | None = None
     ) -> Tensor:
