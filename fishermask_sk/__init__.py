@@ -3,6 +3,7 @@
 from fishermask_sk._version import __version__
 from fishermask_sk.active_learning import ActiveLearningClassifier
 from fishermask_sk.comparison import compare_strategies
+from fishermask_sk.network_report import check_network
 from fishermask_sk.query_strategy import FisherMask, fisher_mask_sampling
 from fishermask_sk.resnet import ResNet18Classifier
 from fishermask_sk.results import load_results
@@ -12,6 +13,7 @@ __all__ = [
     "FisherMask",
     "ResNet18Classifier",
     "__version__",
+    "check_network",
     "compare_strategies",
     "fisher_mask_sampling",
     "load_results",

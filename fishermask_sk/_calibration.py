@@ -1,0 +1,167 @@
+"""Seconds and bytes of a query, from small pieces of one: each step is timed on few samples and scaled up.
+
+What scales, and with which power of samples N, weights k and picks, is written in `_scaled_selection`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from math import ceil
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from fishermask_sk._query import EXAMPLES, Plan, Query
+from fishermask_sk.fisher import information
+from fishermask_sk.selection import EXACT_PICKS, EXACT_SHARE, select
+
+# Each step may take about this many seconds, and the selection's embeddings this many bytes, on this many weights.
+STEP_SECONDS, SELECTION_BYTES, SELECTION_WEIGHTS = 1.0, 2**26, 1500
+# Picks that are timed: those that are made in float64 first, and as many again.
+PICKS = 2 * EXACT_PICKS
+
+
+class SelectionTimes(NamedTuple):
+    """Seconds until the first pick, of an early pick, and of a later one."""
+
+    setup: float
+    early: float
+    late: float
+
+
+def calibrate(query: Query, plan: Plan, n_pool: int) -> tuple[Tensor, dict[str, float]]:
+    """Time each step of the query on some of its samples, and scale to a pool of `n_pool`.
+
+    Returns
+    -------
+    mask_indices : Tensor of shape (k,)
+        From the few samples.
+    seconds : dict of "mask", "embeddings" and "selection" to float
+    """
+    n_all = n_pool + query.n_labeled
+    n_samples = _affordable(query, plan)
+    batch = next(query.fitted.batches(query.pool, n_samples, range(n_samples)))
+    scores = plan.gradients.diagonal_fisher([batch])
+    n_ranked = 0 if query.params.mask == "random" else min(query.params.n_mask_samples, n_all)
+    per_ranked = _seconds(lambda: _rank(query, plan, n_samples), scores.device) / n_samples
+    with warnings.catch_warnings():  # the report says what the warning about the head says
+        warnings.simplefilter("ignore", UserWarning)
+        mask_indices = query.mask(plan, scores)
+    sub = Query(
+        query.params,
+        query.fitted,
+        Subset(query.pool, range(n_samples)),
+        None,
+        n_samples,
+        0,
+        query.n_instances,
+    )
+    per_embedded = _seconds(lambda: sub._embed(plan.gradients, mask_indices), scores.device) / n_samples
+    embeddings = sub._embed(plan.gradients, mask_indices)[0]
+    n_picks = ceil(query.params.oversample * query.n_instances)
+    return mask_indices, {
+        "mask": per_ranked * n_ranked,
+        "embeddings": per_embedded * n_all,
+        "selection": _scaled_selection(embeddings, n_pool, n_picks, query),
+    }
+
+
+def _affordable(query: Query, plan: Plan) -> int:
+    """How many samples fit into a step's time, by the time of the first few; at most a batch."""
+    few = min(EXAMPLES, query.n_pool)
+    _rank(query, plan, few)  # whatever is only slow once
+    seconds = _seconds(lambda: _rank(query, plan, few), plan.candidates.device)
+    in_time = int(few * STEP_SECONDS / max(seconds, 1e-6))
+    return min(query.n_pool, query.params.batch_size, max(few, in_time))
+
+
+def _rank(query: Query, plan: Plan, n_samples: int) -> Tensor:
+    batch = next(query.fitted.batches(query.pool, n_samples, range(n_samples)))
+    return plan.gradients.diagonal_fisher([batch])
+
+
+def _scaled_selection(embeddings: Tensor, n_pool: int, n_picks: int, query: Query) -> float:
+    """Seconds of the selection: linear in N, and k², k times N, at k that is too large to try."""
+    n_rows, k = embeddings.shape[1:]
+    k_tried = min(k, SELECTION_WEIGHTS)
+    most = SELECTION_BYTES // (n_rows * k_tried * embeddings.itemsize)
+    large = min(n_pool, max(64, most))
+    small = max(1, large // 4)
+    times = {n: _time_selection(_like(embeddings[..., :k_tried], n), query) for n in {small, large}}
+    growth = k / k_tried
+    n_picks = min(n_picks, n_pool)
+    n_early = min(n_picks, max(EXACT_PICKS, ceil(EXACT_SHARE * n_picks)))
+
+    def at_n_pool(step: str, fixed_power: int, per_sample_power: int) -> float:
+        if small == large:
+            return getattr(times[large], step) * growth**fixed_power
+        slope = max(0.0, (getattr(times[large], step) - getattr(times[small], step)) / (large - small))
+        fixed = max(0.0, getattr(times[large], step) - slope * large)
+        return fixed * growth**fixed_power + slope * n_pool * growth**per_sample_power
+
+    return (
+        at_n_pool("setup", 3, 2)
+        + n_early * at_n_pool("early", 2, 1)
+        + (n_picks - n_early) * at_n_pool("late", 2, 1)
+    )
+
+
+def _like(embeddings: Tensor, n: int) -> Tensor:
+    """As many as are wanted that resemble the few that there are, no two the same."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(len(embeddings), (n,), generator=generator).to(embeddings.device)
+    lengths = 1 + 0.1 * torch.randn((n, 1, 1), generator=generator)
+    return embeddings[chosen] * lengths.to(embeddings)
+
+
+def _time_selection(embeddings: Tensor, query: Query) -> SelectionTimes:
+    n, params = len(embeddings), query.params
+    n_picks, early = min(PICKS, n), min(EXACT_PICKS, n)
+    pool_information = information(embeddings.double()) / n
+    times: list[float] = []
+    _wait(embeddings.device)
+    start = perf_counter()
+
+    def on_pick() -> None:
+        _wait(embeddings.device)
+        times.append(perf_counter())
+
+    with warnings.catch_warnings():  # about a damping that is lost in rounding: the query itself will say so
+        warnings.simplefilter("ignore", UserWarning)
+        select(
+            embeddings,
+            pool_information,
+            n_picks,
+            damping=float(params.damping),
+            on_pick=on_pick,
+            overwrite=True,
+        )
+    _wait(embeddings.device)
+    end = perf_counter()
+    return SelectionTimes(
+        setup=times[0] - start,
+        early=(times[early - 1] - times[0]) / max(1, early - 1),
+        late=(end - times[early - 1]) / max(1, n_picks - early),
+    )
+
+
+def _seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """The shortest of a few runs."""
+    spent: list[float] = []
+    while len(spent) < 3 and sum(spent) < STEP_SECONDS / 2:
+        _wait(device)
+        start = perf_counter()
+        function()
+        _wait(device)
+        spent.append(perf_counter() - start)
+    return min(spent)
+
+
+def _wait(device: torch.device) -> None:
+    """Until an accelerator has done what it was told."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()

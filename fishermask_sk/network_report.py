@@ -1,0 +1,265 @@
+"""What a query on a net would do and cost, told before anything is spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from fishermask_sk._calibration import calibrate
+from fishermask_sk._query import Plan, Query, free_bytes
+from fishermask_sk.modules import undisturbed
+from fishermask_sk.query_strategy import FisherMask, check_n_instances
+from fishermask_sk.skorch_adapter import fitted_net, preserved_rng
+
+
+class ParameterReport(NamedTuple):
+    """One parameter: its size, its place in the net, whether a mask may touch it, how its gradients are found."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    candidate: bool
+    gradients: str
+
+    @property
+    def n_weights(self) -> int:
+        """How many numbers it holds."""
+        return int(torch.Size(self.shape).numel())
+
+
+@dataclass(frozen=True, repr=False)
+class NetworkReport:
+    """What `check_network` found; `print` shows it as a table.
+
+    Attributes
+    ----------
+    parameters : tuple of ParameterReport
+        Each with `name`, `shape`, `role` ("head", "stem" or "middle"), `candidate` (whether a mask may touch it)
+        and `gradients` ("rule of Linear" and the like, "vmap", "one by one", or "frozen").
+    head, stem : tuple of str
+        Their parameters; empty where there are none.
+    k : int
+        How many weights the mask keeps.
+    n_classes, n_pool, n_labeled, n_instances : int
+        What the query would see, and pick.
+    bytes : dict of str to int
+        What "embeddings" and "matrices" take, and their sum, "total".
+    free_bytes : int or None
+        Memory that is free now, where the system says.
+    seconds : dict of str to float
+        Estimates for "mask", "embeddings" and "selection", and their sum, "total".
+    notes : tuple of str
+        What may surprise.
+    """
+
+    parameters: tuple[ParameterReport, ...]
+    head: tuple[str, ...]
+    stem: tuple[str, ...]
+    k: int
+    n_classes: int
+    n_pool: int
+    n_labeled: int
+    n_instances: int
+    bytes: dict[str, int]
+    free_bytes: int | None
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{'role':8}{'gradients by':24}{'weights':>12}{'may be masked':>15}  parameters",
+            *self._groups(),
+            "",
+            f"mask     k = {self.k:,} of {self._n_weights(candidates=True):,} candidates, "
+            f"{self._n_weights():,} weights in all",
+            f"query    {self.n_instances:,} of {self.n_pool:,} samples, {self.n_labeled:,} labelled, "
+            f"{self.n_classes} classes",
+            f"memory   about {_size(self.bytes['total'])} (embeddings {_size(self.bytes['embeddings'])}, matrices "
+            f"{_size(self.bytes['matrices'])})"
+            + ("" if self.free_bytes is None else f"; {_size(self.free_bytes)} are free"),
+            f"time     about {_duration(self.seconds['total'])} (mask {_duration(self.seconds['mask'])}, embeddings "
+            f"{_duration(self.seconds['embeddings'])}, selection {_duration(self.seconds['selection'])})",
+            *(f"note     {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+    def _groups(self) -> list[str]:
+        """A line for the parameters of one role whose gradients are found in one way."""
+        groups: dict[tuple[str, str], list[ParameterReport]] = {}
+        for role in ("stem", "middle", "head"):
+            for p in self.parameters:
+                if p.role == role:
+                    groups.setdefault((role, p.gradients), []).append(p)
+        return [
+            f"{role:8}{gradients:24}{sum(p.n_weights for p in group):>12,}"
+            f"{sum(p.n_weights for p in group if p.candidate):>15,}  {_names(group)}"
+            for (role, gradients), group in groups.items()
+        ]
+
+    def _n_weights(self, candidates: bool = False) -> int:
+        return sum(p.n_weights for p in self.parameters if p.candidate or not candidates)
+
+
+def check_network(
+    estimator: Any,
+    X: Any,
+    n_instances: int = 1,
+    *,
+    query_strategy: FisherMask | None = None,
+    X_labeled: Any = None,
+    n_pool: int | None = None,
+) -> NetworkReport:
+    """Tell what a query on this net would do and cost, from a short calibration.
+
+    Parameters
+    ----------
+    estimator : fitted skorch net, pipeline or search around one, or modAL learner
+    X : array of shape (n_samples, ...), tensor, DataFrame, dict of arrays or Dataset
+        The pool, or some of it. A batch of it is enough, and no more than a batch is computed on.
+    n_instances : int, default=1
+        How many samples the query would pick.
+    query_strategy : FisherMask, optional
+        Whose parameters to use; by default the learner's own where that is a FisherMask, else ``FisherMask()``.
+    X_labeled : like X, optional
+        The samples that have labels; by default the learner's `X_training`, else none.
+    n_pool : int, optional
+        The pool's size where it is not that of `X`.
+
+    Returns
+    -------
+    NetworkReport
+        Prints as a table.
+
+    Raises
+    ------
+    sklearn.exceptions.NotFittedError
+        Where the net is not fitted.
+    TypeError, ValueError
+        Where the net, the samples or a parameter would make a query raise.
+
+    Notes
+    -----
+    The estimates hold for this machine as busy as it is now. How near they came is in the page "Any network".
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from skorch import NeuralNetClassifier
+    >>> from fishermask_sk import FisherMask, check_network
+    >>> X = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
+    >>> module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> net = NeuralNetClassifier(module, criterion=torch.nn.CrossEntropyLoss).initialize()
+    >>> report = check_network(net, X, 10, query_strategy=FisherMask(0.5), n_pool=10_000)
+    >>> print(report)
+    role    gradients by                 weights  may be masked  parameters
+    stem    rule of Linear                    40             40  0.weight, 0.bias
+    head    rule of Linear                    27             27  2.weight, 2.bias
+    <BLANKLINE>
+    mask     k = 33 of 67 candidates, 67 weights in all
+    query    10 of 10,000 samples, 0 labelled, 3 classes
+    memory   about ...
+    time     about ...
+    >>> report.head
+    ('2.weight', '2.bias')
+    """
+    params = _strategy(estimator, query_strategy)
+    params._check_params()
+    fitted = fitted_net(estimator)
+    check_n_instances(n_instances)
+    if n_pool is not None:
+        check_n_instances(n_instances, _checked_size(n_pool))
+    if X_labeled is None:
+        X_labeled = getattr(estimator, "X_training", None)
+    with torch.inference_mode(False), preserved_rng(), undisturbed(fitted.module):
+        pool, n_given = fitted.dataset(X, "X")
+        check_n_instances(min(int(n_instances), n_given) if n_pool else n_instances, n_given)
+        labeled, n_labeled = (None, 0) if X_labeled is None else fitted.dataset(X_labeled, "X_labeled")
+        query = Query(params, fitted, pool, labeled, n_given, n_labeled, int(n_instances))
+        plan = query.plan()
+        mask_indices, seconds = calibrate(query, plan, n_pool or n_given)
+        query.n_pool = n_pool or n_given
+        embeddings, matrices = query.needed_bytes(len(mask_indices), plan.n_rows)
+    return NetworkReport(
+        parameters=_parameters(plan),
+        head=plan.layout.head,
+        stem=plan.layout.stem,
+        k=len(mask_indices),
+        n_classes=plan.n_rows + 1,
+        n_pool=query.n_pool,
+        n_labeled=n_labeled,
+        n_instances=int(n_instances),
+        bytes={"embeddings": embeddings, "matrices": matrices, "total": embeddings + matrices},
+        free_bytes=free_bytes(mask_indices.device),
+        seconds={**seconds, "total": sum(seconds.values())},
+        notes=_notes(params, plan, len(mask_indices)),
+    )
+
+
+def _strategy(estimator: Any, query_strategy: Any) -> FisherMask:
+    chosen = getattr(estimator, "query_strategy", None) if query_strategy is None else query_strategy
+    if isinstance(chosen, FisherMask):
+        return chosen
+    if query_strategy is None:
+        return FisherMask()
+    raise TypeError(
+        f"query_strategy={query_strategy!r:.60} is no FisherMask; pass FisherMask(...) with the parameters to check."
+    )
+
+
+def _checked_size(n_pool: Any) -> int:
+    if not isinstance(n_pool, int) or isinstance(n_pool, bool) or n_pool < 1:
+        raise ValueError(f"n_pool={n_pool!r} must be an int >= 1, the number of samples in the pool.")
+    return n_pool
+
+
+def _parameters(plan: Plan) -> tuple[ParameterReport, ...]:
+    ways, candidates = plan.gradients.ways(), set(plan.names)
+    roles = {
+        **dict.fromkeys(plan.gradients.parameters, "middle"),
+        **dict.fromkeys(plan.layout.stem, "stem"),
+        **dict.fromkeys(plan.layout.head, "head"),
+    }
+    return tuple(
+        ParameterReport(name, tuple(p.shape), roles[name], name in candidates, ways.get(name, "frozen"))
+        for name, p in plan.gradients.parameters.items()
+    )
+
+
+def _notes(params: FisherMask, plan: Plan, k: int) -> tuple[str, ...]:
+    notes = []
+    sizes = {name: p.numel() for name, p in plan.gradients.parameters.items()}
+    n_head = sum(sizes[name] for name in plan.layout.head if name in plan.names)
+    if not plan.layout.head:
+        notes.append("no layer's output dimension is the number of classes: name the head with head='...'.")
+    elif params.keep_head and k <= n_head < len(plan.candidates) and params.mask in ("fisher", "random"):
+        notes.append(
+            f"the head alone has {n_head:,} weights, so the mask is {'all' if k == n_head else 'a part'} of it and no "
+            "other layer is seen: raise sparsity, or set keep_head=False."
+        )
+    slow = [name for name, way in plan.gradients.ways().items() if way == "one by one"]
+    if slow:
+        notes.append(
+            f"torch.func cannot batch this net, so {sum(sizes[name] for name in slow):,} weights take a backward pass "
+            "for every sample and class; layers= can leave them out."
+        )
+    return tuple(notes)
+
+
+def _names(group: list[ParameterReport]) -> str:
+    names = [p.name for p in group]
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, ... {names[-1]} ({len(names)})"
+
+
+def _size(n_bytes: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes / 2**10:.1f} KiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
