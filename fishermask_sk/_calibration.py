@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from fishermask_sk._query import EXAMPLES, Plan, Query
+from fishermask_sk.candidates import EARLY_SHARE, EXACT_PICKS
 from fishermask_sk.fisher import information
-from fishermask_sk.selection import EXACT_PICKS, EXACT_SHARE, select
+from fishermask_sk.selection import select
 
 # Each step may take about this many seconds, and the selection's embeddings this many bytes, on this many weights.
 STEP_SECONDS, SELECTION_BYTES, SELECTION_WEIGHTS = 1.0, 2**26, 1500
@@ -94,7 +95,7 @@ def _scaled_selection(embeddings: Tensor, n_pool: int, n_picks: int, query: Quer
     times = {n: _time_selection(_like(embeddings[..., :k_tried], n), query) for n in {small, large}}
     growth = k / k_tried
     n_picks = min(n_picks, n_pool)
-    n_early = min(n_picks, max(EXACT_PICKS, ceil(EXACT_SHARE * n_picks)))
+    n_early = min(n_picks, max(EXACT_PICKS, ceil(EARLY_SHARE * n_picks)))
 
     def at_n_pool(step: str, fixed_power: int, per_sample_power: int) -> float:
         if small == large:

@@ -5,7 +5,7 @@ import pytest
 import reference
 import torch
 
-from fishermask_sk import selection
+from fishermask_sk import candidates, operators
 from fishermask_sk.fisher import information
 from fishermask_sk.selection import select
 
@@ -58,7 +58,7 @@ def steep_embeddings(n, c=4, k=40, seed=0):
 @pytest.mark.parametrize("refreshed", [False, True])
 def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(refreshed, monkeypatch, device):
     if refreshed:  # an estimate that asks for a fresh A and B after every pick
-        monkeypatch.setattr(selection, "FLOAT32_ERROR", 1.0)
+        monkeypatch.setattr(candidates, "FLOAT32_ERROR", 1.0)
     pool, labeled = (v.astype("float32") for v in (steep_embeddings(150), steep_embeddings(10, seed=1)))
     exact, exact_gains = run(pool, labeled, 100, device)
     assert exact_gains[0] > 1e5 * exact_gains[-1]
@@ -68,13 +68,14 @@ def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(refreshed, monke
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("MAX_ROTATED", 1), ("MAX_UNROLLED_CLASSES", 0), ("BLOCK_ROWS", 7)]
+    ("name", "value"),
+    [("MAX_ROTATED", 1), ("MAX_UNROLLED_CLASSES", 0), ("MIN_UNROLLED", 0), ("UPDATE_ROWS", 7)],
 )
 @pytest.mark.parametrize("n_labeled", [0, 5])
 def test_large_problems_take_the_same_picks(name, value, n_labeled, monkeypatch, device):
     pool, labeled = random_embeddings(25), random_embeddings(n_labeled, seed=1)
     expected, expected_gains = reference.naive_selection(pool, labeled, 8, oversample=1.5)
-    monkeypatch.setattr(selection, name, value)
+    monkeypatch.setattr(candidates, name, value)
     picks, gains = run(pool, labeled, 8, device, oversample=1.5)
     assert picks == expected
     np.testing.assert_allclose(gains, expected_gains, rtol=1e-7)

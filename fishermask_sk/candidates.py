@@ -1,0 +1,438 @@
+r"""What the selection keeps of every candidate, :math:`A = V M^{-1} V^\top` and
+:math:`B = V M^{-1} \bar F M^{-1} V^\top`, and how a pick changes it. This file sees tensors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fishermask_sk.operators import (
+    DenseInformation,
+    DiagonalInformation,
+    EmbeddedInformation,
+    InverseInformation,
+    PoolInformation,
+    blocks,
+)
+
+# The updates of the first picks are the largest, and cancel most later. These first picks are multiplied in float64 ...
+EXACT_PICKS = 10
+# ... and after them, up to this share of all picks, the leading directions, which hold all but this share of tr(F̄).
+EARLY_SHARE, TAIL_SHARE = 1 / 4, 1e-4
+# A pick of gain g in float32 leaves about this times (g/g')² in the relative error of a later gain g', less where
+# only the tail was float32 (both measured on the embeddings of a trained net) ...
+FLOAT32_ERROR = 5e-9
+# ... in float64 this ...
+FLOAT64_ERROR = 1e-17
+# ... and where the sum of them passes this, M⁻¹, A and B are computed afresh before the next pick.
+ERROR_LIMIT = 1e-4
+# The eigenvectors of F̄ cost k³; beyond this many weights M and F̄ are used as they are.
+MAX_ROTATED = 6_000
+# Picks made ahead among the leading candidates, at most, before all candidates are brought up to date.
+MAX_AHEAD = 8
+# The leading candidates: this share of all, or this many.
+ACTIVE_SHARE, MIN_ACTIVE = 1 / 16, 64
+# Rows of embeddings brought up to date at a time.
+UPDATE_ROWS = 2**15
+# Between these, many small eliminations go step by step through all candidates at once.
+MAX_UNROLLED_CLASSES, MIN_UNROLLED = 32, 2_000
+
+
+class Step(NamedTuple):
+    """One pick or removal: how it changes M⁻¹ and every A and B, and what it may leave as relative error."""
+
+    sample: Tensor
+    u: Tensor
+    h: Tensor
+    sign: int
+    error: Tensor
+
+
+def trace_reductions(a: Tensor, b: Tensor) -> Tensor:
+    r"""How much each candidate would lower tr(M⁻¹ F̄): :math:`\mathrm{tr}\, B (I + A)^{-1}`.
+
+    From Woodbury's identity for :math:`(M + V^\top V)^{-1}` and a rotation under the trace.
+
+    Parameters
+    ----------
+    a, b : Tensors of shape (n, c, c)
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    return _trace_of_quotient(b, plus_identity(a))
+
+
+def trace_increases(a: Tensor, b: Tensor) -> Tensor:
+    r"""How much removing each picked sample would raise tr(M⁻¹ F̄): :math:`\mathrm{tr}\, B (I - A)^{-1}`.
+
+    Parameters
+    ----------
+    a, b : Tensors of shape (n, c, c)
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    return _trace_of_quotient(b, plus_identity(-a))
+
+
+def plus_identity(matrices: Tensor) -> Tensor:
+    """I + X for each of the matrices X (..., c, c)."""
+    return matrices + torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+
+
+def _trace_of_quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """tr(B D⁻¹) for each pair of symmetric matrices (n, c, c), D positive definite.
+
+    LAPACK would take the small matrices one by one. Instead row j is eliminated from all of them at once:
+    with d = D[j, j], l = D[j+1:, j] / d and q = B[j, j], what is left of D is D − d l lᵀ, what is left of B is
+    B − l bᵀ − b lᵀ for b = B[j+1:, j] − q l / 2, and q / d is row j's part of the trace.
+    """
+    n, c = numerator.shape[:2]
+    if c > MAX_UNROLLED_CLASSES or n < MIN_UNROLLED:
+        factor, _ = torch.linalg.cholesky_ex(denominator)
+        half = torch.linalg.solve_triangular(factor, numerator, upper=False)
+        return torch.linalg.solve_triangular(factor, half.mT, upper=False).diagonal(dim1=-2, dim2=-1).sum(-1)
+    left_d, left_b = (
+        matrices.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+        for matrices in (denominator, numerator)
+    )
+    trace = torch.zeros_like(left_d[0, 0])
+    for j in range(c):
+        d, q = left_d[j, j], left_b[j, j]
+        trace += q / d
+        r = left_d[j + 1 :, j]
+        factors = r / d
+        b = left_b[j + 1 :, j] - 0.5 * q * factors
+        for row in range(c - j - 1):  # the lower triangles alone
+            below = slice(j + 1, j + 2 + row)
+            left_d[j + 1 + row, below].addcmul_(r[: row + 1], factors[row], value=-1)
+            left_b[j + 1 + row, below].addcmul_(b[: row + 1], factors[row], value=-1)
+            left_b[j + 1 + row, below].addcmul_(factors[: row + 1], b[row], value=-1)
+    return trace
+
+
+class Candidates:
+    r"""A and B of every candidate under picks and removals, with the M⁻¹ and F̄ that they come from.
+
+    Parameters
+    ----------
+    embeddings : Tensor of shape (n, c, k)
+        In memory, in a mapped file, or on another device than the rest: it is read in blocks, and once for
+        several picks.
+    information : PoolInformation
+    inverse : InverseInformation
+
+    Notes
+    -----
+    Picking i, with the old M⁻¹ and :math:`U = M^{-1} V_i^\top \mathrm{chol}(I + A_i)^{-\top}`,
+    :math:`G = U^\top \bar F U`, :math:`H = M^{-1} \bar F U - \frac12 U G` and :math:`Y = V U`, changes
+
+    .. math:: A \to A - Y Y^\top, \qquad B \to B - Y (VH)^\top - (VH) Y^\top, \qquad M^{-1} \to M^{-1} - U U^\top;
+
+    removing i adds where picking subtracts, with chol(I − A_i) and H = M⁻¹F̄U + ½UG.
+    """
+
+    def __init__(self, embeddings: Tensor, information: PoolInformation, inverse: InverseInformation) -> None:
+        self.embeddings, self.information, self.inverse = embeddings, information, inverse
+        self.n, self.c, self.k = embeddings.shape
+        self.exact = embeddings.dtype == torch.float64
+        self.n_leading = self.n_exact = self.k
+        self.whitened = False
+        base = inverse.base
+        self.a, self.b = (base.new_empty(self.n, self.c, self.c) for _ in range(2))
+        self.error = base.new_zeros(())
+        self.picked: list[Tensor] = []
+        self._before: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @classmethod
+    def initial(
+        cls, embeddings: Tensor, pool_information: Tensor, known: Tensor | None, damping: float
+    ) -> Candidates:
+        """In a basis where M_∅ = I and F̄ is diagonal, to which `embeddings` are rotated in place.
+
+        Parameters
+        ----------
+        embeddings : Tensor of shape (n, c, k)
+        pool_information : Tensor of shape (k, k)
+            Overwritten.
+        known : Tensor of shape (k, k) or None
+            M_∅ = λI + known. Overwritten.
+        damping : float
+            λ.
+
+        Returns
+        -------
+        Candidates
+        """
+        k, c = len(pool_information), embeddings.shape[1]
+        if k > MAX_ROTATED:
+            base = _inverse(torch.zeros_like(pool_information) if known is None else known, damping)
+            state = cls(embeddings, DenseInformation(pool_information), _with_room(base, k, c))
+            state.refresh()
+            return state
+        basis, eigenvalues = _basis(pool_information, known, damping)
+        basis = basis.to(embeddings.dtype)
+        for part in blocks(embeddings):
+            embeddings[part] = (embeddings[part].to(basis) @ basis).to(embeddings.device)
+        del basis
+        identity = torch.eye(k, dtype=eigenvalues.dtype, device=eigenvalues.device)
+        state = cls(embeddings, DiagonalInformation(eigenvalues), _with_room(identity, k, c))
+        tail = eigenvalues.sum() - eigenvalues.cumsum(0)
+        state.n_leading = int((tail > TAIL_SHARE * eigenvalues.sum()).sum()) + 1
+        state.whitened = True
+        state.refresh()
+        return state
+
+    @classmethod
+    def initial_from_rows(
+        cls,
+        embeddings: Tensor,
+        labeled: Tensor | None,
+        weights: tuple[float, float],
+        damping: float,
+        room: int,
+    ) -> Candidates:
+        r"""Without any k×k matrix, for many weights and few samples.
+
+        Parameters
+        ----------
+        embeddings : Tensor of shape (n, c, k)
+        labeled : Tensor of shape (L, c, k) or None
+        weights : pair of floats
+            Of the sums Σ VᵀV in F̄ and of the labelled ones in M_∅.
+        damping : float
+            λ.
+        room : int
+            How many columns picks and removals will add to M⁻¹.
+
+        Returns
+        -------
+        Candidates
+        """
+        c, k = embeddings.shape[1:]
+        parts = [embeddings] if labeled is None else [embeddings, labeled]
+        device = embeddings.device if labeled is None else labeled.device
+        base = torch.tensor(1 / damping, dtype=torch.float64, device=device)
+        n_known = 0 if labeled is None else len(labeled) * c
+        inverse = InverseInformation(base, k, n_known + room)
+        if labeled is not None:
+            inverse.subtract(_columns(inverse, labeled.double().flatten(0, 1) * weights[1] ** 0.5), 1)
+        state = cls(embeddings, EmbeddedInformation(parts, weights[0]), inverse)
+        state.refresh()
+        return state
+
+    def set_precision(self, t: int, n_picks: int) -> int:
+        """Choose the directions that go in float64 at pick t of `n_picks`; the first pick that may choose others."""
+        ends = (
+            (EXACT_PICKS, self.k),
+            (max(EXACT_PICKS, ceil(EARLY_SHARE * n_picks)), self.n_leading),
+            (n_picks, 0),
+        )
+        end, self.n_exact = next((min(end, n_picks), n) for end, n in ends if t < min(end, n_picks))
+        if self.exact:
+            self.n_exact = self.k
+        return end
+
+    def reductions(self) -> Tensor:
+        """The gain of every candidate (n,)."""
+        return trace_reductions(self.a, self.b)
+
+    def refresh(self) -> None:
+        """M⁻¹, A and B from their definitions."""
+        self._rebuild_inverse()
+        for part in blocks(self.embeddings):
+            v = self._block(part).to(self.a.dtype)
+            p = v if self.whitened and not self.picked else self.inverse.times(v)
+            self.a[part] = p @ v.mT
+            self.b[part] = self.information.quadratic(p)
+        self.error = torch.zeros_like(self.error)
+
+    def look_ahead(self, best: Tensor, reductions: Tensor, n_steps: int, tie_tolerance: float) -> list[Step]:
+        """Pick `best`, and then as if only those with the largest gains now were there.
+
+        Parameters
+        ----------
+        best : Tensor of shape (), int64
+        reductions : Tensor of shape (n,)
+            Gains, −∞ for those that are not to be picked.
+        n_steps : int
+        tie_tolerance : float
+            Gains closer than this, relative to the best, are equal.
+
+        Returns
+        -------
+        list of Step
+            The first is right; the others are to be confirmed by what `add` finds.
+        """
+        self.inverse.reserve(self.c * n_steps)
+        steps = [self._step(best, self._samples(best.reshape(1))[0], 1, reductions[best])]
+        if n_steps == 1:
+            return steps
+        n_active = min(self.n, max(MIN_ACTIVE, ceil(ACTIVE_SHARE * self.n)))
+        active = reductions.topk(n_active).indices.sort().values
+        v, a, b = self._samples(active), self.a[active], self.b[active]
+        closed = torch.isneginf(reductions[active])
+        while True:
+            closed |= active == steps[-1].sample
+            self._update(a, b, self._products(v, steps[-1:]), steps[-1:])
+            gains = trace_reductions(a, b).masked_fill(closed, -torch.inf)
+            i = (gains >= gains.amax() * (1 - tie_tolerance)).nonzero()
+            if not len(i):  # NaN: the caller looks at all candidates and says so
+                return steps
+            steps.append(self._step(active[i[0, 0]], v[i[0, 0]], 1, gains[i[0, 0]], steps[-1].error))
+            if len(steps) == n_steps:
+                return steps
+
+    def add(self, steps: Sequence[Step]) -> list[Tensor]:
+        """Bring every candidate up to date with these picks, in one pass over the embeddings.
+
+        Parameters
+        ----------
+        steps : sequence of Step
+
+        Returns
+        -------
+        list of Tensors of shape (n,)
+            The gains after each of the steps.
+        """
+        self._before = (self.a.clone(), self.b.clone(), self.error) if len(steps) > 1 else None
+        after = [self.a.new_empty(self.n) for _ in steps]
+        for part in blocks(self.embeddings, UPDATE_ROWS):
+            a, b = self.a[part], self.b[part]
+            products = self._products(self._block(part), steps)
+            for j, step in enumerate(steps):
+                self._update(a, b, products[..., 2 * self.c * j :][..., : 2 * self.c], [step])
+                after[j][part] = trace_reductions(a, b)
+        self.picked += [step.sample for step in steps]
+        self.error = steps[-1].error
+        return after
+
+    def keep(self, steps: Sequence[Step], n_added: int, n_kept: int) -> list[Tensor]:
+        """Take back all but the first `n_kept` of the last steps, of which `n_added` were added.
+
+        Returns the gains after each that is kept, or nothing where none that was added was taken back.
+        """
+        self.inverse.drop_last(self.c * (len(steps) - n_kept))
+        if n_added == n_kept:
+            return []
+        assert self._before is not None  # for the type checker: there were several steps
+        self.a, self.b, self.error = self._before
+        del self.picked[len(self.picked) - n_added :]
+        return self.add(steps[:n_kept])
+
+    def remove(self, i: Tensor) -> None:
+        """Take sample i back: M shrinks by its information."""
+        step = self._step(i, self._samples(i.reshape(1))[0], -1, self.error)
+        self._update(self.a, self.b, self._products(self._samples(slice(None)), [step]), [step])
+
+    def is_stale(self, gain: Tensor, error: Tensor | None = None) -> bool:
+        """Whether a gain this small may be rounding of the larger ones before it."""
+        return bool((self.error if error is None else error) > ERROR_LIMIT * gain.square())
+
+    def restrict(self, samples: Tensor) -> Candidates:
+        """The same M, with these samples alone as candidates; A and B are computed afresh."""
+        self._rebuild_inverse()
+        # In float64: few samples, and what is small is subtracted from what is large.
+        restricted = Candidates(self._samples(samples), self.information, self.inverse)
+        restricted.refresh()
+        return restricted
+
+    def _step(self, i: Tensor, v: Tensor, sign: int, gain: Tensor, error: Tensor | None = None) -> Step:
+        """U and H of a pick (sign 1) or a removal (−1) of the sample with embedding v (c, k); M⁻¹ changes."""
+        v = v.to(self.a.dtype)
+        p = self.inverse.times(v)
+        factor, _ = torch.linalg.cholesky_ex(plus_identity(sign * (p @ v.mT)))
+        u = torch.linalg.solve_triangular(factor, p, upper=False).mT
+        f_u = self.information.times(u.mT)
+        h = self.inverse.times(f_u).mT - 0.5 * sign * (u @ (f_u @ u))
+        self.inverse.subtract(u, sign)
+        rounding = FLOAT64_ERROR
+        if self.n_exact < self.k:
+            rounding = FLOAT32_ERROR * (TAIL_SHARE if self.n_exact else 1)
+        before = self.error if error is None else error
+        return Step(i, u, h, sign, before + rounding * gain.square())
+
+    def _update(self, a: Tensor, b: Tensor, products: Tensor, steps: Sequence[Step]) -> None:
+        """Change A and B (n, c, c) in place, given V [U, H] (n, c, 2c) of one step."""
+        (step,) = steps
+        y, vh = products.to(a.dtype).tensor_split(2, dim=-1)
+        cross = y @ vh.mT
+        a.baddbmm_(y, y.mT, alpha=-step.sign)
+        b.sub_(cross, alpha=step.sign).sub_(cross.mT, alpha=step.sign)
+
+    def _products(self, v: Tensor, steps: Sequence[Step]) -> Tensor:
+        """V [U₁, H₁, U₂, H₂, …], the first directions in float64, the others as V is stored."""
+        right = torch.cat([columns for step in steps for columns in (step.u, step.h)], dim=1)
+        n_exact, stored = self.n_exact, right.to(v.dtype)
+        if n_exact == 0 or stored.dtype == right.dtype:
+            return v @ stored
+        product = right.new_empty(*v.shape[:2], right.shape[1])
+        for part in blocks(v):
+            leading = v[part, :, :n_exact].to(right.dtype) @ right[:n_exact]
+            product[part] = leading + v[part, :, n_exact:] @ stored[n_exact:]
+        return product
+
+    def _block(self, part: slice) -> Tensor:
+        return self.embeddings[part].to(self.a.device)
+
+    def _samples(self, samples: Tensor | slice) -> Tensor:
+        where = samples if isinstance(samples, slice) else samples.to(self.embeddings.device)
+        return self.embeddings[where].to(self.a.device)
+
+    def _rebuild_inverse(self) -> None:
+        """M⁻¹ from M_∅ = I and the picks, without the rounding of all the steps between."""
+        if self.whitened and self.picked:
+            v = self._samples(torch.stack(self.picked)).to(self.a.dtype).flatten(0, 1)
+            factor, failed = torch.linalg.cholesky_ex(plus_identity(v.mT @ v))
+            if not bool(failed):
+                self.inverse = _with_room(torch.cholesky_inverse(factor), self.k, self.c)
+
+
+def _basis(pool_information: Tensor, known: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:
+    """R with Rᵀ(λI + known)R = I and RᵀF̄R diagonal, and that diagonal, falling. Both matrices are overwritten."""
+    if known is None:
+        values, vectors = torch.linalg.eigh(pool_information)
+        return vectors.flip(1) / damping**0.5, values.flip(0).clamp_min(0) / damping
+    known.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(known)
+    if bool(failed):  # eigenvalues below λ are rounding: `known` has none below zero
+        values, vectors = torch.linalg.eigh(known)
+        root = vectors / values.clamp_min(damping).sqrt()
+        values, vectors = torch.linalg.eigh(root.mT @ pool_information @ root)
+        return root @ vectors.flip(1), values.flip(0).clamp_min(0)
+    known.copy_(factor)
+    del factor
+    half = torch.linalg.solve_triangular(known, pool_information, upper=False)
+    pool_information.copy_(torch.linalg.solve_triangular(known, half.mT, upper=False))
+    del half
+    values, vectors = torch.linalg.eigh(pool_information)
+    return torch.linalg.solve_triangular(known.mT, vectors.flip(1), upper=True), values.flip(0).clamp_min(0)
+
+
+def _inverse(known: Tensor, damping: float) -> Tensor:
+    """(λI + known)⁻¹; `known` is overwritten."""
+    known.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(known)
+    if not bool(failed):
+        return torch.cholesky_inverse(factor)
+    values, vectors = torch.linalg.eigh(known)
+    return (vectors / values.clamp_min(damping)) @ vectors.mT
+
+
+def _columns(inverse: InverseInformation, rows: Tensor) -> Tensor:
+    """U (k, m) with (M + RᵀR)⁻¹ = M⁻¹ − U Uᵀ, for rows R (m, k): Woodbury's identity."""
+    p = inverse.times(rows)
+    factor, _ = torch.linalg.cholesky_ex(plus_identity(p @ rows.mT))
+    return torch.linalg.solve_triangular(factor, p, upper=False).mT
+
+
+def _with_room(base: Tensor, k: int, c: int) -> InverseInformation:
+    return InverseInformation(base, k, MAX_AHEAD * c)
