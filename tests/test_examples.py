@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fishermask_sk import _calibration
 from fishermask_sk.comparison import load_results
 from fishermask_sk.datasets import load_images
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TUTORIALS = ["compare_strategies", "custom_mask", "label_by_hand", "modal_loop", "tune_sparsity"]
+TUTORIALS = [
+    "compare_strategies", "custom_mask", "label_by_hand", "modal_loop", "tabular_pipeline", "text_transformer",
+    "tune_sparsity", "vision_transformer",
+]  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:The mask keeps k=")  # a tiny net's head is most of it
 
@@ -65,6 +69,30 @@ def test_custom_mask(run):
     assert out.count("asks for") == 2
     stages = out.splitlines()[2]
     assert all(stage in stages for stage in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"))
+
+
+def test_vision_transformer(run, monkeypatch):
+    monkeypatch.setattr(_calibration, "STEP_SECONDS", 0.05)
+    monkeypatch.setattr(_calibration, "SELECTION_BYTES", 2**20)
+    out = run("vision_transformer")
+    assert "stem    rule of Conv2d" in out
+    assert "query    20 of 60,000 samples, 40 labelled, 10 classes" in out
+    rounds = [line for line in out.splitlines() if "labels: accuracy" in line]
+    assert [line.split()[0] for line in rounds] == ["60", "80"]
+
+
+def test_text_transformer(run):
+    first, asked, *sentences = run("text_transformer").splitlines()
+    assert first.startswith("36 labels: accuracy 0.")
+    assert asked == "asked for last:"
+    assert len(sentences) >= 3
+
+
+def test_tabular_pipeline(run):
+    first, header, *rows = run("tabular_pipeline").splitlines()
+    assert first.startswith("18 labels: accuracy 0.")
+    assert header.split() == ["mean", "radius", "mean", "texture", "clinic", "gain"]
+    assert len(rows) == 6
 
 
 def test_label_by_hand(run, tmp_path):

@@ -3,15 +3,18 @@
 import matplotlib
 
 matplotlib.use("Agg")
+import joblib
 import matplotlib.pyplot as plt
 import networks
 import numpy as np
 import pytest
 import reference
 import torch
+from conftest import DEVICES
 from networks import FIRST_FIVE, NETS, N, make
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from skorch.exceptions import DeviceWarning
 from torch import nn
 
 from fishermask_sk import FisherMask
@@ -168,16 +171,20 @@ def to_text(X):
     return {"input_ids": X[:, 0], "attention_mask": X[:, 1]}
 
 
-@pytest.mark.parametrize("name", FIRST_FIVE)
-def test_a_modal_loop(name):
+def a_learner(name, device="cpu"):
+    """The net, modAL's learner around it after twelve labels, and all samples and labels."""
     module, draw, _ = NETS[name]
     X = stacked(draw(np.random.default_rng(1), 40))
     y = np.arange(40) % networks.CLASSES
-    net = networks.make_net(module().double())
-    if name == "text transformer":
-        net = make_pipeline(FunctionTransformer(to_text), net)
     torch.manual_seed(0)
-    learner = ActiveLearner(net, FisherMask(0.1, random_state=0), X[:12], y[:12])
+    net = networks.make_net(module().double(), device=device)
+    pipe = make_pipeline(FunctionTransformer(to_text), net) if name == "text transformer" else net
+    return net, ActiveLearner(pipe, FisherMask(0.1, random_state=0), X[:12], y[:12]), X, y
+
+
+@pytest.mark.parametrize("name", FIRST_FIVE)
+def test_a_modal_loop(name):
+    _, learner, X, y = a_learner(name)
     X_pool, y_pool = X[12:], y[12:]
     for n_labels in (15, 18):
         query_idx, X_query = learner.query(X_pool, n_instances=3)
@@ -220,6 +227,37 @@ def test_bfloat16_samples_reach_a_bfloat16_net():
     net, X = make("bfloat16")
     X = torch.as_tensor(X, dtype=torch.bfloat16)
     assert len(FisherMask(30, random_state=0).select(net, X, 4, X_labeled=X[:0])) == 4
+
+
+@pytest.mark.parametrize("destination", DEVICES)
+@pytest.mark.parametrize("name", ["vision transformer", "text transformer"])
+def test_a_saved_learner_goes_on_on_another_device(name, device, destination, tmp_path):
+    """As `examples/vision_transformer.py` does it; on a machine without a GPU the device stays the same."""
+    _, learner, X, y = a_learner(name, device)
+    joblib.dump(learner, tmp_path / "learner.pkl")
+    loaded = joblib.load(tmp_path / "learner.pkl")
+    loaded_net = loaded.estimator[-1] if name == "text transformer" else loaded.estimator
+    loaded_net.set_params(device=destination)
+    loaded_net.module_.to(destination)
+    before, _ = learner.query(X[12:], n_instances=3)
+    query_idx, X_query = loaded.query(X[12:], n_instances=3)
+    assert query_idx.tolist() == before.tolist()
+    loaded.teach(X_query, y[12:][query_idx])
+    assert len(loaded.X_training) == 15
+    assert next(loaded_net.module_.parameters()).device.type == torch.device(destination).type
+    loaded.query(X[12:], n_instances=3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to load onto")
+def test_a_learner_saved_on_a_gpu_loads_where_there_is_none(tmp_path):
+    net, learner, X, _ = a_learner("vision transformer", "cpu")
+    before, _ = learner.query(X[12:], n_instances=3)
+    net.device = "cuda"  # as it would have been there
+    joblib.dump(learner, tmp_path / "learner.pkl")
+    with pytest.warns(DeviceWarning, match="no CUDA devices are available|requested device .* not available"):
+        loaded = joblib.load(tmp_path / "learner.pkl")
+    assert str(loaded.estimator.device) == "cpu"
+    assert loaded.query(X[12:], n_instances=3)[0].tolist() == before.tolist()
 
 
 class HuggingFace(nn.Module):
