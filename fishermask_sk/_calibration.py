@@ -22,8 +22,8 @@ from fishermask_sk.selection import select
 
 # Each step may take about this many seconds, and the selection's embeddings this many bytes, on this many weights.
 STEP_SECONDS, SELECTION_BYTES, SELECTION_WEIGHTS = 1.0, 2**26, 1500
-# Picks that are timed: those that are made in float64 first, and as many again.
-PICKS = 2 * EXACT_PICKS
+# Picks that are timed: those that are made in float64 first, and twice as many.
+PICKS = 3 * EXACT_PICKS
 
 
 class SelectionTimes(NamedTuple):
@@ -62,7 +62,7 @@ def calibrate(query: Query, plan: Plan, n_pool: int) -> tuple[Tensor, dict[str, 
         query.n_instances,
     )
     per_embedded = _seconds(lambda: sub._embed(plan.gradients, mask_indices), scores.device) / n_samples
-    embeddings = sub._embed(plan.gradients, mask_indices)[0]
+    embeddings = sub._embed(plan.gradients, mask_indices).pool
     n_picks = ceil(query.params.oversample * query.n_instances)
     return mask_indices, {
         "mask": per_ranked * n_ranked,
@@ -112,11 +112,13 @@ def _scaled_selection(embeddings: Tensor, n_pool: int, n_picks: int, query: Quer
 
 
 def _like(embeddings: Tensor, n: int) -> Tensor:
-    """As many as are wanted that resemble the few that there are, no two the same."""
+    """As many as are wanted that resemble the few that there are, no two the same: mixtures of pairs."""
     generator = torch.Generator().manual_seed(0)
-    chosen = torch.randint(len(embeddings), (n,), generator=generator).to(embeddings.device)
-    lengths = 1 + 0.1 * torch.randn((n, 1, 1), generator=generator)
-    return embeddings[chosen] * lengths.to(embeddings)
+    first, second = (
+        torch.randint(len(embeddings), (n,), generator=generator).to(embeddings.device) for _ in range(2)
+    )
+    angle = torch.rand((n, 1, 1), generator=generator).to(embeddings)
+    return embeddings[first] * angle.cos() + embeddings[second] * angle.sin()
 
 
 def _time_selection(embeddings: Tensor, query: Query) -> SelectionTimes:
