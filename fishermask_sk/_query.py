@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import chain
 from math import ceil
 from numbers import Integral
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -24,6 +25,7 @@ from fishermask_sk.fisher import information
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.layers import Layout, candidate_names, find_layout
 from fishermask_sk.masks import custom_mask, n_kept, per_layer_mask, ranked_mask, warn_if_head_fills_mask
+from fishermask_sk.memory import Budget, Needs, needs, uses_rows
 from fishermask_sk.modules import undisturbed
 from fishermask_sk.selection import select
 from fishermask_sk.skorch_adapter import FittedNet
@@ -49,6 +51,15 @@ class Plan(NamedTuple):
     n_rows: int
 
 
+class Embedded(NamedTuple):
+    """What the selection is given: matrices, or the labelled samples' embeddings where these cost less."""
+
+    pool: Tensor
+    pool_information: Tensor | None
+    labeled_information: Tensor | None
+    labeled: Tensor | None
+
+
 class Query:
     """One query: what `select` was given, and the steps from the mask to the picks."""
 
@@ -67,19 +78,26 @@ class Query:
         seed = params.random_state
         self.rng = np.random.RandomState() if seed is None else check_random_state(seed)
         self.timings: dict[str, float] = {}
+        self.budget = Budget(params.max_memory, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module's weights are."""
+        return next(self.fitted.module.parameters()).device
 
     def run(self, random_tie_break: bool) -> dict[str, Any]:
         """All steps in turn; what `FisherMask` learns from them."""
         with self._timed("mask"):
             gradients, mask_indices = self._find_mask()
         with self._timed("embeddings"):
-            embeddings, pool_information, labeled_information = self._embed(gradients, mask_indices)
+            embedded = self._embed(gradients, mask_indices)
         with self._timed("selection"), self._progress("picks", self._n_steps()) as advance:
             picks = select(
-                embeddings,
-                pool_information,
+                embedded.pool,
+                embedded.pool_information,
                 self.n_instances,
-                labeled_information=labeled_information,
+                labeled_information=embedded.labeled_information,
+                labeled_embeddings=embedded.labeled,
                 n_labeled=self.n_labeled,
                 damping=float(self.params.damping),
                 oversample=float(self.params.oversample),
@@ -120,14 +138,15 @@ class Query:
         gradients = PerSampleGradients(fitted.module, fitted.logits, example)
         n_trainable = sum(gradients.parameters[name].numel() for name in trainable)
         k = n_kept(params.sparsity, n_trainable)
-        device = next(fitted.module.parameters()).device
-        candidates = _positions(gradients.slices, names).to(device)
-        return Plan(gradients, layout, names, candidates, k, n_trainable, max(1, n_outputs - 1))
+        candidates = _positions(gradients.slices, names).to(self.device)
+        n_rows = min(n_outputs, params.n_top_classes or n_outputs) - 1
+        return Plan(gradients, layout, names, candidates, k, n_trainable, max(1, n_rows))
 
     def _find_mask(self) -> tuple[PerSampleGradients, Tensor]:
         """Steps 1 and 2: diagonal Fisher information, and the positions that are kept."""
         plan = self.plan()
-        self._refuse_what_does_not_fit(min(plan.k, len(plan.candidates)), plan.n_rows)
+        k = min(plan.k, len(plan.candidates))
+        self.budget.check(self.needs(k, plan.n_rows), k, self.n_pool)
         if self.params.mask == "random":
             scores = torch.as_tensor(
                 self.rng.uniform(size=plan.gradients.n_parameters), device=plan.candidates.device
@@ -135,7 +154,7 @@ class Query:
         else:
             scores = self._diagonal_fisher(plan.gradients)
         mask_indices = self.mask(plan, scores)
-        self._refuse_what_does_not_fit(len(mask_indices), plan.n_rows)
+        self.budget.check(self.needs(len(mask_indices), plan.n_rows), len(mask_indices), self.n_pool)
         return plan.gradients, mask_indices
 
     def _example(self, dataset: Dataset) -> Any:
@@ -145,13 +164,10 @@ class Query:
 
     def _diagonal_fisher(self, gradients: PerSampleGradients) -> Tensor:
         """Step 1, over samples drawn from pool and labelled together."""
-        drawn, size = self._mask_samples(), self.params.batch_size
-        batches = self.fitted.batches(self.pool, size, [i for i in drawn if i < self.n_pool])
-        known = [i - self.n_pool for i in drawn if i >= self.n_pool]
-        if self.labeled is not None and known:
-            batches = chain(batches, self.fitted.batches(self.labeled, size, known))
-        with self._progress("mask", len(drawn)) as advance:
-            scores = gradients.diagonal_fisher(batches, advance)
+        with self._progress("mask", len(self._drawn)) as advance:
+            scores = gradients.diagonal_fisher(
+                self._drawn_batches(), advance, n_top_classes=self.params.n_top_classes
+            )
         if not bool(torch.isfinite(scores).all()):
             raise FloatingPointError(
                 "The diagonal Fisher information holds NaN or infinite values: samples do, or the net's weights."
@@ -173,25 +189,62 @@ class Query:
             warn_if_head_fills_mask(plan.k, len(head), plan.n_trainable)
         return ranked_mask(scores, plan.k, candidates, head)
 
-    def _embed(
-        self, gradients: PerSampleGradients, mask_indices: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Step 3: the pool's embeddings, F̄, and the labelled samples' mean information."""
-        k = len(mask_indices)
-        total = torch.zeros(k, k, dtype=torch.float64, device=mask_indices.device)
-        labeled_mean, embeddings, start = None, torch.empty(0), 0
+    def _embed(self, gradients: PerSampleGradients, mask_indices: Tensor) -> Embedded:
+        """Step 3: the pool's embeddings, F̄, and what is known of the labelled samples."""
+        components = self._components(gradients, mask_indices)
+        k = len(mask_indices) if components is None else components.shape[1]
+        rows: Tensor | None = None  # of the labelled samples, where matrices would cost more
+        labeled_mean, total, embeddings, start = None, None, torch.empty(0), 0
         with self._progress("embeddings", self.n_pool + self.n_labeled) as advance:
+
+            def embedded(dataset: Dataset) -> Iterator[Tensor]:
+                for v in self._embedded_batches(gradients, dataset, mask_indices, advance):
+                    yield v if components is None else v @ components
+
             if self.labeled is not None:
-                for v in self._embedded_batches(gradients, self.labeled, mask_indices, advance):
-                    total += information(v.double())  # M_∅ is inverted: rounding must stay far below λ
-                labeled_mean = total / self.n_labeled
-            for v in self._embedded_batches(gradients, self.pool, mask_indices, advance):
+                parts = embedded(self.labeled)
+                first = next(parts)
+                if uses_rows(self.n_pool + self.n_labeled, first.shape[1], k):
+                    rows = torch.cat([first, *parts])
+                else:
+                    total = torch.zeros(k, k, dtype=torch.float64, device=mask_indices.device)
+                    for v in chain([first], parts):
+                        total += information(v.double())  # M_∅ is inverted: rounding must stay far below λ
+                    labeled_mean = total / self.n_labeled
+            for v in embedded(self.pool):
                 if start == 0:
-                    embeddings = v.new_empty(self.n_pool, *v.shape[1:])
+                    needed = self._needs_of(k, v.shape[1], v.itemsize)
+                    embeddings = self.budget.empty((self.n_pool, *v.shape[1:]), v.dtype, needed)
+                    if total is None and not uses_rows(self.n_pool + self.n_labeled, v.shape[1], k):
+                        total = torch.zeros(k, k, dtype=torch.float64, device=mask_indices.device)
                 embeddings[start : start + len(v)] = v
-                total += information(v)
+                if total is not None:
+                    total += information(v)
                 start += len(v)
-        return embeddings, total / (self.n_pool + self.n_labeled), labeled_mean
+        if total is not None:
+            total /= self.n_pool + self.n_labeled
+        return Embedded(embeddings, total, labeled_mean, rows)
+
+    def _components(self, gradients: PerSampleGradients, mask_indices: Tensor) -> Tensor | None:
+        """The leading principal directions (k, n_components) of the drawn samples' information, or None for all."""
+        n_components = self.params.n_components
+        if n_components is None or n_components >= len(mask_indices):
+            return None
+        rows = torch.cat(
+            [
+                self._embeddings(gradients, batch, mask_indices).flatten(0, 1)
+                for batch in self._drawn_batches()
+            ]
+        )
+        seed = self.rng.randint(2**31 - 1)
+        _, _, directions = randomized_svd(rows.cpu().numpy(), min(n_components, len(rows)), random_state=seed)
+        return torch.as_tensor(directions.T.copy()).to(rows)
+
+    def _embeddings(self, gradients: PerSampleGradients, batch: Any, mask_indices: Tensor) -> Tensor:
+        params = self.params
+        return gradients.embeddings(
+            batch, mask_indices, params.weighting, reduced=True, n_top_classes=params.n_top_classes
+        )
 
     def _embedded_batches(
         self,
@@ -203,7 +256,7 @@ class Query:
         name, expected = ("X_pool", self.n_pool) if dataset is self.pool else ("X_labeled", self.n_labeled)
         done = 0
         for batch in self.fitted.batches(dataset, self.params.batch_size):
-            v = gradients.embeddings(batch, mask_indices, self.params.weighting, reduced=True)
+            v = self._embeddings(gradients, batch, mask_indices)
             finite = torch.isfinite(v).flatten(1).all(1)
             if not bool(finite.all()):
                 raise ValueError(
@@ -219,12 +272,21 @@ class Query:
                 "iterator_valid__drop_last=False."
             )
 
-    def _mask_samples(self) -> list[int]:
+    @cached_property
+    def _drawn(self) -> list[int]:
         """Positions among pool and labelled together, the labelled last."""
         n = self.n_pool + self.n_labeled
         if n <= self.params.n_mask_samples:
             return list(range(n))
         return sorted(self.rng.choice(n, self.params.n_mask_samples, replace=False).tolist())
+
+    def _drawn_batches(self) -> Iterator[Any]:
+        size = self.params.batch_size
+        batches = self.fitted.batches(self.pool, size, [i for i in self._drawn if i < self.n_pool])
+        known = [i - self.n_pool for i in self._drawn if i >= self.n_pool]
+        if self.labeled is not None and known:
+            return chain(batches, self.fitted.batches(self.labeled, size, known))
+        return batches
 
     def _layout(self, example: Any, n_outputs: int) -> Layout:
         with undisturbed(self.fitted.module):
@@ -239,23 +301,18 @@ class Query:
         n_picks = min(ceil(self.params.oversample * self.n_instances), self.n_pool)
         return n_picks + n_picks - self.n_instances
 
-    def needed_bytes(self, k: int, rows: int) -> tuple[int, int]:
-        """What the embeddings and the matrices of the selection take."""
+    def needs(self, k: int, n_rows: int) -> Needs:
+        """What the query holds, with so many weights in the mask."""
         itemsize = max(4, *(p.itemsize for p in self.fitted.module.parameters() if p.requires_grad))
-        embeddings = itemsize * self.n_pool * rows * k
-        return embeddings, 8 * (6 * k * k + 6 * self.n_pool * rows * rows)
+        n_components = min(self.params.n_components or k, k)
+        needed = self._needs_of(n_components, n_rows, itemsize)
+        if n_components == k:
+            return needed
+        n_drawn = min(self.n_pool + self.n_labeled, self.params.n_mask_samples)
+        return needed._replace(matrices=needed.matrices + 2 * n_drawn * n_rows * k * itemsize)
 
-    def _refuse_what_does_not_fit(self, k: int, rows: int) -> None:
-        """Compare what the query will hold with what is free."""
-        embeddings, matrices = self.needed_bytes(k, rows)
-        needed = embeddings + matrices
-        free = free_bytes(next(self.fitted.module.parameters()).device)
-        if free is not None and needed > free:
-            raise MemoryError(
-                f"This query needs about {needed / 2**30:.1f} GiB (k={k} weights, {self.n_pool} samples: embeddings "
-                f"{embeddings / 2**30:.1f} GiB, matrices {matrices / 2**30:.1f} GiB) and {free / 2**30:.1f} GiB are "
-                "free; lower sparsity or the pool."
-            )
+    def _needs_of(self, k: int, n_rows: int, itemsize: int) -> Needs:
+        return needs(self.n_pool, self.n_labeled, n_rows, k, itemsize, self._n_steps())
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
@@ -272,16 +329,3 @@ class Query:
 
 def _positions(slices: dict[str, slice], names: list[str]) -> Tensor:
     return torch.cat([torch.arange(slices[name].start, slices[name].stop) for name in names])
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.exists():
-        return None
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None

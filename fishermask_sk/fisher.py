@@ -5,6 +5,7 @@ Axes are n (samples), c (classes) and k (weights). This file sees tensors only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -45,7 +46,9 @@ def class_logits(outputs: Tensor, scores: Scores) -> Tensor:
     return outputs
 
 
-def class_cotangents(logits: Tensor, weighting: Weighting = "fisher") -> Tensor:
+def class_cotangents(
+    logits: Tensor, weighting: Weighting = "fisher", n_top_classes: int | None = None
+) -> Tensor:
     r"""Gradients of each class's weighted log-probability with respect to the logits.
 
     Row c of sample x is :math:`\sqrt{p_c}\,(e_c - p)`: pulled back through the network it becomes row c of
@@ -57,10 +60,13 @@ def class_cotangents(logits: Tensor, weighting: Weighting = "fisher") -> Tensor:
     logits : Tensor of shape (n, c)
     weighting : {"fisher", "uniform"}
         "uniform" leaves out the square root, as the FisherMask authors' code does.
+    n_top_classes : int, optional
+        m: of each sample only the m most probable classes count, as if there were no others: the softmax is
+        taken over them, and there are m rows.
 
     Returns
     -------
-    Tensor of shape (n, c, c); the last axis is that of the logits.
+    Tensor of shape (n, c, c), or (n, m, c); the last axis is that of the logits.
 
     Examples
     --------
@@ -69,12 +75,16 @@ def class_cotangents(logits: Tensor, weighting: Weighting = "fisher") -> Tensor:
     tensor([[[ 0.3536, -0.3536],
              [-0.3536,  0.3536]]])
     """
+    if n_top_classes is not None and n_top_classes < logits.shape[1]:
+        return _spread(class_cotangents, logits, weighting, n_top_classes)
     p = logits.detach().softmax(dim=1)
     residuals = torch.eye(p.shape[1], dtype=p.dtype, device=p.device) - p[:, None, :]
     return residuals * p.sqrt()[:, :, None] if weighting == "fisher" else residuals
 
 
-def reduced_cotangents(logits: Tensor, weighting: Weighting = "fisher") -> Tensor:
+def reduced_cotangents(
+    logits: Tensor, weighting: Weighting = "fisher", n_top_classes: int | None = None
+) -> Tensor:
     r"""The same Fisher information in c − 1 rows: `class_cotangents` without its null direction.
 
     The rows of V_x are dependent, since :math:`\sum_c w_c V_{x,c} = 0` for w = √p ("fisher") or p
@@ -85,11 +95,15 @@ def reduced_cotangents(logits: Tensor, weighting: Weighting = "fisher") -> Tenso
     ----------
     logits : Tensor of shape (n, c)
     weighting : {"fisher", "uniform"}
+    n_top_classes : int, optional
+        m, see `class_cotangents`.
 
     Returns
     -------
-    Tensor of shape (n, c - 1, c)
+    Tensor of shape (n, c - 1, c), or (n, m - 1, c)
     """
+    if n_top_classes is not None and n_top_classes < logits.shape[1]:
+        return _spread(reduced_cotangents, logits, weighting, n_top_classes)
     p = logits.detach().softmax(dim=1)
     null = p.sqrt() if weighting == "fisher" else p
     v = null / null.norm(dim=1, keepdim=True)
@@ -98,6 +112,16 @@ def reduced_cotangents(logits: Tensor, weighting: Weighting = "fisher") -> Tenso
         2 * v[:, :-1, None] * v[:, None, :] / v.square().sum(dim=1)[:, None, None]
     )
     return reflection @ class_cotangents(logits, weighting)
+
+
+def _spread(
+    cotangents: Callable[[Tensor, Weighting], Tensor], logits: Tensor, weighting: Weighting, m: int
+) -> Tensor:
+    """Cotangents of the m largest logits alone, in the places of these among all."""
+    largest, places = logits.detach().topk(m, dim=1)
+    of_largest = cotangents(largest, weighting)
+    spread = of_largest.new_zeros(*of_largest.shape[:2], logits.shape[1])
+    return spread.scatter_(2, places[:, None, :].expand_as(of_largest), of_largest)
 
 
 def information(embeddings: Tensor) -> Tensor:

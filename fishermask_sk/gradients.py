@@ -11,6 +11,7 @@ This file sees tensors and torch modules.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,7 +23,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from fishermask_sk.fisher import Weighting, class_cotangents, reduced_cotangents
 from fishermask_sk.generic import GenericGradients, samples
 from fishermask_sk.layer_rules import Rule, find_rule
-from fishermask_sk.modules import Batch, parameter_slices
+from fishermask_sk.modules import Batch, map_tensors, parameter_slices
+
+logger = logging.getLogger(__name__)
 
 Forward = Callable[[Batch], Tensor]
 
@@ -60,6 +63,8 @@ class PerSampleGradients:
     ----------
     slices : dict from parameter name to slice of the flat vector of all parameters
     generic : set of parameter names that no layer rule explains
+    max_samples : int or None
+        Larger batches are taken in parts; halved whenever a part runs out of memory.
 
     Examples
     --------
@@ -74,6 +79,7 @@ class PerSampleGradients:
 
     def __init__(self, module: nn.Module, forward: Forward, example: Batch) -> None:
         self.module, self.forward = module, forward
+        self.max_samples: int | None = None
         self.parameters = dict(module.named_parameters())
         self.slices = parameter_slices(module)
         self.n_parameters = sum(p.numel() for p in self.parameters.values())
@@ -92,7 +98,11 @@ class PerSampleGradients:
         }
 
     def diagonal_fisher(
-        self, batches: Iterable[Batch], on_batch: Callable[[int], object] | None = None
+        self,
+        batches: Iterable[Batch],
+        on_batch: Callable[[int], object] | None = None,
+        *,
+        n_top_classes: int | None = None,
     ) -> Tensor:
         r"""Diagonal Fisher information under the model's own predictions.
 
@@ -102,40 +112,32 @@ class PerSampleGradients:
         ----------
         batches : iterable of batches
         on_batch : callable, called with each batch's number of samples when it is done
+        n_top_classes : int, optional
+            Of each sample only this many most probable classes count, as if there were no others.
 
         Returns
         -------
         scores : Tensor of shape (P,)
             In the module's dtype, at least float32; zero for frozen weights.
         """
-        names = [name for name, p in self.parameters.items() if p.requires_grad]
         total = self._zeros(self.n_parameters)
         n_samples = 0
         for batch in batches:
-            with self._recording(names) as recorded:
-                logits = self.forward(batch)
-            cotangents = reduced_cotangents(logits).to(logits.dtype)
-            ruled, generic = self._split(names, recorded, len(logits))
-            functions = {
-                name: route.rule.squares(route.module, recorded[route.module][0].seen)
-                for name, route in ruled.items()
-            }
-            for gradients in self._output_gradients(logits, cotangents, ruled, recorded):
-                for name, squares in functions.items():
-                    g = gradients.get(ruled[name].module)
-                    if g is not None:
-                        total[self.slices[name]] += squares(g).flatten()
-            if generic:
-                for _, rows in self._any.rows(batch, cotangents, dict.fromkeys(generic)):
-                    for name, r in rows.items():
-                        total[self.slices[name]] += r.flatten(0, 1).square().sum(0)
-            n_samples += len(logits)
-            if on_batch is not None:
-                on_batch(len(logits))
+            for n, squares in self._in_parts(batch, lambda part: self._squares(part, n_top_classes)):
+                total += squares
+                n_samples += n
+                if on_batch is not None:
+                    on_batch(n)
         return total / n_samples
 
     def embeddings(
-        self, batch: Batch, mask_indices: Tensor, weighting: Weighting = "fisher", *, reduced: bool = False
+        self,
+        batch: Batch,
+        mask_indices: Tensor,
+        weighting: Weighting = "fisher",
+        *,
+        reduced: bool = False,
+        n_top_classes: int | None = None,
     ) -> Tensor:
         r"""Masked gradient embeddings V_x, with :math:`V_x^\top V_x` the sample's Fisher information.
 
@@ -148,16 +150,88 @@ class PerSampleGradients:
             Whether row c is √p_c ∂log p_c/∂θ, or without the root.
         reduced : bool
             Rotate the c dependent rows into c − 1 with the same :math:`V_x^\top V_x`.
+        n_top_classes : int, optional
+            m: of each sample only the m most probable classes count, as if there were no others.
 
         Returns
         -------
-        Tensor of shape (n, c, k), or (n, c - 1, k) if `reduced`; the module's dtype, at least float32.
+        Tensor of shape (n, c, k), or (n, c - 1, k) if `reduced`, with m for c where it is given; the module's dtype,
+        at least float32.
         """
+        parts = self._in_parts(
+            batch, lambda part: self._embedded(part, mask_indices, weighting, reduced, n_top_classes)
+        )
+        found = [v for _, v in parts]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _in_parts(
+        self, batch: Batch, compute: Callable[[Batch], tuple[int, Tensor]]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Number of samples and result of one part of the batch after the other, as large as memory allows."""
+        if self.max_samples is None:
+            whole = _unless_out_of_memory(compute, batch)
+            if whole is not None:
+                yield whole
+                return
+            self.max_samples = _length(batch)
+            self._halve()
+        n, start = _length(batch), 0
+        while start < n:
+            part = samples(batch, slice(start, start + self.max_samples))
+            result = _unless_out_of_memory(compute, part)
+            if result is None:
+                self._halve()
+                continue
+            yield result
+            start += self.max_samples
+
+    def _halve(self) -> None:
+        assert self.max_samples is not None  # for the type checker
+        if self.max_samples == 1:
+            raise MemoryError(
+                "Memory ran out on a single sample; free some, or lower sparsity, or use a larger machine."
+            )
+        self.max_samples //= 2
+        logger.info("Out of memory; going on with %d samples at a time.", self.max_samples)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _squares(self, batch: Batch, n_top_classes: int | None) -> tuple[int, Tensor]:
+        """Σ_x Σ_c p_c (∂ log p_c/∂θ)² of a batch (P,)."""
+        names = [name for name, p in self.parameters.items() if p.requires_grad]
+        total = self._zeros(self.n_parameters)
+        with self._recording(names) as recorded:
+            logits = self.forward(batch)
+        cotangents = reduced_cotangents(logits, n_top_classes=n_top_classes).to(logits.dtype)
+        ruled, generic = self._split(names, recorded, len(logits))
+        functions = {
+            name: route.rule.squares(route.module, recorded[route.module][0].seen)
+            for name, route in ruled.items()
+        }
+        for gradients in self._output_gradients(logits, cotangents, ruled, recorded):
+            for name, squares in functions.items():
+                g = gradients.get(ruled[name].module)
+                if g is not None:
+                    total[self.slices[name]] += squares(g).flatten()
+        if generic:
+            for _, rows in self._any.rows(batch, cotangents, dict.fromkeys(generic)):
+                for name, r in rows.items():
+                    total[self.slices[name]] += r.flatten(0, 1).square().sum(0)
+        return len(logits), total
+
+    def _embedded(
+        self,
+        batch: Batch,
+        mask_indices: Tensor,
+        weighting: Weighting,
+        reduced: bool,
+        n_top_classes: int | None,
+    ) -> tuple[int, Tensor]:
         wanted, columns = self._entries(mask_indices)
         with self._recording(list(wanted)) as recorded:
             logits = self.forward(batch)
         make = reduced_cotangents if reduced else class_cotangents
-        cotangents = make(logits, weighting).to(logits.dtype)
+        cotangents = make(logits, weighting, n_top_classes).to(logits.dtype)
         ruled, generic = self._split(list(wanted), recorded, len(logits))
         functions = {
             name: route.rule.entries(route.module, recorded[route.module][0].seen, wanted[name])
@@ -173,7 +247,7 @@ class PerSampleGradients:
             for part, rows in self._any.rows(batch, cotangents, {name: wanted[name] for name in generic}):
                 for name, r in rows.items():
                     result[part, :, columns[name]] = r.to(result.dtype)
-        return result
+        return len(logits), result
 
     def _entries(self, mask_indices: Tensor) -> tuple[dict[str, Tensor], dict[str, slice]]:
         """Each masked parameter's own entries, and the columns of the embedding that they fill."""
@@ -320,6 +394,30 @@ class PerSampleGradients:
             self._any.vmap_works = self._any.vmap_works and all(
                 _agree(torch.cat(r), weights, expected[name]) for name, r in parts.items()
             )
+
+
+def _length(batch: Batch) -> int:
+    """How many samples a batch holds: the length of its first tensor."""
+    lengths: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        lengths.append(len(tensor) if tensor.ndim else 1)
+        return tensor
+
+    map_tensors(note, batch)
+    return lengths[0]
+
+
+def _unless_out_of_memory(
+    compute: Callable[[Batch], tuple[int, Tensor]], batch: Batch
+) -> tuple[int, Tensor] | None:
+    """None where memory ran out: an accelerator has an error of its own for it, a CPU says so."""
+    try:
+        return compute(batch)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            return None
+        raise
 
 
 def _agree(rows: Tensor, weights: Tensor, expected: Tensor) -> bool:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from fishermask_sk._calibration import calibrate
-from fishermask_sk._query import Plan, Query, free_bytes
+from fishermask_sk._query import Plan, Query
+from fishermask_sk.memory import free_bytes, readable
 from fishermask_sk.modules import undisturbed
 from fishermask_sk.query_strategy import FisherMask, check_n_instances
 from fishermask_sk.skorch_adapter import fitted_net, preserved_rng
@@ -76,9 +77,9 @@ class NetworkReport:
             f"{self._n_weights():,} weights in all",
             f"query    {self.n_instances:,} of {self.n_pool:,} samples, {self.n_labeled:,} labelled, "
             f"{self.n_classes} classes",
-            f"memory   about {_size(self.bytes['total'])} (embeddings {_size(self.bytes['embeddings'])}, matrices "
-            f"{_size(self.bytes['matrices'])})"
-            + ("" if self.free_bytes is None else f"; {_size(self.free_bytes)} are free"),
+            f"memory   about {readable(self.bytes['total'])} (embeddings {readable(self.bytes['embeddings'])}, "
+            f"matrices {readable(self.bytes['matrices'])})"
+            + ("" if self.free_bytes is None else f"; {readable(self.free_bytes)} are free"),
             f"time     about {_duration(self.seconds['total'])} (mask {_duration(self.seconds['mask'])}, embeddings "
             f"{_duration(self.seconds['embeddings'])}, selection {_duration(self.seconds['selection'])})",
             *(f"note     {note}" for note in self.notes),
@@ -169,7 +170,7 @@ def check_network(
     fitted = fitted_net(estimator)
     check_n_instances(n_instances)
     if n_pool is not None:
-        check_n_instances(n_instances, _checked_size(n_pool))
+        check_n_instances(n_instances, _checkedreadable(n_pool))
     if X_labeled is None:
         X_labeled = getattr(estimator, "X_training", None)
     with torch.inference_mode(False), preserved_rng(), undisturbed(fitted.module):
@@ -180,7 +181,7 @@ def check_network(
         plan = query.plan()
         mask_indices, seconds = calibrate(query, plan, n_pool or n_given)
         query.n_pool = n_pool or n_given
-        embeddings, matrices = query.needed_bytes(len(mask_indices), plan.n_rows)
+        needed = query.needs(len(mask_indices), plan.n_rows)
     return NetworkReport(
         parameters=_parameters(plan),
         head=plan.layout.head,
@@ -190,7 +191,7 @@ def check_network(
         n_pool=query.n_pool,
         n_labeled=n_labeled,
         n_instances=int(n_instances),
-        bytes={"embeddings": embeddings, "matrices": matrices, "total": embeddings + matrices},
+        bytes={**needed._asdict(), "total": sum(needed)},
         free_bytes=free_bytes(mask_indices.device),
         seconds={**seconds, "total": sum(seconds.values())},
         notes=_notes(params, plan, len(mask_indices)),
@@ -208,7 +209,7 @@ def _strategy(estimator: Any, query_strategy: Any) -> FisherMask:
     )
 
 
-def _checked_size(n_pool: Any) -> int:
+def _checkedreadable(n_pool: Any) -> int:
     if not isinstance(n_pool, int) or isinstance(n_pool, bool) or n_pool < 1:
         raise ValueError(f"n_pool={n_pool!r} must be an int >= 1, the number of samples in the pool.")
     return n_pool
@@ -250,13 +251,6 @@ def _notes(params: FisherMask, plan: Plan, k: int) -> tuple[str, ...]:
 def _names(group: list[ParameterReport]) -> str:
     names = [p.name for p in group]
     return ", ".join(names) if len(names) <= 3 else f"{names[0]}, ... {names[-1]} ({len(names)})"
-
-
-def _size(n_bytes: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.1f} {unit}"
-    return f"{n_bytes / 2**10:.1f} KiB"
 
 
 def _duration(seconds: float) -> str:

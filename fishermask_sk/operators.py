@@ -113,7 +113,8 @@ class InverseInformation:
 
     def times(self, rows: Tensor) -> Tensor:
         """P M⁻¹, for rows P (..., k)."""
-        product = rows @ self.base if self.base.ndim else rows * self.base
+        # The base is symmetric; a few rows times the transpose of a large matrix are faster.
+        product = rows @ self.base.mT if self.base.ndim else rows * self.base
         if self.n_columns:
             q = self._rows[: self.n_columns]
             product -= ((rows @ q.mT) * self._signs[: self.n_columns]) @ q

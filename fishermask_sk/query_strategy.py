@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator
 from fishermask_sk._query import Query
 from fishermask_sk.fisher import Weighting
 from fishermask_sk.masks import MaskRule
+from fishermask_sk.memory import parse_memory
 from fishermask_sk.modules import undisturbed
 from fishermask_sk.skorch_adapter import fitted_net, is_empty, preserved_rng, sample_shape
 
@@ -55,9 +56,20 @@ class FisherMask(BaseEstimator):
     oversample : float, default=1.0
         Pick ⌈oversample·b⌉ first, then drop the least useful one by one (BAIT's backward pass, 2 there).
     batch_size : int, default=128
-        Samples in a forward pass.
+        Samples in a forward pass. A batch that runs out of memory is halved, and so are those after it.
+    max_memory : int or str, optional
+        What a query may hold on its device, in bytes or as text ("2GiB"); by default 80 % of what is free.
+        Embeddings that do not fit lie in main memory where the device is another, else in a mapped file in
+        the folder for temporary files (TMPDIR), and stream. The picks are the same.
+    n_top_classes : int >= 2, optional
+        Of each sample only this many most probable classes count, as if there were no others: for hundreds of
+        classes. Time and memory grow with it as with the number of classes.
+    n_components : int >= 1, optional
+        Keep this many principal directions of the embeddings, those of the samples that the mask is computed
+        from: time and memory of the selection then grow with it instead of k.
     random_state : int, RandomState or None, default=None
-        Draws the mask's samples, a random mask and random ties. No global generator is touched.
+        Draws the mask's samples, a random mask, where the search for principal directions starts, and random ties.
+        No global generator is touched.
     verbose : int, default=0
         1 shows progress bars.
 
@@ -112,6 +124,9 @@ class FisherMask(BaseEstimator):
         damping: float = 1.0,
         oversample: float = 1.0,
         batch_size: int = 128,
+        max_memory: int | str | None = None,
+        n_top_classes: int | None = None,
+        n_components: int | None = None,
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
@@ -125,6 +140,9 @@ class FisherMask(BaseEstimator):
         self.damping = damping
         self.oversample = oversample
         self.batch_size = batch_size
+        self.max_memory = max_memory
+        self.n_top_classes = n_top_classes
+        self.n_components = n_components
         self.random_state = random_state
         self.verbose = verbose
 
@@ -193,7 +211,7 @@ class FisherMask(BaseEstimator):
         TypeError, ValueError
             Where parameters or samples are not what they should be; before any expensive work.
         MemoryError
-            Where the query would need more memory than is free; before any expensive work.
+            Where the query would need more than `max_memory`, or more than is free; before any expensive work.
         """
         self._check_params()
         fitted = fitted_net(estimator)
@@ -237,10 +255,15 @@ class FisherMask(BaseEstimator):
             raise ValueError(
                 f"oversample={self.oversample!r} must be a finite number >= 1; 1 drops nothing, BAIT uses 2."
             )
-        for name in ("n_mask_samples", "batch_size"):
+        optional = {"n_top_classes": 2, "n_components": 1}
+        for name, least in {"n_mask_samples": 1, "batch_size": 1, **optional}.items():
             value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
-                raise ValueError(f"{name}={value!r} must be an int >= 1.")
+            if value is None and name in optional:
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+                raise ValueError(f"{name}={value!r} must be an int >= {least}.")
+        if self.max_memory is not None:
+            parse_memory(self.max_memory)
 
 
 def fisher_mask_sampling(

@@ -7,8 +7,13 @@ import numpy as np
 import torch
 
 
-def log_probabilities(outputs, scores):
-    """Log p(y|x) of shape (n, c), as the criterion understands the module's outputs."""
+def log_probabilities(outputs, scores, n_top_classes=None):
+    """Log p(y|x) of shape (n, c), as the criterion understands the module's outputs; or of the m best classes alone."""
+    if n_top_classes is not None:
+        all_log_p = log_probabilities(outputs, scores)
+        best = all_log_p.argsort(dim=1, descending=True)[:, :n_top_classes]
+        log_p = all_log_p.gather(1, best)
+        return log_p - log_p.exp().sum(1, keepdim=True).log()
     if scores == "logits":
         return outputs.log_softmax(1)
     if scores == "probabilities":
@@ -17,7 +22,7 @@ def log_probabilities(outputs, scores):
     return torch.stack([torch.nn.functional.logsigmoid(-logit), torch.nn.functional.logsigmoid(logit)], 1)
 
 
-def naive_embeddings(module, batch, scores="logits", weighting="fisher", forward=None):
+def naive_embeddings(module, batch, scores="logits", weighting="fisher", forward=None, n_top_classes=None):
     """(n, c, P): row c of sample x is √p_c ∂log p_c/∂θ, one backward pass through one sample's graph each.
 
     Frozen weights get zeros.
@@ -26,7 +31,7 @@ def naive_embeddings(module, batch, scores="logits", weighting="fisher", forward
     rows = []
     for i in range(n_samples(batch)):
         sample = one_sample(batch, i)
-        log_p = log_probabilities(forward(sample), scores)[0]
+        log_p = log_probabilities(forward(sample), scores, n_top_classes)[0]
         sample_rows = []
         for c in range(len(log_p)):
             parameters = list(module.parameters())

@@ -5,7 +5,7 @@ import pytest
 import reference
 import torch
 
-from fishermask_sk import candidates, operators
+from fishermask_sk import candidates
 from fishermask_sk.fisher import information
 from fishermask_sk.selection import select
 
@@ -40,6 +40,26 @@ def test_picks_and_gains_equal_the_slow_twin(n_instances, n_labeled, oversample,
     expected, expected_gains = reference.naive_selection(pool, labeled, n_instances, damping, oversample)
     assert picks == expected
     np.testing.assert_allclose(gains, expected_gains, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("oversample", [1, 2])
+@pytest.mark.parametrize("n_active", [1, 3])
+def test_picks_ahead_that_are_not_the_best_are_made_anew(n_active, oversample, monkeypatch, device):
+    taken_back = []
+    keep = candidates.Candidates.keep
+
+    def noted(self, steps, n_added, n_kept):
+        taken_back.append(n_added - n_kept)
+        return keep(self, steps, n_added, n_kept)
+
+    monkeypatch.setattr(candidates.Candidates, "keep", noted)
+    monkeypatch.setattr(candidates, "MIN_ACTIVE", n_active)
+    pool, labeled = random_embeddings(30), random_embeddings(4, seed=1)
+    picks, gains = run(pool, labeled, 14, device, oversample=oversample)
+    expected, expected_gains = reference.naive_selection(pool, labeled, 14, oversample=oversample)
+    assert picks == expected
+    np.testing.assert_allclose(gains, expected_gains, rtol=1e-7)
+    assert taken_back
 
 
 def steep_embeddings(n, c=4, k=40, seed=0):
