@@ -189,11 +189,12 @@ class Replacing:
             self.new.replace(self.path)
 
 
-def run(place: Place, commit: str, n_jobs: int) -> None:
+def run(place: Place, commit: str, n_jobs: int, parts: list[int] | None = None) -> None:
     """Play what is not played yet; whole seeds are written as they end."""
     place.rounds.mkdir(parents=True, exist_ok=True)
     place.output.mkdir(parents=True, exist_ok=True)
-    todo, started = curves(place), time.monotonic()
+    todo = [curve for curve in curves(place) if parts is None or curve.part + 1 in parts]
+    started = time.monotonic()
     try:
         with get_context("spawn").Pool(n_jobs, start_worker) as pool:  # leaving it ends the workers
             for number, curve in enumerate(pool.imap_unordered(play, todo), start=1):
@@ -224,6 +225,7 @@ def current_commit() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", help="name of a file in studies/, or the path of one")
+    parser.add_argument("--parts", type=int, nargs="+", help="play only these, counted from 1")
     parser.add_argument("--n-jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs" / "results")
     parser.add_argument(
@@ -240,7 +242,7 @@ def main() -> None:
     place = Place(config, args.rounds.resolve() / config.stem, args.output.resolve(), args.data_home)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        run(place, args.commit or current_commit(), args.n_jobs)
+        run(place, args.commit or current_commit(), args.n_jobs, args.parts)
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command goes on from here.")
 
