@@ -45,9 +45,8 @@ def calibrate(query: Query, plan: Plan, n_pool: int) -> tuple[Tensor, dict[str, 
     """
     n_all = n_pool + query.n_labeled
     n_samples = _affordable(query, plan)
-    batch = next(query.fitted.batches(query.pool, n_samples, range(n_samples)))
-    scores = plan.gradients.diagonal_fisher([batch])
-    n_ranked = 0 if query.params.mask == "random" else min(query.params.n_mask_samples, n_all)
+    scores = _rank(query, plan, n_samples)
+    n_drawn = min(query.params.n_mask_samples, n_all)
     per_ranked = _seconds(lambda: _rank(query, plan, n_samples), scores.device) / n_samples
     with warnings.catch_warnings():  # the report says what the warning about the head says
         warnings.simplefilter("ignore", UserWarning)
@@ -63,11 +62,15 @@ def calibrate(query: Query, plan: Plan, n_pool: int) -> tuple[Tensor, dict[str, 
     )
     per_embedded = _seconds(lambda: sub._embed(plan.gradients, mask_indices), scores.device) / n_samples
     embeddings = sub._embed(plan.gradients, mask_indices).pool
-    n_picks = ceil(query.params.oversample * query.n_instances)
+    n_weights = min(query.params.n_components or len(mask_indices), len(mask_indices))
+    if n_weights < len(mask_indices):  # all of `sub` were embedded twice, once to find the directions
+        per_embedded, n_embedded = per_embedded / 2, n_all + n_drawn
+    else:
+        n_embedded = n_all
     return mask_indices, {
-        "mask": per_ranked * n_ranked,
-        "embeddings": per_embedded * n_all,
-        "selection": _scaled_selection(embeddings, n_pool, n_picks, query),
+        "mask": 0.0 if query.params.mask == "random" else per_ranked * n_drawn,
+        "embeddings": per_embedded * n_embedded,
+        "selection": _scaled_selection(embeddings, n_pool, n_weights, query),
     }
 
 
@@ -82,19 +85,19 @@ def _affordable(query: Query, plan: Plan) -> int:
 
 def _rank(query: Query, plan: Plan, n_samples: int) -> Tensor:
     batch = next(query.fitted.batches(query.pool, n_samples, range(n_samples)))
-    return plan.gradients.diagonal_fisher([batch])
+    return plan.gradients.diagonal_fisher([batch], n_top_classes=query.params.n_top_classes)
 
 
-def _scaled_selection(embeddings: Tensor, n_pool: int, n_picks: int, query: Query) -> float:
-    """Seconds of the selection: linear in N, and k², k times N, at k that is too large to try."""
+def _scaled_selection(embeddings: Tensor, n_pool: int, n_weights: int, query: Query) -> float:
+    """Seconds of the selection: linear in N; for k that is too large to try, setup as k³ + N·k², picks as k² + N·k."""
     n_rows, k = embeddings.shape[1:]
     k_tried = min(k, SELECTION_WEIGHTS)
     most = SELECTION_BYTES // (n_rows * k_tried * embeddings.itemsize)
     large = min(n_pool, max(64, most))
     small = max(1, large // 4)
     times = {n: _time_selection(_like(embeddings[..., :k_tried], n), query) for n in {small, large}}
-    growth = k / k_tried
-    n_picks = min(n_picks, n_pool)
+    growth = n_weights / k_tried
+    n_picks = min(ceil(query.params.oversample * query.n_instances), n_pool)
     n_early = min(n_picks, max(EXACT_PICKS, ceil(EARLY_SHARE * n_picks)))
 
     def at_n_pool(step: str, fixed_power: int, per_sample_power: int) -> float:

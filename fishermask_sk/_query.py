@@ -48,6 +48,7 @@ class Plan(NamedTuple):
     candidates: Tensor
     k: int
     n_trainable: int
+    n_classes: int
     n_rows: int
 
 
@@ -139,8 +140,9 @@ class Query:
         n_trainable = sum(gradients.parameters[name].numel() for name in trainable)
         k = n_kept(params.sparsity, n_trainable)
         candidates = _positions(gradients.slices, names).to(self.device)
-        n_rows = min(n_outputs, params.n_top_classes or n_outputs) - 1
-        return Plan(gradients, layout, names, candidates, k, n_trainable, max(1, n_rows))
+        n_classes = max(2, n_outputs)  # one logit is two classes
+        n_rows = min(n_classes, params.n_top_classes or n_classes) - 1
+        return Plan(gradients, layout, names, candidates, k, n_trainable, n_classes, n_rows)
 
     def _find_mask(self) -> tuple[PerSampleGradients, Tensor]:
         """Steps 1 and 2: diagonal Fisher information, and the positions that are kept."""

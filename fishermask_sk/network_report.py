@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from sklearn.base import clone
 
 from fishermask_sk._calibration import calibrate
 from fishermask_sk._query import Plan, Query
@@ -165,12 +166,12 @@ def check_network(
     >>> report.head
     ('2.weight', '2.bias')
     """
-    params = _strategy(estimator, query_strategy)
+    params = clone(_strategy(estimator, query_strategy))  # a RandomState in it is not drawn from
     params._check_params()
     fitted = fitted_net(estimator)
     check_n_instances(n_instances)
     if n_pool is not None:
-        check_n_instances(n_instances, _checkedreadable(n_pool))
+        check_n_instances(n_instances, _checked_size(n_pool))
     if X_labeled is None:
         X_labeled = getattr(estimator, "X_training", None)
     with torch.inference_mode(False), preserved_rng(), undisturbed(fitted.module):
@@ -187,7 +188,7 @@ def check_network(
         head=plan.layout.head,
         stem=plan.layout.stem,
         k=len(mask_indices),
-        n_classes=plan.n_rows + 1,
+        n_classes=plan.n_classes,
         n_pool=query.n_pool,
         n_labeled=n_labeled,
         n_instances=int(n_instances),
@@ -209,7 +210,7 @@ def _strategy(estimator: Any, query_strategy: Any) -> FisherMask:
     )
 
 
-def _checkedreadable(n_pool: Any) -> int:
+def _checked_size(n_pool: Any) -> int:
     if not isinstance(n_pool, int) or isinstance(n_pool, bool) or n_pool < 1:
         raise ValueError(f"n_pool={n_pool!r} must be an int >= 1, the number of samples in the pool.")
     return n_pool

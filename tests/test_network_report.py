@@ -104,6 +104,24 @@ def test_more_weights_than_are_tried(net, monkeypatch):
     assert report.seconds["selection"] > 0
 
 
+def test_fewer_classes_and_directions(net):
+    def checked(**params):
+        return check_network(net, X, 5, query_strategy=FisherMask(100, **params), n_pool=5_000)
+
+    whole, few_classes, few_directions = checked(), checked(n_top_classes=2), checked(n_components=20)
+    assert few_classes.n_classes == CLASSES
+    assert few_classes.bytes["embeddings"] == whole.bytes["embeddings"] / 2
+    assert few_directions.bytes["embeddings"] == whole.bytes["embeddings"] / 5
+    assert all(report.k == 100 for report in (whole, few_classes, few_directions))
+
+
+def test_a_random_state_is_not_drawn_from(net):
+    seed = np.random.RandomState(0)
+    before = seed.get_state()[1].tolist(), seed.get_state()[2]
+    check_network(net, X, 5, query_strategy=FisherMask(100, n_components=20, random_state=seed))
+    assert (seed.get_state()[1].tolist(), seed.get_state()[2]) == before
+
+
 def test_no_more_than_a_batch_is_read(net):
     class Counted(Dataset):
         reads = 0
