@@ -9,6 +9,7 @@ python benchmarks/check_network.py --net mlp --pool 1000
 import argparse
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +36,12 @@ class MLP(nn.Sequential):
         super().__init__(
             nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)
         )
+
+
+def gib(field):
+    """Memory of this process now (VmRSS), or the most of it since the last reset (VmHWM), on Linux."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) / 2**20
 
 
 def trained(module):
@@ -71,8 +78,14 @@ if __name__ == "__main__":
             X = digits.X_train[rng.integers(0, len(digits.X_train), n)]
             X = (X + 0.05 * rng.normal(size=X.shape)).astype("float32")
             report = check_network(net, X, 50, query_strategy=strategy, X_labeled=X_labeled)
+            Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM
+            before = gib("VmRSS")
             strategy.select(net, X, 50, X_labeled=X_labeled)
+            peak = gib("VmHWM") - before
             real = {**strategy.timings_, "total": sum(strategy.timings_.values())}
             steps = "  ".join(f"{report.seconds[step]:.1f} / {real[step]:.1f}" for step in real)
             ratio = report.seconds["total"] / real["total"]
-            print(f"{name:12}{n:>6}  {steps}  {ratio:.2f}  {report.bytes['total'] / 2**30:.2f}", flush=True)
+            print(
+                f"{name:12}{n:>6}  {steps}  {ratio:.2f}  {report.bytes['total'] / 2**30:.2f} / {peak:.2f}",
+                flush=True,
+            )
