@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fishermask_sk._collectives import Best, Shard
 from fishermask_sk.operators import (
     DenseInformation,
     DiagonalInformation,
@@ -129,6 +130,9 @@ class Candidates:
         several picks.
     information : PoolInformation
     inverse : InverseInformation
+    shard : Shard
+        Where the candidates of several processes are. Positions count through all of them; M⁻¹ and F̄ are the same
+        everywhere, A and B are those of the candidates here.
 
     Notes
     -----
@@ -140,8 +144,11 @@ class Candidates:
     removing i adds where picking subtracts, with chol(I − A_i) and H = M⁻¹F̄U + ½UG.
     """
 
-    def __init__(self, embeddings: Tensor, information: PoolInformation, inverse: InverseInformation) -> None:
+    def __init__(
+        self, embeddings: Tensor, information: PoolInformation, inverse: InverseInformation, shard: Shard
+    ) -> None:
         self.embeddings, self.information, self.inverse = embeddings, information, inverse
+        self.shard = shard
         self.n, self.c, self.k = embeddings.shape
         self.exact = embeddings.dtype == torch.float64
         self.n_leading = self.n_exact = self.k
@@ -154,7 +161,12 @@ class Candidates:
 
     @classmethod
     def initial(
-        cls, embeddings: Tensor, pool_information: Tensor, known: Tensor | None, damping: float
+        cls,
+        embeddings: Tensor,
+        pool_information: Tensor,
+        known: Tensor | None,
+        damping: float,
+        shard: Shard,
     ) -> Candidates:
         """In a basis where M_∅ = I and F̄ is diagonal, to which `embeddings` are rotated in place.
 
@@ -167,6 +179,7 @@ class Candidates:
             M_∅ = λI + known. Overwritten.
         damping : float
             λ.
+        shard : Shard
 
         Returns
         -------
@@ -175,16 +188,18 @@ class Candidates:
         k, c = len(pool_information), embeddings.shape[1]
         if k > MAX_ROTATED:
             base = _inverse(torch.zeros_like(pool_information) if known is None else known, damping)
-            state = cls(embeddings, DenseInformation(pool_information), _with_room(base, k, c))
+            state = cls(embeddings, DenseInformation(pool_information), _with_room(base, k, c), shard)
             state.refresh()
             return state
-        basis, eigenvalues = _basis(pool_information, known, damping)
+        basis, eigenvalues = shard.from_first(
+            lambda: _basis(pool_information, known, damping), pool_information, pool_information[0]
+        )
         basis = basis.to(embeddings.dtype)
         for part in blocks(embeddings):
             embeddings[part] = (embeddings[part].to(basis) @ basis).to(embeddings.device)
         del basis
         identity = torch.eye(k, dtype=eigenvalues.dtype, device=eigenvalues.device)
-        state = cls(embeddings, DiagonalInformation(eigenvalues), _with_room(identity, k, c))
+        state = cls(embeddings, DiagonalInformation(eigenvalues), _with_room(identity, k, c), shard)
         tail = eigenvalues.sum() - eigenvalues.cumsum(0)
         state.n_leading = int((tail > TAIL_SHARE * eigenvalues.sum()).sum()) + 1
         state.whitened = True
@@ -225,7 +240,7 @@ class Candidates:
         inverse = InverseInformation(base, k, n_known + room)
         if labeled is not None:
             inverse.subtract(_columns(inverse, labeled.double().flatten(0, 1) * weights[1] ** 0.5), 1)
-        state = cls(embeddings, EmbeddedInformation(parts, weights[0]), inverse)
+        state = cls(embeddings, EmbeddedInformation(parts, weights[0]), inverse, Shard(len(embeddings)))
         state.refresh()
         return state
 
@@ -255,12 +270,12 @@ class Candidates:
             self.b[part] = self.information.quadratic(p)
         self.error = torch.zeros_like(self.error)
 
-    def look_ahead(self, best: Tensor, reductions: Tensor, n_steps: int, tie_tolerance: float) -> list[Step]:
+    def look_ahead(self, best: Best, reductions: Tensor, n_steps: int, tie_tolerance: float) -> list[Step]:
         """Pick `best`, and then as if only those with the largest gains now were there.
 
         Parameters
         ----------
-        best : Tensor of shape (), int64
+        best : Best
         reductions : Tensor of shape (n,)
             Gains, −∞ for those that are not to be picked.
         n_steps : int
@@ -273,21 +288,21 @@ class Candidates:
             The first is right; the others are to be confirmed by what `add` finds.
         """
         self.inverse.reserve(self.c * n_steps)
-        steps = [self._step(best, self._samples(best.reshape(1))[0], 1, reductions[best])]
+        steps = [self._step(best, 1)]
         if n_steps == 1:
             return steps
         n_active = min(self.n, max(MIN_ACTIVE, ceil(ACTIVE_SHARE * self.n)))
         active = reductions.topk(n_active).indices.sort().values
-        v, a, b = self._samples(active), self.a[active], self.b[active]
+        v, a, b = self._here(active), self.a[active], self.b[active]
         closed = torch.isneginf(reductions[active])
         while True:
-            closed |= active == steps[-1].sample
+            closed |= active + self.shard.start == steps[-1].sample
             self._update(a, b, self._products(v, steps[-1:]), steps[-1:])
             gains = trace_reductions(a, b).masked_fill(closed, -torch.inf)
-            i = (gains >= gains.amax() * (1 - tie_tolerance)).nonzero()
-            if not len(i):  # NaN: the caller looks at all candidates and says so
+            best = self.shard.best(gains, tie_tolerance, places=active)
+            if not bool(torch.isfinite(best.gain)):  # the caller looks at all candidates and says so
                 return steps
-            steps.append(self._step(active[i[0, 0]], v[i[0, 0]], 1, gains[i[0, 0]], steps[-1].error))
+            steps.append(self._step(best, 1, steps[-1].error))
             if len(steps) == n_steps:
                 return steps
 
@@ -330,24 +345,25 @@ class Candidates:
 
     def remove(self, i: Tensor) -> None:
         """Take sample i back: M shrinks by its information."""
-        step = self._step(i, self._samples(i.reshape(1))[0], -1, self.error)
-        self._update(self.a, self.b, self._products(self._samples(slice(None)), [step]), [step])
+        step = self._step(Best(i, self.error), -1)
+        self._update(self.a, self.b, self._products(self._here(slice(None)), [step]), [step])
 
     def is_stale(self, gain: Tensor, error: Tensor | None = None) -> bool:
         """Whether a gain this small may be rounding of the larger ones before it."""
         return bool((self.error if error is None else error) > ERROR_LIMIT * gain.square())
 
     def restrict(self, samples: Tensor) -> Candidates:
-        """The same M, with these samples alone as candidates; A and B are computed afresh."""
+        """The same M, with these samples alone as candidates, all of them here; A and B are computed afresh."""
         self._rebuild_inverse()
         # In float64: few samples, and what is small is subtracted from what is large.
-        restricted = Candidates(self._samples(samples), self.information, self.inverse)
+        v = self._anywhere(samples)
+        restricted = Candidates(v, self.information, self.inverse, Shard(len(v)))
         restricted.refresh()
         return restricted
 
-    def _step(self, i: Tensor, v: Tensor, sign: int, gain: Tensor, error: Tensor | None = None) -> Step:
-        """U and H of a pick (sign 1) or a removal (−1) of the sample with embedding v (c, k); M⁻¹ changes."""
-        v = v.to(self.a.dtype)
+    def _step(self, best: Best, sign: int, error: Tensor | None = None) -> Step:
+        """U and H of a pick (sign 1) or a removal (−1) of one sample; M⁻¹ changes."""
+        v = self._anywhere(best.position.reshape(1))[0].to(self.a.dtype)
         p = self.inverse.times(v)
         factor, _ = torch.linalg.cholesky_ex(plus_identity(sign * (p @ v.mT)))
         u = torch.linalg.solve_triangular(factor, p, upper=False).mT
@@ -358,7 +374,7 @@ class Candidates:
         if self.n_exact < self.k:
             rounding = FLOAT32_ERROR * (TAIL_SHARE if self.n_exact else 1)
         before = self.error if error is None else error
-        return Step(i, u, h, sign, before + rounding * gain.square())
+        return Step(best.position, u, h, sign, before + rounding * best.gain.square())
 
     def _update(self, a: Tensor, b: Tensor, products: Tensor, steps: Sequence[Step]) -> None:
         """Change A and B (n, c, c) in place, given V [U, H] (n, c, 2c) of one step."""
@@ -383,14 +399,19 @@ class Candidates:
     def _block(self, part: slice) -> Tensor:
         return self.embeddings[part].to(self.a.device)
 
-    def _samples(self, samples: Tensor | slice) -> Tensor:
+    def _here(self, samples: Tensor | slice) -> Tensor:
+        """Embeddings of samples that this process holds."""
         where = samples if isinstance(samples, slice) else samples.to(self.embeddings.device)
         return self.embeddings[where].to(self.a.device)
+
+    def _anywhere(self, positions: Tensor) -> Tensor:
+        """Embeddings of samples of any process."""
+        return self.shard.take(positions, self._here)
 
     def _rebuild_inverse(self) -> None:
         """M⁻¹ from M_∅ = I and the picks, without the rounding of all the steps between."""
         if self.whitened and self.picked:
-            v = self._samples(torch.stack(self.picked)).to(self.a.dtype).flatten(0, 1)
+            v = self._anywhere(torch.stack(self.picked)).to(self.a.dtype).flatten(0, 1)
             factor, failed = torch.linalg.cholesky_ex(plus_identity(v.mT @ v))
             if not bool(failed):
                 self.inverse = _with_room(torch.cholesky_inverse(factor), self.k, self.c)

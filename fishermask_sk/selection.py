@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fishermask_sk import candidates
+from fishermask_sk._collectives import Best, Shard
 from fishermask_sk.candidates import Candidates, trace_increases
 from fishermask_sk.operators import EmbeddedInformation
 
@@ -58,6 +59,7 @@ def select(
     choose: Callable[[Tensor], Tensor] | None = None,
     on_pick: Callable[[], object] | None = None,
     overwrite: bool = False,
+    shard: Shard | None = None,
 ) -> Selection:
     r"""Pick `n_instances` samples one by one, each with the largest trace reduction; then drop the surplus.
 
@@ -86,6 +88,9 @@ def select(
     on_pick : callable, called after every pick and every removal
     overwrite : bool
         Work in `embeddings` and the information matrices instead of in copies.
+    shard : Shard, optional
+        Where `embeddings` are those of one process of several, which all call this: its place among them. Then
+        `pool_information` and `labeled_information` are those of all, and so are the indices.
 
     Returns
     -------
@@ -119,18 +124,20 @@ def select(
     """
     if not overwrite:
         embeddings = embeddings.clone()
-    n_picks = min(ceil(oversample * n_instances), len(embeddings))
+    shard = shard or Shard(len(embeddings))
+    n_picks = min(ceil(oversample * n_instances), shard.total)
     weight = n_instances / (n_labeled + n_instances)
     if pool_information is None:
         n_steps = n_picks + n_picks - n_instances
         state = _from_rows(embeddings, labeled_embeddings, weight, damping, n_steps)
     else:
         matrices = _scaled(pool_information, labeled_information, weight, damping, overwrite)
-        state = Candidates.initial(embeddings, *matrices, damping / weight)
+        state = Candidates.initial(embeddings, *matrices, damping / weight, shard)
     state.exact |= damping < FLOAT32_DAMPING
     tie_tolerance = TIE_TOLERANCE.get(embeddings.dtype, 1e-6)
     indices, gains = _pick(state, n_picks, n_picks > n_instances, choose, on_pick, tie_tolerance)
     kept = _drop_surplus(state, indices, n_instances, choose or torch.amin, tie_tolerance, on_pick)
+    kept = shard.same(kept)  # where the processes' arithmetic differs in the last digit
     return Selection(indices[kept], gains[kept])
 
 
@@ -205,39 +212,42 @@ def _pick(
     closed = torch.zeros(state.n, dtype=torch.bool, device=state.a.device)
     n_ahead = 1
 
-    def best_of(all_reductions: Tensor) -> tuple[Tensor, Tensor]:
-        """The open candidates' gains, and the place of the largest."""
+    def best_of(all_reductions: Tensor) -> tuple[Tensor, Best]:
+        """The open candidates' gains, and the largest."""
         reductions = all_reductions.masked_fill(closed, -torch.inf)
-        return reductions, _best(reductions, choose or torch.amin, tie_tolerance)
+        best = state.shard.best(reductions, tie_tolerance, choose)
+        if not bool(torch.isfinite(best.gain)):
+            raise FloatingPointError(f"The largest trace reduction is {best.gain.item()}. {TOO_LARGE}")
+        return reductions, best
 
-    def accept(best: Tensor, reductions: Tensor) -> None:
-        indices.append(best)
-        gains.append(reductions[best])
-        closed[best] = True
+    def accept(best: Best) -> None:
+        indices.append(best.position)
+        gains.append(best.gain)
+        closed[state.shard.own(best.position)] = True
         if on_pick is not None:
             on_pick()
 
     reductions, best = best_of(state.reductions())
     while True:
-        if state.is_stale(reductions[best]):
+        if state.is_stale(best.gain):
             state.refresh()
             reductions, best = best_of(state.reductions())
         t = len(indices)
         n_left = state.set_precision(t, n_picks) - t
         # What `choose` draws must not depend on picks that are taken back.
         steps = state.look_ahead(best, reductions, 1 if choose else min(n_ahead, n_left), tie_tolerance)
-        accept(best, reductions)
+        accept(best)
         is_last = t + len(steps) == n_picks and not add_last
         added = steps[:-1] if is_last else steps
         after = state.add(added) if added else []
         n_right = 1
         for step, all_reductions in zip(steps[1:], after, strict=False):
             reductions, best = best_of(all_reductions)
-            if not torch.equal(best, step.sample) or state.is_stale(
-                reductions[best], steps[n_right - 1].error
+            if not torch.equal(best.position, step.sample) or state.is_stale(
+                best.gain, steps[n_right - 1].error
             ):
                 break
-            accept(best, reductions)
+            accept(best)
             n_right += 1
         if n_right < len(steps):
             after = state.keep(steps, len(added), n_right) or after
@@ -247,15 +257,6 @@ def _pick(
         if len(indices) == n_picks:
             return torch.stack(indices), torch.stack(gains)
         reductions, best = best_of(after[-1])
-
-
-def _best(reductions: Tensor, choose: Callable[[Tensor], Tensor], tolerance: float) -> Tensor:
-    """Position of the largest entry; `choose` settles ties."""
-    best = reductions.amax()
-    if not bool(torch.isfinite(best)):
-        raise FloatingPointError(f"The largest trace reduction is {best.item()}. {TOO_LARGE}")
-    tied = reductions >= best - tolerance * best.abs()
-    return choose(tied.nonzero()[:, 0])
 
 
 def _drop_surplus(
