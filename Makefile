@@ -7,11 +7,12 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: help demo test test-full lint types format clean
+.PHONY: help demo test test-full bench bench-large lint types format clean
 help:
 	@echo "make demo       FisherMask against random and margin on digits, in a modAL loop"
 	@echo "make test       the tests that run in minutes"
 	@echo "make test-full  adds the slow ones and other versions of modAL and scikit-learn"
+	@echo "make bench      what a query costs, beside its floor and its naive form; bench-large: a wide net"
 	@echo "make lint types format clean"
 
 $(VENV)/.stamp: pyproject.toml
@@ -28,6 +29,13 @@ test: $(VENV)/.stamp
 
 test-full: test
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# Benchmarks use all cores.
+bench: $(VENV)/.stamp
+	env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python benchmarks/query.py steps memory fidelity
+
+bench-large: $(VENV)/.stamp
+	env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python benchmarks/query.py large
 
 lint: $(VENV)/.stamp
 	$(BIN)/ruff check .
