@@ -138,9 +138,9 @@ def fashion_imbalanced_small(
         name=name,
         dataset="fashion-mnist",
         load=partial(
-            load_pool, name="fashion-mnist", pool={0: 100, 1: 2000, 2: 100, 3: 100}, side=14, n_test=500
+            load_pool, name="fashion-mnist", pool={0: 100, 1: 2000, 2: 100, 3: 100}, side=14, n_test=250
         ),
         estimator=ResNet18Classifier(width=8, head_bias=False, classes=range(4), min_steps=40, lr=2e-3),
         strategies=strategies,
-        **({"n_initial": 60, "n_instances": 40, "n_queries": 4} | budget),
+        **({"n_initial": 60, "n_instances": 60, "n_queries": 3} | budget),
     )
