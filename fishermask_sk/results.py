@@ -15,7 +15,7 @@ from fishermask_sk._results_file import read
 
 __all__ = ["ComparisonResults", "Table", "holm", "load_results"]
 
-_LOWER_IS_BETTER = ("log_loss",)
+LOWER_IS_BETTER = ("log_loss",)
 
 
 class Table(list[dict[str, Any]]):
@@ -155,7 +155,7 @@ class ComparisonResults(Table):
             raise ValueError(f"baseline={baseline!r} is not among the strategies {list(curves)}.")
         longest = max(len(curve) for seeds in curves.values() for curve in seeds.values())
         rng = np.random.default_rng(random_state)
-        sign = -1 if metric in _LOWER_IS_BETTER else 1
+        sign = -1 if metric in LOWER_IS_BETTER else 1
         rows = Table()
         for name, seeds in curves.items():
             shared = [
@@ -271,10 +271,11 @@ def _area(n_labels: np.ndarray, scores: np.ndarray) -> float:
 def _labels_saved(own: np.ndarray, other: np.ndarray, sign: int) -> float:
     """Labels that `other` needs more than `own` for the best score that both reach."""
     target = min((sign * own[:, 1]).max(), (sign * other[:, 1]).max())
-    return _labels_to_reach(target, other, sign) - _labels_to_reach(target, own, sign)
+    return labels_to_reach(target, other, sign) - labels_to_reach(target, own, sign)
 
 
-def _labels_to_reach(target: float, curve: np.ndarray, sign: int) -> float:
+def labels_to_reach(target: float, curve: np.ndarray, sign: int) -> float:
+    """Where the running best of a curve of rows (labels, score), drawn with straight lines, first gets to `target`."""
     n_labels, best = curve[:, 0], np.maximum.accumulate(sign * curve[:, 1])
     i = int(np.argmax(best >= target))
     if i == 0:

@@ -132,6 +132,30 @@ class TestLearningCurveDisplay:
                 [*rows, {"strategy": "margin", "seed": 1, "n_labels": 40, "accuracy": 0.1}]
             )
 
+    def test_labels_saved(self):
+        curves = {
+            "first": (N_LABELS, np.array([[0.1], [0.7], [0.8]])),
+            "second": (N_LABELS, np.array([[0.1], [0.3], [0.7]])),
+        }
+        display = LearningCurveDisplay(curves).plot(labels_saved=("first", "second"))
+        assert display.labels_saved_ == pytest.approx(20)
+        assert [text.get_text() for text in display.ax_.texts] == ["", "20 labels saved"]
+        display = LearningCurveDisplay(curves).plot(labels_saved=("second", "first"))
+        assert display.ax_.texts[-1].get_text() == "20 labels more"
+        losses = {name: (x, -scores) for name, (x, scores) in curves.items()}
+        display = LearningCurveDisplay(losses, metric="log_loss").plot(labels_saved=("first", "second"))
+        assert display.labels_saved_ == pytest.approx(20)
+
+    def test_labels_saved_of_an_unknown_strategy(self, rows):
+        with pytest.raises(ValueError, match=r"labels_saved names 'BAIT', .* strategies \[.*'margin'"):
+            LearningCurveDisplay.from_results(rows).plot(labels_saved=("BAIT", "margin"))
+
+    def test_labels_saved_over_rounds(self, rows):
+        with pytest.raises(
+            ValueError, match="labels_saved needs labels on the horizontal axis, got x='round'"
+        ):
+            LearningCurveDisplay.from_results(rows, x="round").plot(labels_saved=("FisherMask", "margin"))
+
     def test_unknown_band(self, rows):
         with pytest.raises(ValueError, match="band='sem' is unknown; choose one of"):
             LearningCurveDisplay.from_results(rows).plot(band="sem")
