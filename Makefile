@@ -13,12 +13,14 @@ help:
 	@echo "make test       the tests that run in minutes"
 	@echo "make test-full  adds the slow ones and other versions of modAL and scikit-learn"
 	@echo "make bench      what a query costs, beside its floor and its naive form; bench-large: a wide net"
+	@echo "make docs       the site in docs/_build/html; docs-fast: without running any example"
+	@echo "make dist       wheel and sdist, tried in empty environments"
 	@echo "make lint types format clean"
 
 $(VENV)/.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[plot,test,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[plot,test,dev,docs]"
 	touch $@
 
 demo: $(VENV)/.stamp
@@ -48,5 +50,18 @@ format: $(VENV)/.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.stamp
+	rm -rf docs/auto_examples  # what docs-fast left there has no pictures
+	$(BIN)/python -m sphinx -W --keep-going -j 1 docs docs/_build/html
+
+docs-fast: $(VENV)/.stamp
+	$(BIN)/python -m sphinx -W --keep-going -j 2 -D plot_gallery=0 docs docs/_build/html-fast
+
+dist: $(VENV)/.stamp
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pytest -m slow tests/test_package.py
+
 clean:
-	rm -rf .venv* .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf docs/_build docs/generated docs/auto_examples docs/sg_execution_times.rst .venv* .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

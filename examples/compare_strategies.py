@@ -1,4 +1,9 @@
-"""FisherMask and six other query strategies on an imbalanced pool, seed by seed.
+"""Seven strategies, seed by seed
+==============================
+
+FisherMask and six other query strategies on an imbalanced pool, seed by seed.
+
+.. code-block:: sh
 
     python examples/compare_strategies.py            # digits and a narrow ResNet-18
     python examples/compare_strategies.py --quick    # a tiny net, hardly trained: does it run?

@@ -1,4 +1,9 @@
-"""A mask rule of your own: which weights describe a sample.
+"""A mask rule of your own
+=======================
+
+Which weights describe a sample can be left to you.
+
+.. code-block:: sh
 
     python examples/custom_mask.py            # digits and a narrow ResNet-18
     python examples/custom_mask.py --quick    # a tiny net, hardly trained: does it run?

@@ -1,4 +1,9 @@
-"""A ResNet-18 that asks for its own labels: FisherMask against margin and random sampling.
+"""A ResNet-18 that asks for its own labels
+========================================
+
+FisherMask against margin and random sampling, in the loop of modAL.
+
+.. code-block:: sh
 
     make demo                                        # digits, about three minutes on two cores
     python examples/demo.py --data fashion-mnist     # more and larger images, some hours

@@ -1,4 +1,9 @@
-"""Label a folder of grey images by hand, batch by batch, today and tomorrow.
+"""Label a folder of images by hand
+================================
+
+Grey images, batch by batch, today and tomorrow.
+
+.. code-block:: sh
 
     python examples/label_by_hand.py ask images/      # writes batch.csv and batch.png into the folder
     ...                                               # fill in the column of labels, looking at the picture

@@ -1,7 +1,12 @@
-"""FisherMask in a modAL loop that you have already: one argument changes.
+"""FisherMask in a modAL loop
+==========================
 
-python examples/modal_loop.py            # digits and a narrow ResNet-18
-python examples/modal_loop.py --quick    # a tiny net, hardly trained: does it run?
+In a loop that you have already, one argument changes.
+
+.. code-block:: sh
+
+    python examples/modal_loop.py            # digits and a narrow ResNet-18
+    python examples/modal_loop.py --quick    # a tiny net, hardly trained: does it run?
 """
 
 import argparse

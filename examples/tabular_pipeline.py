@@ -1,7 +1,12 @@
-"""A table with gaps and words: preprocessing and an MLP in one Pipeline, which asks for the rows to label.
+"""A table with gaps and words
+===========================
 
-python examples/tabular_pipeline.py            # breast cancer, 30 measurements and a category
-python examples/tabular_pipeline.py --quick    # hardly trained: does it run?
+Preprocessing and an MLP in one Pipeline, which asks for the rows to label.
+
+.. code-block:: sh
+
+    python examples/tabular_pipeline.py            # breast cancer, 30 measurements and a category
+    python examples/tabular_pipeline.py --quick    # hardly trained: does it run?
 """
 
 import argparse

@@ -1,7 +1,12 @@
-"""A transformer reads sentences and asks which to label: a Pipeline turns text into the net's dict of inputs.
+"""A transformer that reads sentences
+==================================
 
-python examples/text_transformer.py            # which library does a line of documentation come from?
-python examples/text_transformer.py --quick    # few sentences, hardly trained: does it run?
+It asks which sentences to label; a Pipeline turns text into the net's dict of inputs.
+
+.. code-block:: sh
+
+    python examples/text_transformer.py            # which library does a line of documentation come from?
+    python examples/text_transformer.py --quick    # few sentences, hardly trained: does it run?
 """
 
 import argparse

@@ -1,4 +1,9 @@
-"""Choose FisherMask's sparsity by cross-validation: the score after the label budget is spent.
+"""Tune the sparsity by cross-validation
+=====================================
+
+What decides is the score after the label budget is spent.
+
+.. code-block:: sh
 
     python examples/tune_sparsity.py            # digits and the paper's narrow ResNet-18
     python examples/tune_sparsity.py --quick    # a tiny net, hardly trained: does it run?

@@ -1,7 +1,12 @@
-"""A Vision Transformer asks for its labels: first what a query would cost, then the loop, then another device.
+"""A Vision Transformer
+====================
 
-python examples/vision_transformer.py            # digits, on two layers and 16 patches
-python examples/vision_transformer.py --quick    # hardly trained: does it run?
+First what a query on it would cost, then the loop, then another device.
+
+.. code-block:: sh
+
+    python examples/vision_transformer.py            # digits, on two layers and 16 patches
+    python examples/vision_transformer.py --quick    # hardly trained: does it run?
 """
 
 import argparse

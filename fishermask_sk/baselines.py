@@ -344,7 +344,7 @@ def badge_sampling(
 
     The gradient of sample x, with the predicted class ŷ for its label, is the outer product of the residual
     q_x = p − e_ŷ and the penultimate features h_x. It is never formed: distances come from
-    |g_x − g_z|² = |q_x|²|h_x|² + |q_z|²|h_z|² − 2 (q_x·q_z)(h_x·h_z). The first pick is the sample of largest
+    ``|g_x − g_z|² = |q_x|²|h_x|² + |q_z|²|h_z|² − 2 (q_x·q_z)(h_x·h_z)``. The first pick is the sample of largest
     gradient, as in the authors' code (the paper leaves it to k-means++, which draws it); each further one is
     drawn with a probability proportional to the squared distance from the nearest pick.
 

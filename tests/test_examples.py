@@ -15,8 +15,8 @@ from fishermask_sk.datasets import load_images
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TUTORIALS = [
-    "compare_strategies", "custom_mask", "label_by_hand", "modal_loop", "tabular_pipeline", "text_transformer",
-    "tune_sparsity", "vision_transformer",
+    "compare_strategies", "custom_mask", "label_by_hand", "modal_loop", "pictures", "tabular_pipeline",
+    "text_transformer", "tune_sparsity", "vision_transformer",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:The mask keeps k=")  # a tiny net's head is most of it
@@ -36,7 +36,8 @@ def run(monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_tutorials_are_under_80_lines(name):
-    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 80
+    _, _, code = (EXAMPLES / f"{name}.py").read_text().split('"""', 2)
+    assert len(code.splitlines()) < 80
 
 
 def test_modal_loop(run):
@@ -69,6 +70,12 @@ def test_custom_mask(run):
     assert out.count("asks for") == 2
     stages = out.splitlines()[2]
     assert all(stage in stages for stage in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"))
+
+
+def test_pictures(run, tmp_path):
+    run("pictures", "--output", tmp_path)
+    for name in ("rounds", "mask", "gains", "embeddings"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_vision_transformer(run, monkeypatch):
