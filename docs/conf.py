@@ -34,8 +34,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_saved", "results"]  # data of pages, not pages
 templates_path = ["_templates"]
-# A page that is not written yet may be named in a list with a pattern.
-suppress_warnings = ["toc.empty_glob", "config.cache"]
+suppress_warnings = ["config.cache"]  # the gallery's settings hold what cannot be pickled
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -53,21 +52,10 @@ numpydoc_xref_aliases = {
     "Path": "pathlib.Path",
     "Bunch": "sklearn.utils.Bunch",
 }
-# Words of the docstrings that are no names, and numpydoc's own targets in glossaries, which a fallback inventory lacks.
-numpydoc_xref_ignore = {"of", "or", "shape", "default", "optional", "in", "with", "to", "type", "same", "array-like"}
-numpydoc_xref_ignore |= {word for word, target in DEFAULT_LINKS.items() if target.startswith((":term:", ":ref:"))}
-    "of",
-    "or",
-    "shape",
-    "default",
-    "optional",
-    "in",
-    "with",
-    "to",
-    "array-like",
-    "type",
-    "same",
-}
+numpydoc_xref_ignore = {"of", "or", "shape", "default", "optional", "in", "with", "to", "type", "same"}
+# Some of numpydoc's links go to glossaries, which the inventories written here do not have.
+for word in [word for word, target in DEFAULT_LINKS.items() if target.startswith((":term:", ":ref:"))]:
+    del DEFAULT_LINKS[word]
 
 intersphinx_mapping = write_inventories(DOCS / "_build" / "inventories")
 intersphinx_timeout = 5
@@ -143,21 +131,23 @@ def add_saved_output(app, docname, source):
     source[0] = text[:end] + "\n".join(lines) + "\n\n" + text[end:]
 
 
-LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
+LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
 def link_to_site(app, docname, source):
     """Turn links that are meant for the files' own folders into links to the site's pages.
 
-    Text without a link remains where a page, or a section of it, is not written yet: tests/test_docs.py asks for it.
+    Where a page, one of its sections or a picture is not there yet, its words remain; tests/test_docs.py asks for it.
     """
     folder = (DOCS / docname).parent
 
     def link(match):
-        words, path, anchor = match[1], match[2], match[3] or ""
+        picture, words, path, anchor = match[1], match[2], match[3], match[4] or ""
         target = (folder / path).resolve() if path else DOCS / f"{docname}.md"
         if not target.is_file() or (anchor and anchor[1:] not in anchors(target)):
             return words
+        if picture:
+            return match[0]
         if target.parent == DOCS.parent / "examples":
             path = f"{'../' * docname.count('/')}auto_examples/{target.stem}.rst"
         elif target == DOCS.parent / "CHANGELOG.md":
@@ -168,6 +158,8 @@ def link_to_site(app, docname, source):
 
     if not docname.startswith(("auto_examples", "generated")):
         source[0] = LINK.sub(link, source[0])
+    if docname == "index" and not (DOCS / "distributed.md").exists():
+        source[0] = source[0].replace("\ndistributed\n", "\n")
 
 
 def anchors(page):
