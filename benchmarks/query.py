@@ -313,14 +313,17 @@ class PeakAnonymous(threading.Thread):
 
 
 def memory():
-    """Each in a process of its own, in which freed memory goes back to the system at once."""
-    here = [sys.executable, __file__]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    """Each in a process of its own; where a few megabytes count, freed memory goes back to the system at once."""
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     found = [
         subprocess.run(
-            [*here, part], env=environment, check=True, capture_output=True, text=True
+            [sys.executable, __file__, part],
+            env=os.environ | environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
         ).stdout.strip()
-        for part in ("_peak", "_budget")
+        for part, environment in (("_peak", at_once), ("_budget", {}))
     ]
     write("memory", "Memory of a query", load(1)[3], ["\n\n".join(found)])
 
