@@ -48,6 +48,10 @@ class Processes:
         """Sum over the processes, in place."""
         return tensor
 
+    def concatenated(self, rows: Tensor) -> Tensor:
+        """Every process's rows (m, d), however many, in the order of the processes."""
+        return rows
+
     def send(self, source: int, tensor: Tensor) -> Tensor:
         """The tensor of the process `source`, in place of everyone's."""
         return tensor
@@ -105,6 +109,12 @@ class Group(Processes):
             dist.all_reduce(own)
         return tensor if own is tensor else tensor.copy_(own)
 
+    def concatenated(self, rows: Tensor) -> Tensor:
+        counts = self.objects(len(rows))
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        return torch.cat([part[:n] for part, n in zip(self.stack(padded), counts, strict=True)])
+
     def send(self, source: int, tensor: Tensor) -> Tensor:
         own = self._carried(tensor)
         with self._naming_the_step():
@@ -153,6 +163,10 @@ class Shard:
     def own(self, positions: Tensor) -> Tensor:
         """Of positions among all samples those that are here, as positions here."""
         return positions
+
+    def owner(self, position: int) -> int:
+        """The rank of the process that holds this sample."""
+        return 0
 
     def best(
         self,
@@ -217,6 +231,9 @@ class SharedOut(Shard):
     def own(self, positions: Tensor) -> Tensor:
         return positions[self._is_here(positions)] - self.start
 
+    def owner(self, position: int) -> int:
+        return bisect_right(self._ends, position)
+
     def best(
         self,
         gains: Tensor,
@@ -240,7 +257,7 @@ class SharedOut(Shard):
                 break
         if choose is not None:
             here = self.start + _tied(gains, largest, tolerance)
-            chosen = choose(torch.cat(self._processes.objects(here.cpu())).to(gains.device))
+            chosen = choose(self._processes.concatenated(here))
             return Best(chosen, self.take(chosen[None], lambda own: gains[own])[0])
         first = leaders[leaders[:, 1].argmin()]
         return Best(first[1].long(), first[2])
@@ -251,7 +268,7 @@ class SharedOut(Shard):
         result = rows.new_zeros(len(positions), *rows.shape[1:])
         result[here.to(rows.device)] = rows
         if len(positions) == 1:
-            return self._processes.send(bisect_right(self._ends, int(positions)), result)
+            return self._processes.send(self.owner(int(positions)), result)
         return self._processes.add(result)
 
     def same(self, tensor: Tensor) -> Tensor:

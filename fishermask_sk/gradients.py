@@ -118,7 +118,7 @@ class PerSampleGradients:
         Returns
         -------
         scores : Tensor of shape (P,)
-            In the module's dtype, at least float32; zero for frozen weights.
+            In the module's dtype, at least float32; zero for frozen weights, and where there are no samples.
         """
         total = self._zeros(self.n_parameters)
         n_samples = 0
@@ -128,7 +128,7 @@ class PerSampleGradients:
                 n_samples += n
                 if on_batch is not None:
                     on_batch(n)
-        return total / n_samples
+        return total / max(1, n_samples)
 
     def embeddings(
         self,

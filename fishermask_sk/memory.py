@@ -40,13 +40,16 @@ def uses_rows(n_samples: int, n_rows: int, k: int) -> bool:
     return k > MAX_ROTATED and n_samples * n_rows <= ROWS_PER_WEIGHT * k
 
 
-def needs(n_pool: int, n_labeled: int, n_rows: int, k: int, itemsize: int, n_steps: int) -> Needs:
+def needs(
+    n_pool: int, n_labeled: int, n_rows: int, k: int, itemsize: int, n_steps: int, in_rows: bool | None = None
+) -> Needs:
     """What a query holds, for N + L samples with embeddings of (c, k), and so many picks and removals.
 
-    The counts are those of `selection.select`; float64 but for the embeddings.
+    The counts are those of `selection.select`; float64 but for the embeddings. `in_rows` says whether it works
+    without k×k matrices, where `uses_rows` does not decide that.
     """
     row = k * itemsize
-    if uses_rows(n_pool + n_labeled, n_rows, k):
+    if uses_rows(n_pool + n_labeled, n_rows, k) if in_rows is None else in_rows:
         matrices = n_labeled * n_rows * row + 8 * k * n_rows * (3 * n_labeled + n_steps)
     else:
         matrices = 8 * 5 * k * k
@@ -115,12 +118,14 @@ class Budget:
     ----------
     max_memory : int, str or None
     device : torch.device
+    n_beside : int
+        How many processes of this machine each take their part of what is free of its memory and its disk.
     """
 
-    def __init__(self, max_memory: int | str | None, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, max_memory: int | str | None, device: torch.device, n_beside: int = 1) -> None:
+        self.device, self.n_beside = device, n_beside
         self.given = None if max_memory is None else parse_memory(max_memory)
-        self.n_bytes = self.given if self.given is not None else _share(device)
+        self.n_bytes = self.given if self.given is not None else self._share(device)
 
     def check(self, needed: Needs, k: int, n_pool: int) -> None:
         """Refuse a query whose matrices exceed the budget, or whose embeddings find no place at all.
@@ -139,7 +144,7 @@ class Budget:
             )
         if where == "file":
             folder = tempfile.gettempdir()
-            free = shutil.disk_usage(folder).free
+            free = shutil.disk_usage(folder).free // self.n_beside
             if needed.embeddings > free:
                 raise MemoryError(
                     f"The embeddings of this query (k={k} weights, {n_pool} samples) take "
@@ -157,15 +162,16 @@ class Budget:
     def _place(self, needed: Needs) -> str:
         if self.n_bytes is None or needed.embeddings + needed.matrices <= self.n_bytes:
             return "device"
-        host = _share(torch.device("cpu"))
+        host = self._share(torch.device("cpu"))
         if self.device.type != "cpu" and (host is None or needed.embeddings <= host):
             return "host"
         return "file"
 
-
-def _share(device: torch.device) -> int | None:
-    free = free_bytes(device)
-    return None if free is None else int(SHARE_OF_FREE * free)
+    def _share(self, device: torch.device) -> int | None:
+        free = free_bytes(device)
+        if free is None:
+            return None
+        return int(SHARE_OF_FREE * free / (self.n_beside if device.type == "cpu" else 1))
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

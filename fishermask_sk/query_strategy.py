@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
+from fishermask_sk._agreement import check_same_question
+from fishermask_sk._collectives import ALONE, Processes, all_processes
 from fishermask_sk._query import Query
 from fishermask_sk.fisher import Weighting
 from fishermask_sk.masks import MaskRule
@@ -158,6 +160,8 @@ class FisherMask(BaseEstimator):
     ) -> Any:
         """Pick the samples to label next, in the form that the caller's modAL expects.
 
+        This is for one process: under a process group too, each asks for itself, with the pool that it hands in.
+
         Parameters
         ----------
         learner : modAL learner or fitted estimator
@@ -171,9 +175,7 @@ class FisherMask(BaseEstimator):
         query_idx : ndarray of shape (n_instances,)
             Under modAL 0.4.2 the pair (query_idx, trace_reductions_).
         """
-        query_idx = self.select(
-            learner, X_pool, n_instances, X_labeled=X_labeled, random_tie_break=random_tie_break
-        )
+        query_idx = self._select(ALONE, learner, X_pool, n_instances, X_labeled, random_tie_break, None)
         return answer(learner, query_idx, self.trace_reductions_)
 
     def select(
@@ -184,8 +186,13 @@ class FisherMask(BaseEstimator):
         *,
         X_labeled: Any = None,
         random_tie_break: bool = False,
+        candidates: Any = None,
     ) -> np.ndarray:
         """Pick the samples to label next, with any fitted estimator that holds a skorch net.
+
+        Under an initialised process group of `torch.distributed`, every process of it calls this, each with its part
+        of the pool and of the labelled samples (either may be empty), and all get the same answer. See the page
+        "A pool larger than one machine".
 
         Parameters
         ----------
@@ -198,11 +205,16 @@ class FisherMask(BaseEstimator):
             The samples that have labels; an empty array means none. By default the learner's `X_training`.
         random_tie_break : bool, default=False
             Settle equal gains at random instead of by the lowest index.
+        candidates : array of int or callable, optional
+            Positions in `X_pool`: only these may be picked, while what the pool needs to know still comes from all
+            of it. Or a cheap strategy that proposes them, ``(estimator, X_pool) -> positions``, for example
+            ``partial(margin_sampling, n_instances=5000)``. Embeddings are kept of these alone.
 
         Returns
         -------
         query_idx : ndarray of shape (n_instances,), int64
-            Positions in `X_pool`, in the order of picking.
+            Positions in `X_pool`, in the order of picking; under a process group in all pools, one behind the other
+            in the order of the ranks.
 
         Raises
         ------
@@ -212,17 +224,59 @@ class FisherMask(BaseEstimator):
             Where parameters or samples are not what they should be; before any expensive work.
         MemoryError
             Where the query would need more than `max_memory`, or more than is free; before any expensive work.
+        RuntimeError
+            Where another process of the group raised, or is gone; the step is named.
         """
-        self._check_params()
-        fitted = fitted_net(estimator)
-        check_n_instances(n_instances)
-        X_labeled = labeled_samples(estimator, X_labeled)
-        _check_same_shape(X_pool, X_labeled)
+        return self._select(
+            all_processes(), estimator, X_pool, n_instances, X_labeled, random_tie_break, candidates
+        )
+
+    def _select(
+        self,
+        processes: Processes,
+        estimator: Any,
+        X_pool: Any,
+        n_instances: int,
+        X_labeled: Any,
+        random_tie_break: bool,
+        candidates: Any,
+    ) -> np.ndarray:
+        """`select` by these processes."""
+        with processes.together():
+            self._check_params()
+            fitted = fitted_net(estimator)
+            check_n_instances(n_instances)
+            if (
+                processes.size > 1
+                and X_labeled is None
+                and getattr(estimator, "X_training", None) is not None
+            ):
+                raise ValueError(
+                    "Under a process group X_labeled must be this rank's part of the labelled samples (or an empty "
+                    "array), so that each is counted once; the learner's X_training may be the same on every rank."
+                )
+            X_labeled = labeled_samples(estimator, X_labeled, stacklevel=4)
+            _check_same_shape(X_pool, X_labeled)
         with torch.inference_mode(False), preserved_rng(), undisturbed(fitted.module):
-            pool, n_pool = fitted.dataset(X_pool, "X_pool")
-            check_n_instances(n_instances, n_pool)
-            labeled, n_labeled = (None, 0) if X_labeled is None else fitted.dataset(X_labeled, "X_labeled")
-            query = Query(self, fitted, pool, labeled, n_pool, n_labeled, int(n_instances))
+            with processes.together():
+                pool, n_pool = fitted.dataset(X_pool, "X_pool")
+                labeled, n_labeled = (
+                    (None, 0) if X_labeled is None else fitted.dataset(X_labeled, "X_labeled")
+                )
+            check_n_instances(n_instances, sum(processes.objects(n_pool)))
+            settings = {
+                "n_instances": int(n_instances),
+                "random_tie_break": bool(random_tie_break),
+                "whether there are candidates": candidates is not None,
+            }
+            check_same_question(processes, self.get_params(deep=False), fitted.module, settings)
+            with processes.together():
+                proposed = proposed_positions(candidates, estimator, X_pool, n_pool)
+            if proposed is not None:
+                _check_enough(int(n_instances), sum(processes.objects(len(proposed))))
+            query = Query(
+                self, fitted, pool, labeled, n_pool, n_labeled, int(n_instances), proposed, processes
+            )
             result = query.run(random_tie_break)
         for name, value in result.items():
             setattr(self, name, value)
@@ -335,7 +389,38 @@ def check_n_instances(n_instances: Any, n_pool: int | None = None) -> None:
         )
 
 
-def labeled_samples(estimator: Any, X_labeled: Any) -> Any:
+def proposed_positions(candidates: Any, estimator: Any, X_pool: Any, n_pool: int) -> np.ndarray | None:
+    """The positions that may be picked, sorted, each once; None for all."""
+    if callable(candidates):
+        candidates = candidates(estimator, X_pool) if n_pool else []
+        # Strategies answer a learner of modAL 0.4.2 with a pair.
+        candidates = candidates[0] if isinstance(candidates, tuple) else candidates
+    if candidates is None:
+        return None
+    positions = np.asarray(candidates)
+    if positions.size == 0:
+        return np.empty(0, dtype=np.int64)
+    if positions.ndim != 1 or positions.dtype.kind not in "iu":
+        raise ValueError(
+            f"candidates have shape {positions.shape} and dtype {positions.dtype}; pass positions in X_pool, a "
+            "one-dimensional array of int. np.flatnonzero makes them of a boolean mask."
+        )
+    if positions.min() < 0 or positions.max() >= n_pool:
+        raise ValueError(
+            f"candidates hold positions from {positions.min()} to {positions.max()}, and X_pool has {n_pool} samples; "
+            "pass positions in X_pool, from 0 on."
+        )
+    return np.unique(positions).astype(np.int64)
+
+
+def _check_enough(n_instances: int, n_candidates: int) -> None:
+    if n_instances > n_candidates:
+        raise ValueError(
+            f"n_instances={n_instances} exceeds the {n_candidates} candidates; lower n_instances, or propose more."
+        )
+
+
+def labeled_samples(estimator: Any, X_labeled: Any, stacklevel: int = 3) -> Any:
     """The labelled samples: as given, else the learner's, else none, with a warning."""
     if X_labeled is not None:
         return X_labeled
@@ -345,7 +430,7 @@ def labeled_samples(estimator: Any, X_labeled: Any) -> Any:
             "No labelled samples: X_labeled was not given and the estimator has no X_training, so samples are "
             "picked as if nothing were labelled yet. Pass X_labeled, or an empty array to mean none.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     return X_training
 
