@@ -48,7 +48,7 @@ def check_same_question(
                     f"{name} is {value!r:.80} on rank 0 and {found[name]!r:.80} on rank {rank}; every rank must ask "
                     "the same question: give all the same parameters."
                 )
-        for name in weights.keys() | found_weights.keys():
+        for name in {**weights, **found_weights}:
             if not _alike(weights.get(name), found_weights.get(name)):
                 raise ValueError(
                     f"{name} of the net differs between rank 0 and rank {rank}; every rank must hold the same net, "

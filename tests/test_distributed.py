@@ -84,7 +84,7 @@ def test_two_processes_pick_what_one_picks(play):
 
 def test_four_processes_pick_what_one_picks(play):
     what = [("plain", *shards) for shards in SHARDS[4]]
-    what += [(name, *SHARDS[4][1]) for name in ("ties", "oversampled", "candidates", "directions")]
+    what += [(name, *SHARDS[4][1]) for name in ("ties", "candidates", "directions")]
     assert_answers_of_one_process(play, 4, what)
 
 
@@ -107,7 +107,7 @@ def test_an_error_of_one_rank_is_raised_by_all(play):
     of_both = [
         "n_instances is 3 on rank 0 and 4 on rank 1",
         "damping is 1.0 on rank 0 and 2.0 on rank 1",
-        "0.bias of the net differs between rank 0 and rank 1",
+        "0.weight of the net differs between rank 0 and rank 1",
         "whether there are candidates is False on rank 0 and True on rank 1",
         "n_instances=3 exceeds the 2 candidates; lower n_instances, or propose more",
         "Under a process group X_labeled must be this rank's part",
