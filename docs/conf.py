@@ -87,7 +87,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,
-    "default_thumb_file": str(DOCS / "_static" / "thumbnail.png"),
+    "default_thumb_file": str(DOCS / "images" / "gains.png"),
     "abort_on_example_error": True,
     "reference_url": {"fishermask_sk": None},
     "doc_module": ("fishermask_sk",),

@@ -26,7 +26,7 @@ from fishermask_sk.baselines import (
 from fishermask_sk.datasets import load_images
 from fishermask_sk.plotting import LearningCurveDisplay
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--quick", action="store_true", help="a tiny net, hardly trained")
 parser.add_argument("--n-jobs", type=int, default=1, help="processes")
 parser.add_argument("--output", type=Path, default=Path("results"), help="folder for numbers and picture")

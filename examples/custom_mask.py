@@ -19,7 +19,7 @@ import torch
 from fishermask_sk import FisherMask, ResNet18Classifier
 from fishermask_sk.datasets import load_images
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--quick", action="store_true", help="a tiny net, hardly trained")
 quick = parser.parse_args().quick
 

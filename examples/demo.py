@@ -109,7 +109,7 @@ def report(results):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", choices=SETTINGS, default="digits")
     parser.add_argument("--seeds", type=int, default=5, help="how many repetitions")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder for numbers and picture")

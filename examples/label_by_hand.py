@@ -25,7 +25,7 @@ from torch.utils.data import Dataset, Subset
 from fishermask_sk import FisherMask, ResNet18Classifier
 from fishermask_sk.plotting import QueryDisplay
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("action", choices=["ask", "learn"])
 parser.add_argument("folder", type=Path, help="with PNG images of one size")
 parser.add_argument("--n-instances", type=int, default=12, help="images per batch")

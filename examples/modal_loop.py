@@ -17,7 +17,7 @@ from fishermask_sk import FisherMask, ResNet18Classifier
 from fishermask_sk.datasets import load_images
 from fishermask_sk.modal import ActiveLearner  # modAL's, on every supported scikit-learn
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--quick", action="store_true", help="a tiny net, hardly trained")
 quick = parser.parse_args().quick
 

@@ -24,7 +24,7 @@ from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.modal import ActiveLearner
 from fishermask_sk.plotting import MaskDisplay, QueryDisplay
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--quick", action="store_true", help="a tiny net, hardly trained")
 parser.add_argument("--output", type=Path, help="folder for the pictures")
 args = parser.parse_args()
@@ -83,7 +83,7 @@ embeddings = PerSampleGradients(module, module, pixels).embeddings(
 embeddings = embeddings.flatten(1).double()
 places = (embeddings - embeddings.mean(0)) @ torch.linalg.svd(embeddings - embeddings.mean(0), False)[2][:2].T
 figure, panels = plt.subplots(1, 2, figsize=(8, 4), layout="constrained", sharex=True, sharey=True)
-by_margin = margin_sampling(learner, X_pool, n_instances=20)
+by_margin = margin_sampling(net, X_pool, n_instances=20)
 for ax, name, picks in zip(panels, ("FisherMask", "margin sampling"), (query_idx, by_margin), strict=True):
     ax.scatter(*places.T, s=8, color="0.6", label="pool")
     ax.scatter(*places[picks].T, s=45, facecolors="#E69F00", edgecolors="black", marker="s", label="20 picks")

@@ -26,7 +26,7 @@ from torch import nn
 from fishermask_sk import FisherMask
 from fishermask_sk.modal import ActiveLearner
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--quick", action="store_true", help="few sentences, hardly trained")
 quick = parser.parse_args().quick
 torch.manual_seed(0)

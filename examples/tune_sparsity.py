@@ -21,7 +21,7 @@ from fishermask_sk import ActiveLearningClassifier, FisherMask, ResNet18Classifi
 from fishermask_sk.datasets import load_images
 from fishermask_sk.results import Table
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--quick", action="store_true", help="a tiny net, hardly trained")
 parser.add_argument("--n-jobs", type=int, default=1, help="processes; each holds a pool and its k×k matrices")
 args = parser.parse_args()

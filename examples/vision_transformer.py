@@ -24,7 +24,7 @@ from fishermask_sk import FisherMask, check_network
 from fishermask_sk.datasets import load_images
 from fishermask_sk.modal import ActiveLearner
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--quick", action="store_true", help="hardly trained")
 quick = parser.parse_args().quick
 torch.manual_seed(0)

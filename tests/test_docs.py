@@ -1,8 +1,10 @@
 """Every python block of the README and the docs runs, page by page from top to bottom; every link leads somewhere."""
 
 import re
+from functools import partial
 from pathlib import Path
 
+import distributed
 import matplotlib
 import pytest
 
@@ -10,8 +12,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MADE = ("_build", "auto_examples", "generated", "results")  # by sphinx, by studies
+PAGES = [
+    ROOT / "README.md",
+    *sorted(
+        page
+        for page in (ROOT / "docs").glob("**/*.md")
+        if page.relative_to(ROOT / "docs").parts[0] not in MADE
+    ),
+]
+BLOCK = re.compile(r"^```py(?:thon)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
@@ -22,6 +33,12 @@ def page_name(page):
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_code_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "from distributed import Client" in page.read_text(encoding="utf-8"):
+        # In place of the machines that the page speaks of: one thread of this process.
+        local = partial(
+            distributed.Client, processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None
+        )
+        monkeypatch.setattr(distributed, "Client", lambda address: local())
     text = page.read_text(encoding="utf-8")
     namespace = {"__name__": "__main__"}
     for block in BLOCK.finditer(text):
@@ -29,6 +46,25 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
         lines_before = text.count("\n", 0, block.start(1))
         exec(compile("\n" * lines_before + block[1], page, "exec"), namespace)
     plt.close("all")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_no_block_is_passed_over(page):
+    """A block is Python, which is run; a command; what something prints; or a directive of the site."""
+    for kind, _ in FENCE.findall(page.read_text(encoding="utf-8")):
+        assert kind in ("python", "py", "sh", "text") or kind.startswith("{"), f"{page_name(page)}: ```{kind}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_commands_exist(page):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for block in (block for kind, block in FENCE.findall(page.read_text(encoding="utf-8")) if kind == "sh"):
+        for target in re.findall(r"^make ([\w-]+)", block, re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page_name(page)}: make {target}"
+        for script, options in re.findall(r"^python (\S+\.py)([^#\n]*)", block, re.MULTILINE):
+            known = (ROOT / script).read_text(encoding="utf-8")
+            for option in re.findall(r"--[\w-]+", options):
+                assert f'"{option}"' in known, f"{page_name(page)}: {script} {option}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
