@@ -22,6 +22,7 @@ from skorch.helper import SliceDataset
 from torch import nn
 
 from fishermask_sk import FisherMask, fisher_mask_sampling
+from fishermask_sk.baselines import margin_sampling
 from fishermask_sk.skorch_adapter import preserved_rng
 
 N_LABELED, N_POOL, CLASSES = 12, 30, 3
@@ -553,3 +554,51 @@ def test_rng_is_given_back_after_an_error():
     with pytest.raises(KeyError), preserved_rng():
         {}[torch.rand(3)]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("n_labeled", [0, N_LABELED])
+def test_only_candidates_are_picked_and_the_whole_pool_is_wanted(n_labeled):
+    net, X, known = fitted(), images(N_POOL), images(N_LABELED, seed=1)[:n_labeled]
+    strategy, candidates = FisherMask(0.9), [28, 3, 4, 17, 11, 3, 20]
+    query_idx = strategy.select(net, X, 4, X_labeled=known, candidates=candidates)
+    rows = reference.naive_embeddings(net.module_.eval(), torch.as_tensor(np.concatenate([X, known])))
+    rows = rows[:, :, strategy.mask_indices_].numpy()
+    allowed = sorted(set(candidates))
+    target = np.einsum("nck,ncl->kl", rows, rows) / len(rows)
+    m, weight = np.eye(rows.shape[2]), 4 / (n_labeled + 4)
+    if n_labeled:
+        m = m + np.einsum("nck,ncl->kl", rows[N_POOL:], rows[N_POOL:]) / (n_labeled + 4)
+    picks = []
+    for _ in range(4):
+        left = [i for i in allowed if i not in picks]
+        traces = [np.trace(np.linalg.solve(m + weight * rows[i].T @ rows[i], target)) for i in left]
+        picks.append(left[int(np.argmin(traces))])
+        m = m + weight * rows[picks[-1]].T @ rows[picks[-1]]
+    assert query_idx.tolist() == picks
+
+
+def test_candidates_may_be_all_or_proposed_by_a_strategy():
+    net, X, known = fitted(), images(N_POOL), images(N_LABELED, seed=1)
+    expected = FisherMask(0.9).select(net, X, 5, X_labeled=known).tolist()
+    of_all = FisherMask(0.9).select(net, X, 5, X_labeled=known, candidates=np.arange(N_POOL))
+    assert of_all.tolist() == expected
+    first_stage = partial(margin_sampling, n_instances=8)
+    picks = FisherMask(0.9).select(net, X, 5, X_labeled=known, candidates=first_stage)
+    assert set(picks) <= set(first_stage(net, X).tolist())
+
+
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        ([0, 1], "n_instances=3 exceeds the 2 candidates; lower n_instances, or propose more"),
+        ([], "exceeds the 0 candidates"),
+        ([0, 1, N_POOL], f"positions from 0 to {N_POOL}, and X_pool has {N_POOL} samples"),
+        ([-1, 1, 2], "positions from -1 to 2"),
+        (np.ones(N_POOL, bool), "np.flatnonzero makes them of a boolean mask"),
+        ([[0, 1, 2]], r"candidates have shape \(1, 3\)"),
+        ([0.0, 1.0, 2.0], "dtype float64; pass positions"),
+    ],
+)
+def test_candidates_that_are_none(candidates, message):
+    with pytest.raises(ValueError, match=message):
+        select(FisherMask(0.9), candidates=candidates)
