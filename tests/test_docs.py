@@ -52,13 +52,17 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
 def test_no_block_is_passed_over(page):
     """A block is Python, which is run; a command; what something prints; or a directive of the site."""
     for kind, _ in FENCE.findall(page.read_text(encoding="utf-8")):
-        assert kind in ("python", "py", "sh", "text") or kind.startswith("{"), f"{page_name(page)}: ```{kind}"
+        assert kind in ("python", "py", "sh", "bash", "text") or kind.startswith("{"), (
+            f"{page_name(page)}: ```{kind}"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_commands_exist(page):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for block in (block for kind, block in FENCE.findall(page.read_text(encoding="utf-8")) if kind == "sh"):
+    for block in (
+        block for kind, block in FENCE.findall(page.read_text(encoding="utf-8")) if kind in ("sh", "bash")
+    ):
         for target in re.findall(r"^make ([\w-]+)", block, re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page_name(page)}: make {target}"
         for script, options in re.findall(r"^python (\S+\.py)([^#\n]*)", block, re.MULTILINE):
