@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -136,3 +138,16 @@ def test_a_rank_that_stays_away_stops_the_others_at_the_timeout(play, context):
     found, _ = play(worker.stays_away, 2, context.Event(), timeout=4)
     assert found.startswith("RuntimeError: Rank 0 of 2 lost the others in the step 'start': ")
     assert "Timed out" in found
+
+
+@pytest.mark.slow
+def test_the_example_under_torchrun_picks_what_one_process_picks():
+    example = Path(__file__).parents[1] / "examples" / "distributed.py"
+    assert len(example.read_text().splitlines()) < 80
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    found = set()
+    for launcher in ([], torchrun):
+        run = [sys.executable, *launcher, str(example)]
+        shown = subprocess.run(run, capture_output=True, text=True, timeout=500, check=True).stdout
+        found |= set(re.findall(r"all ranks pick (\[.*?\])", shown))
+    assert len(found) == 1
