@@ -81,7 +81,9 @@ def ordered(rows: Rows) -> ComparisonResults:
 
 
 def rare_labels(rows: Rows, strategy: str) -> float:
-    """Labels outside the classes most common in random samples' last round, mean over seeds at the last round."""
+    """Labels outside the classes that random sampling bought most of, at the end, mean over seeds."""
+    if "class_counts" not in rows[0]:
+        return float("nan")
     last = max(row["round"] for row in rows)
     at_end = [row for row in rows if row["round"] == last]
     counts: dict[int, int] = {}
@@ -115,7 +117,7 @@ def strategies_table(rows: Rows) -> str:
                 "–" if name == "margin" else interval(margin),
                 p_value(margin["p_holm"]),
                 "–" if name == "random" else interval(random, "saved", 0),
-                f"{rare_labels(rows, name):.0f}",
+                f"{rare_labels(rows, name):.0f}".replace("nan", "–"),
             ]
         )
     labels = max(row["n_labels"] for row in rows)
@@ -173,8 +175,9 @@ def costs_table(rows: Rows) -> str:
         own = [row for row in rows if row["strategy"] == name and row["round"] > 0]
         query, fit = (np.array([row[key] for row in own]) for key in ("query_seconds", "fit_seconds"))
         low, high = np.quantile(query, [0.1, 0.9])
+        share = np.median(query) / (np.median(query) + np.median(fit))
         lines.append([name, f"{np.median(query):.2f}", f"{low:.2f} to {high:.2f}", f"{np.median(fit):.2f}",
-                      f"{query.sum() / (query.sum() + fit.sum()):.0%}"])  # fmt: skip
+                      f"{share:.0%}"])  # fmt: skip
     return markdown(
         [
             "strategy",
@@ -254,9 +257,12 @@ def strategies_figure(rows: Rows, title: str) -> Any:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 4.2), layout="constrained", width_ratios=[1.25, 1]
     )
-    LearningCurveDisplay.from_results(results).plot(left, band=None)
+    lines = LearningCurveDisplay.from_results(results).plot(left, band=None).lines_
+    lines["random"].set_color("0.5")
+    seeds = len({row["seed"] for row in results})
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, frameon=False)
     left.set_ylabel("accuracy on balanced test images")
-    left.set_title(title, fontsize=11)
+    left.set_title(f"{title}: mean of {seeds} seeds", fontsize=11)
     forest(right, results, "margin", "mean accuracy beside margin sampling's,\npaired by seed, 95 % interval")
     return figure
 
@@ -300,7 +306,7 @@ def figures(folder: Path) -> dict[str, Any]:
             own = [row for row in rows if row["setting"] == setting]
             names = {row["strategy"] for row in own}
             name = re.sub(r"[^a-z0-9]+", "-", f"results-{path.stem}-{setting}".lower())
-            if {"margin", "random", "FisherMask", "BAIT"} <= names:
+            if {"margin", "random", "FisherMask"} <= names:
                 made[name] = strategies_figure(own, f"{own[0]['dataset']}, {setting}")
             if "FisherMask" in names and names - set(STRATEGIES):
                 made[f"{name}-variants"] = variants_figure(

@@ -210,6 +210,10 @@ def run(place: Place, commit: str, n_jobs: int, parts: list[int] | None = None) 
         write(place, commit)
 
 
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def current_commit() -> str:
     """The commit that is checked out, and whether the sources differ from it."""
 
@@ -240,7 +244,8 @@ def main() -> None:
         known = ", ".join(sorted(path.stem for path in named.parent.glob("*.py")))
         parser.error(f"there is no study {args.study!r}; choose one of {known}.")
     place = Place(config, args.rounds.resolve() / config.stem, args.output.resolve(), args.data_home)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs with SIGINT ignored
+        signal.signal(number, stop)
     try:
         run(place, args.commit or current_commit(), args.n_jobs, args.parts)
     except KeyboardInterrupt:
