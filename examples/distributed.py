@@ -1,6 +1,9 @@
-"""One query over a pool that lies on several processes: each holds, reads and embeds its own part.
+"""One query, several processes
+============================
 
-Run it with
+Each process holds, reads and embeds its own part of the pool.
+
+.. code-block:: sh
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 examples/distributed.py
 
