@@ -77,11 +77,10 @@ keep(QueryDisplay.from_strategy(strategy, X_pool).plot_gains().figure_, "gains")
 # -------------------
 # Each point is an image's embedding, its gradients on the mask, in the two directions in which the pool varies most.
 module, pixels = net.module_.eval(), torch.as_tensor(X_pool)
-embeddings = PerSampleGradients(module, module, pixels).embeddings(
-    pixels, torch.as_tensor(strategy.mask_indices_)
-)
-embeddings = embeddings.flatten(1).double()
-places = (embeddings - embeddings.mean(0)) @ torch.linalg.svd(embeddings - embeddings.mean(0), False)[2][:2].T
+mask_indices = torch.as_tensor(strategy.mask_indices_)
+embeddings = PerSampleGradients(module, module, pixels).embeddings(pixels, mask_indices).flatten(1).double()
+centred = embeddings - embeddings.mean(0)
+places = centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T
 figure, panels = plt.subplots(1, 2, figsize=(8, 4), layout="constrained", sharex=True, sharey=True)
 by_margin = margin_sampling(net, X_pool, n_instances=20)
 for ax, name, picks in zip(panels, ("FisherMask", "margin sampling"), (query_idx, by_margin), strict=True):
