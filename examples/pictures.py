@@ -62,7 +62,6 @@ keep(figure, "rounds")
 # %%
 # What the mask keeps
 # -------------------
-# Layers of which nothing is kept are left out; ``plot(empty=True)`` draws them, too.
 query_idx = strategy.select(net, X_pool, n_instances=20, X_labeled=learner.X_training)
 keep(MaskDisplay.from_strategy(strategy, module=net.module_).plot().figure_, "mask")
 
@@ -86,6 +85,5 @@ by_margin = margin_sampling(net, X_pool, n_instances=20)
 for ax, name, picks in zip(panels, ("FisherMask", "margin sampling"), (query_idx, by_margin), strict=True):
     ax.scatter(*places.T, s=8, color="0.6", label="pool")
     ax.scatter(*places[picks].T, s=45, facecolors="#E69F00", edgecolors="black", marker="s", label="20 picks")
-    ax.set_title(name)
-    ax.legend(frameon=False)
+    ax.legend(title=name, frameon=False)
 keep(figure, "embeddings")
