@@ -40,6 +40,8 @@ MAX_AHEAD = 8
 ACTIVE_SHARE, MIN_ACTIVE = 1 / 16, 64
 # Rows of embeddings brought up to date at a time.
 UPDATE_ROWS = 2**15
+# How far below a claimed gain a bound must be to spare a candidate: more than what is called equal, or rounding.
+CLAIM_MARGIN = 1e-3
 # Between these, many small eliminations go step by step through all candidates at once.
 MAX_UNROLLED_CLASSES, MIN_UNROLLED = 32, 2_000
 
@@ -48,6 +50,7 @@ class Step(NamedTuple):
     """One pick or removal: how it changes M⁻¹ and every A and B, and what it may leave as relative error."""
 
     sample: Tensor
+    gain: Tensor
     u: Tensor
     h: Tensor
     sign: int
@@ -68,6 +71,23 @@ def trace_reductions(a: Tensor, b: Tensor) -> Tensor:
     Tensor of shape (n,)
     """
     return _trace_of_quotient(b, plus_identity(a))
+
+
+def upper_bounds(a: Tensor, b: Tensor) -> Tensor:
+    r"""What a candidate's trace reduction cannot exceed: :math:`\mathrm{tr}\, B - \mathrm{tr}\, AB / (1 + \|A\|_F)`.
+
+    Between 0 and :math:`\|A\|_F`, where all eigenvalues α of A lie, the chord of 1/(1 + α) is above it.
+
+    Parameters
+    ----------
+    a, b : Tensors of shape (n, c, c)
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    product = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return b.diagonal(dim1=1, dim2=2).sum(1) - product / (1 + torch.linalg.vector_norm(a, dim=(1, 2)))
 
 
 def trace_increases(a: Tensor, b: Tensor) -> Tensor:
@@ -316,7 +336,8 @@ class Candidates:
         Returns
         -------
         list of Tensors of shape (n,)
-            The gains after each of the steps.
+            The gains after each of the steps. After all but the last of them a candidate that cannot be as good as
+            the next step's may have an upper bound of its gain instead.
         """
         self._before = (self.a.clone(), self.b.clone(), self.error) if len(steps) > 1 else None
         after = [self.a.new_empty(self.n) for _ in steps]
@@ -325,10 +346,22 @@ class Candidates:
             products = self._products(self._block(part), steps)
             for j, step in enumerate(steps):
                 self._update(a, b, products[..., 2 * self.c * j :][..., : 2 * self.c], [step])
-                after[j][part] = trace_reductions(a, b)
+                claimed = steps[j + 1] if j + 1 < len(steps) else None
+                after[j][part] = self._gains_or_bounds(a, b, part.start, claimed)
         self.picked += [step.sample for step in steps]
         self.error = steps[-1].error
         return after
+
+    def _gains_or_bounds(self, a: Tensor, b: Tensor, start: int, claimed: Step | None) -> Tensor:
+        """Gains; below the gain of the step that is claimed to be next, bounds that prove it."""
+        if claimed is None:
+            return trace_reductions(a, b)
+        gains = upper_bounds(a, b)
+        positions = torch.arange(start, start + len(a), device=a.device) + self.shard.start
+        contenders = ~(gains < claimed.gain * (1 - CLAIM_MARGIN)) | (positions == claimed.sample)
+        contenders = contenders.nonzero()[:, 0]
+        gains[contenders] = trace_reductions(a[contenders], b[contenders])
+        return gains
 
     def keep(self, steps: Sequence[Step], n_added: int, n_kept: int) -> list[Tensor]:
         """Take back all but the first `n_kept` of the last steps, of which `n_added` were added.
@@ -374,7 +407,7 @@ class Candidates:
         if self.n_exact < self.k:
             rounding = FLOAT32_ERROR * (TAIL_SHARE if self.n_exact else 1)
         before = self.error if error is None else error
-        return Step(best.position, u, h, sign, before + rounding * best.gain.square())
+        return Step(best.position, best.gain, u, h, sign, before + rounding * best.gain.square())
 
     def _update(self, a: Tensor, b: Tensor, products: Tensor, steps: Sequence[Step]) -> None:
         """Change A and B (n, c, c) in place, given V [U, H] (n, c, 2c) of one step."""

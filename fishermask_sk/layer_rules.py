@@ -21,6 +21,10 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 # A batched matrix product over a grid of entries beats gathering each entry until the grid is this much larger.
 GRID_FACTOR = 16
+# With no more positions than this, sums of squares are sums over pairs of positions.
+MAX_PAIRED_POSITIONS = 4
+# Otherwise this many squares are held at a time, and this few matrices of them are summed one by one.
+SQUARED_AT_A_TIME, MAX_LOOPED = 2**20, 8
 
 
 class Rule(NamedTuple):
@@ -75,11 +79,8 @@ def _linear_entries(module: nn.Linear, a: Tensor, entries: Tensor) -> FromOutput
 
 
 def _linear_squares(module: nn.Linear, a: Tensor) -> FromOutputGradient:
-    if a.ndim == 2:  # one position: the square of a product is the product of squares
-        a_squared = a.square()
-        return lambda g: g.square().mT @ a_squared
-    a = _positions_last(a).mT
-    return lambda g: _sum_of_squared_products(_positions_last(g), a)
+    squares = _squared_products(_positions_last(a).mT)
+    return lambda g: squares(_positions_last(g))
 
 
 def _linear_bias(g: Tensor) -> Tensor:
@@ -143,24 +144,49 @@ def _conv_squares(module: Conv, a: Tensor) -> FromOutputGradient:
     a = _padded(module, a)
     columns = torch.stack([a[window].flatten(2) for window in _windows(module, a)], dim=2)
     columns = columns.reshape(len(a) * module.groups, -1, columns.shape[-1]).mT
+    if module.groups == 1:
+        of_one_group = _squared_products(columns)
+        return lambda g: of_one_group(_channels_first(g))
 
     def squares(g: Tensor) -> Tensor:
         g = _channels_first(g)
         g = g.reshape(len(g) * module.groups, -1, g.shape[-1])
-        if module.groups == 1:
-            return _sum_of_squared_products(g, columns)
         return (g @ columns).square().reshape(len(a), -1).sum(0)
 
     return squares
 
 
-def _sum_of_squared_products(left: Tensor, right: Tensor) -> Tensor:
-    """Σ_n (left_n right_n)², elementwise, without holding all n products at once."""
-    step = max(1, 2**18 // (left.shape[1] * right.shape[2]))
-    total = left.new_zeros(left.shape[1], right.shape[2])
-    for start in range(0, len(left), step):
-        total += (left[start : start + step] @ right[start : start + step]).square_().sum(0)
-    return total
+def _squared_products(a: Tensor) -> FromOutputGradient:
+    """Σ_n (Σ_p g[n, o, p]·a[n, p, t])² for every pair (o, t), as a function of g.
+
+    Where there are few positions, the square is written out as Σ_p Σ_q (g_p g_q)(a_p a_q): one product of large
+    matrices instead of one gradient matrix for every sample.
+    """
+    n, n_positions, n_columns = a.shape
+    if n_positions <= MAX_PAIRED_POSITIONS:
+        p, q = torch.triu_indices(n_positions, n_positions, device=a.device)
+        twice = (2 - (p == q).to(a.dtype))[:, None]
+        of_columns = (a[:, p] * a[:, q] * twice).flatten(0, 1)
+
+        def from_pairs(g: Tensor) -> Tensor:
+            of_rows = (g[..., p] * g[..., q]).mT.flatten(0, 1)
+            return (of_rows.mT @ of_columns).clamp_min_(0)  # rounding may leave less than nothing
+
+        return from_pairs
+
+    def one_by_one(g: Tensor) -> Tensor:
+        step = max(1, SQUARED_AT_A_TIME // (g.shape[1] * n_columns))
+        total = g.new_zeros(g.shape[1], n_columns)
+        for start in range(0, n, step):
+            products = g[start : start + step] @ a[start : start + step]
+            if step > MAX_LOOPED:
+                total += products.square_().sum(0)
+            else:
+                for gradient in products:  # large: read once, nothing written beside the sum
+                    total.addcmul_(gradient, gradient)
+        return total
+
+    return one_by_one
 
 
 # Normalisation: ∂γ[c] = Σ_p g[c, p]·x̂[c, p], ∂β[c] = Σ_p g[c, p].

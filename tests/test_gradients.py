@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fishermask_sk import layer_rules
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.layer_rules import find_rule
 from fishermask_sk.modules import undisturbed
@@ -245,6 +246,25 @@ def test_embeddings_and_diagonal_fisher_equal_the_slow_twin(name, device):
     torch.testing.assert_close(scores, reference.naive_diagonal_fisher(module, batch), rtol=1e-9, atol=1e-12)
     expected = reference.naive_embeddings(module, batch, weighting="uniform")[:, :, few.to(device)]
     torch.testing.assert_close(uniform, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"MAX_PAIRED_POSITIONS": 0},
+        {"MAX_PAIRED_POSITIONS": 1000},
+        {"MAX_PAIRED_POSITIONS": 0, "MAX_LOOPED": 0},
+        {"MAX_PAIRED_POSITIONS": 0, "SQUARED_AT_A_TIME": 1},
+    ],
+)
+@pytest.mark.parametrize("name", ["conv", "linear over positions"])
+def test_every_way_to_sum_squares(name, limits, monkeypatch, device):
+    for limit, value in limits.items():
+        monkeypatch.setattr(layer_rules, limit, value)
+    module, batch = make(name, device)
+    scores = PerSampleGradients(module, module, batch).diagonal_fisher([batch])
+    assert (scores >= 0).all()
+    torch.testing.assert_close(scores, reference.naive_diagonal_fisher(module, batch), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["conv groups", "batch norm", "called twice"])

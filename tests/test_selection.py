@@ -62,6 +62,38 @@ def test_picks_ahead_that_are_not_the_best_are_made_anew(n_active, oversample, m
     assert taken_back
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("rank", [1, 2, 6])
+def test_no_gain_is_above_its_bound(rank, scale):
+    rng = np.random.default_rng(rank)
+    v, w = (torch.as_tensor(rng.normal(size=(200, 5, rank))) for _ in range(2))
+    a, b = scale * v @ v.mT, w @ w.mT
+    gains, bounds = candidates.trace_reductions(a, b), candidates.upper_bounds(a, b)
+    assert (gains <= bounds * (1 + 1e-12)).all()
+    if rank == 1:  # one eigenvalue: the chord meets 1/(1 + α) in it
+        torch.testing.assert_close(bounds, gains)
+
+
+def test_bounds_spare_candidates_and_change_no_pick(monkeypatch, device):
+    eliminated = []
+    reductions = candidates.trace_reductions
+
+    def counted(a, b):
+        eliminated.append(len(a))
+        return reductions(a, b)
+
+    pool, labeled = steep_embeddings(150), steep_embeddings(10, seed=1)
+    monkeypatch.setattr(candidates, "trace_reductions", counted)
+    picks, gains = run(pool, labeled, 60, device)
+    with_bounds = sum(eliminated)
+    eliminated.clear()
+    monkeypatch.setattr(candidates, "upper_bounds", lambda a, b: torch.full_like(a[:, 0, 0], torch.inf))
+    every, every_gains = run(pool, labeled, 60, device)
+    assert picks == every
+    np.testing.assert_allclose(gains, every_gains, rtol=1e-9)
+    assert with_bounds < sum(eliminated)
+
+
 def steep_embeddings(n, c=4, k=40, seed=0):
     """As of a trained net: a few directions hold nearly everything, and gains fall by orders of magnitude."""
     rng = np.random.default_rng(seed)
