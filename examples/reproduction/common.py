@@ -119,7 +119,7 @@ def fashion_imbalanced(strategies: Mapping[str, Callable[..., Any]], **budget: i
     return Setting(
         name="imbalanced",
         dataset="fashion-mnist",
-        load=partial(load_pool, name="fashion-mnist", pool={0: 250, 1: 5000, 2: 250, 3: 250}),
+        load=partial(load_pool, name="fashion-mnist", pool={0: 250, 1: 5000, 2: 250, 3: 250}, n_test=500),
         estimator=ResNet18Classifier(width=16, head_bias=False, classes=range(4)),
         strategies=strategies,
         **({"n_initial": 60, "n_instances": 40, "n_queries": 8} | budget),

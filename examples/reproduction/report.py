@@ -32,6 +32,8 @@ STRATEGIES = (
 BLOCK = re.compile(r"(<!-- report: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 NUMBERS = {"seed": int, "round": int, "n_labels": int}
 MISSING = "*Not run yet.*"
+# More bands than this hide each other.
+MAX_BANDS = 4
 
 Rows = list[dict[str, Any]]
 
@@ -257,8 +259,12 @@ def strategies_figure(rows: Rows, title: str) -> Any:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 4.2), layout="constrained", width_ratios=[1.25, 1]
     )
-    lines = LearningCurveDisplay.from_results(results).plot(left, band=None).lines_
-    lines["random"].set_color("0.5")
+    curves = LearningCurveDisplay.from_results(results)
+    band = "se" if len(curves.curves) <= MAX_BANDS else None
+    curves.plot(left, band=band, labels_saved=("FisherMask", "random"))
+    for drawn in (curves.lines_, curves.bands_):
+        if "random" in drawn:
+            drawn["random"].set_color("0.5")
     seeds = len({row["seed"] for row in results})
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, frameon=False)
     left.set_ylabel("accuracy on balanced test images")
