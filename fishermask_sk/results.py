@@ -129,7 +129,8 @@ class ComparisonResults(Table):
             - "labels_saved", "saved_low", "saved_high": how many labels fewer than the baseline it needs for
               the best score that both reach on that seed, with its bootstrap interval.
 
-            What needs two seeds is NaN for one. For the baseline the differences are 0 and p is NaN.
+            What needs two seeds is NaN for one. For the baseline the differences are 0 and p is NaN, as it is for
+            t where all seeds differ by the same amount.
 
         Raises
         ------
@@ -300,9 +301,10 @@ def _p_value(difference: np.ndarray, test: str) -> float:
 
     if len(difference) < 2:
         return float("nan")
-    if np.ptp(difference) == 0 and (test == "t" or not difference.any()):
-        # Student's t has no spread to divide by.
-        return 1.0 if not difference.any() else 0.0
+    if not difference.any():
+        return 1.0
+    if test == "t" and np.ptp(difference) <= 1e-9 * np.abs(difference).max():
+        return float("nan")  # no spread to divide by
     return float(ttest_1samp(difference, 0.0).pvalue if test == "t" else wilcoxon(difference).pvalue)
 
 

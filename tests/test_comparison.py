@@ -651,6 +651,16 @@ def test_equal_strategies_do_not_differ(test):
     assert (row["p"], row["p_holm"], row["area_difference"], row["labels_saved"]) == (1, 1, 0, 0)
 
 
+def test_the_same_difference_on_all_seeds_has_no_t():
+    better = [[score + 0.1 for score in curve] for curve in CURVES["random"]]
+    results = rows_of({"a": CURVES["random"], "b": better})
+    row = results.summary("a")[1]
+    assert row["area_difference"] == pytest.approx(0.1)
+    assert np.isnan(row["p"])
+    assert np.isnan(row["p_holm"])
+    assert results.summary("a", test="wilcoxon")[1]["p"] == pytest.approx(0.25)
+
+
 def test_seeds_that_are_not_finished_are_left_out():
     results = rows_of(CURVES)
     unfinished = ComparisonResults(
