@@ -192,6 +192,31 @@ def costs_table(rows: Rows) -> str:
     )
 
 
+def sizes_table(rows: Rows) -> str:
+    """What a query costs when one size changes: medians over the seeds, with the range of the whole."""
+    sizes = ("N", "C", "k", "b")
+    lines = []
+    for place in dict.fromkeys((row["varied"], *(int(row[size]) for size in sizes)) for row in rows):
+        own = [row for row in rows if (row["varied"], *(int(row[size]) for size in sizes)) == place]
+        column = {key: [row[key] for row in own] for key in rows[0]}
+        parts = [
+            f"{np.median(column[f'{step}_seconds']):.1f}" for step in ("mask", "embeddings", "selection")
+        ]
+        whole = column["query_seconds"]
+        lines.append(
+            [
+                *(f"**{n:,}**" if size == place[0] else f"{n:,}" for size, n in zip(sizes, place[1:], strict=True)),
+                f"{np.median(whole):.1f} ({min(whole):.1f} to {max(whole):.1f})",
+                *parts,
+                f"{np.median(column['fit_seconds']):.1f}",
+                f"{np.median(column['bytes']) / 1e6:,.0f}",
+            ]
+        )  # fmt: skip
+    return markdown(
+        [*sizes, "seconds a query", "mask", "embeddings", "selection", "seconds of training", "MB"], lines
+    )
+
+
 def masks_table(rows: Rows) -> str:
     """Where the weights of the mask are, and what they carry, by part of the net."""
     parts = list(dict.fromkeys(row["part"] for row in rows))
@@ -231,6 +256,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "variants": variants_table,
     "curves": curves_table,
     "costs": costs_table,
+    "sizes": sizes_table,
     "masks": masks_table,
 }
 
