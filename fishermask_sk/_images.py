@@ -97,8 +97,15 @@ def as_labels(y: Any, name: str = "y") -> np.ndarray:
         y = y.detach().cpu()
     y = np.asarray(y)
     if y.ndim != 1:
+        if name == "classes":
+            raise ValueError(
+                f"classes={y.tolist()!r} is no list of labels; name every class, for instance classes=range(10)."
+            )
+        cure = (
+            f"{name}.argmax(axis=1) of one-hot rows" if y.ndim == 2 and y.shape[1] > 1 else f"{name}.ravel()"
+        )
         raise ValueError(
-            f"{name} has shape {y.shape}; expected one label per sample, (n_samples,): use {name}.ravel()."
+            f"{name} has shape {y.shape}; expected one label per sample, (n_samples,): use {cure}."
         )
     if len(y) == 0:
         raise ValueError(f"{name} holds no labels; pass at least one.")

@@ -279,7 +279,7 @@ def _drawable(image_like: Any) -> np.ndarray:
     elif image.ndim != 2:
         raise ValueError(
             f"an image of shape {image.shape} cannot be drawn; expected (height, width), "
-            "(1, height, width) or (3, height, width)."
+            "(1, height, width) or (3, height, width). Of samples that are no images, plot_gains draws the gains."
         )
     if image.ndim == 3 and image.dtype.kind == "f" and (image.min() < 0 or image.max() > 1):
         image = (image - image.min()) / (np.ptp(image) or 1)

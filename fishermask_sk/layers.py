@@ -133,7 +133,8 @@ def _named_head(module: nn.Module, head: str, names: dict[int, str]) -> tuple[st
     if head not in modules or not any(True for _ in modules[head].parameters()):
         known = [name for name, m in modules.items() if name and any(True for _ in m.parameters())]
         raise ValueError(
-            f"head={head!r} names no module with parameters and no parameter; there are {', '.join(known)}."
+            f"head={head!r} names no module with parameters and no parameter; there are "
+            f"{', '.join(known or names.values())}."
         )
     return tuple(names[id(p)] for p in modules[head].parameters())
 

@@ -6,7 +6,7 @@ inside functions, import modAL.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
 
@@ -16,11 +16,19 @@ import torch
 from modAL.models import ActiveLearner as _ModALActiveLearner
 from modAL.uncertainty import uncertainty_sampling
 from modAL.utils.data import data_vstack
+from scipy.sparse import issparse
 from sklearn.utils import check_random_state, check_X_y
+from skorch.helper import SliceDataset
+from torch.utils.data import Dataset
 
 from fishermask_sk._rows import as_rows, n_rows, take_rows
 
 __all__ = ["ActiveLearner"]
+
+_WITHOUT_A_LEARNER = (
+    "or do without a learner: keep the labelled samples yourself, fit the net on them and call "
+    "FisherMask().select(net, X_pool, n_instances, X_labeled=...)."
+)
 
 # scikit-learn 1.5 knows only the old name, 1.6 and 1.7 warn about it, and 1.8 knows only the new one.
 _NEW_NAME = "ensure_all_finite" in signature(check_X_y).parameters
@@ -64,7 +72,8 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
     Raises
     ------
     TypeError
-        If `query_strategy` is not callable, or is a class instead of an object.
+        If `query_strategy` is not callable, or is a class instead of an object, or the initial samples are a dict
+        or a Dataset.
     ValueError
         If the initial samples and labels do not match, or are not finite.
 
@@ -141,6 +150,8 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
 
         Raises
         ------
+        TypeError
+            If X is a dict or a Dataset.
         ValueError
             If X and y do not match, or are not finite.
         """
@@ -170,7 +181,7 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
         Raises
         ------
         TypeError
-            If pandas objects or tensors are to be joined with something else.
+            If X is a dict or a Dataset, or pandas objects or tensors are to be joined with something else.
         ValueError
             If X and y do not match, are not finite, or have another shape than what was taught before.
         """
@@ -216,7 +227,8 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
         return query_idx, X_query, metrics
 
     def _check(self, X: Any, y: Any) -> None:
-        """Refuse samples and labels that do not match or are not finite."""
+        """Refuse samples and labels that are no rows, do not match or are not finite."""
+        _refuse_what_has_no_rows(X)
         try:
             check_X_y(
                 _as_array(X),
@@ -228,15 +240,18 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
                 dtype=None,
                 **{_FINITE: self.force_all_finite},
             )
-        except ValueError as error:
-            raise ValueError(
-                f"{str(error).rstrip('.')}; hand in one sample or more, all finite, and a label for each."
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"{str(error).rstrip('.')}; hand in one sample or more, all finite, and a label for each (a single "
+                "sample as X[[i]], y[[i]])."
             ) from error
 
     def _add_training_data(self, X: Any, y: Any) -> None:
         """Remember new samples and labels: both or, where either does not fit, neither."""
         self._check(X, y)
         if self.X_training is not None:
+            for rows in (self.X_training, X):
+                _refuse_to_join(rows)
             X, y = _join(self.X_training, X, "X"), _join(self.y_training, y, "y")
         self.X_training, self.y_training = X, y
 
@@ -257,6 +272,27 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
 def _as_array(data: Any) -> Any:
     """Return a tensor, wherever it lives, as scikit-learn's checks can read it; anything else as it is."""
     return data.detach().cpu().numpy() if isinstance(data, torch.Tensor) else data
+
+
+def _refuse_what_has_no_rows(X: Any) -> None:
+    """Refuse dicts and Datasets, whose rows modAL's learner cannot check."""
+    if isinstance(X, Mapping) and not issparse(X):
+        raise TypeError(
+            f"X is a {type(X).__name__}, and a learner keeps rows of one array, sparse matrix, DataFrame or tensor. "
+            f"Teach it one array, and make the dict of it in a Pipeline before the net; {_WITHOUT_A_LEARNER}"
+        )
+    if isinstance(X, Dataset) and not isinstance(X, SliceDataset):
+        _refuse_to_join(X)
+
+
+def _refuse_to_join(X: Any) -> None:
+    """Refuse Datasets, in skorch's SliceDataset or bare: rows of two cannot be joined to one."""
+    if isinstance(X, (Dataset, SliceDataset)):
+        example = "np.stack(X)" if isinstance(X, SliceDataset) else "np.stack([sample for sample, _ in X])"
+        raise TypeError(
+            f"X is a {type(X).__name__}, and a learner cannot join it to what it is taught before or after. Teach it "
+            f"arrays from the start, for instance {example}; {_WITHOUT_A_LEARNER}"
+        )
 
 
 def _join(known: Any, new: Any, name: str) -> Any:

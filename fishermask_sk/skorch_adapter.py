@@ -7,6 +7,7 @@ whatever has an `estimator`.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -80,7 +81,27 @@ class FittedNet(NamedTuple):
         for values in X.values() if isinstance(X, dict) else [X]:
             _check_values(values, name)
         dataset = self.net.get_dataset(X)
+        if isinstance(X, (list, tuple)) or hasattr(X, "select_dtypes"):
+            self._check_several_inputs(X, dataset, name)
         return dataset, len(dataset)
+
+    def _check_several_inputs(self, X: Any, dataset: Dataset, name: str) -> None:
+        """Refuse a list or DataFrame, which skorch takes for several inputs, where the module has one."""
+        try:
+            with torch.no_grad():
+                self.outputs(next(self.batches(dataset, 1, [0])))
+        except (AttributeError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            if isinstance(X, (list, tuple)):
+                taken, cure = "the module's inputs, not for samples", f"pass one array, np.stack({name})"
+            else:
+                taken = "the module's inputs, a column each"
+                cure = (
+                    f'pass {name}.to_numpy(dtype="float32"), or put an encoder before the net in a Pipeline'
+                )
+            raise ValueError(
+                f"{name} is a {type(X).__name__}, which skorch takes for {taken}, and the module cannot: "
+                f"{str(error).splitlines()[0].rstrip('.')}. Instead, {cure}."
+            ) from error
 
     def batches(
         self, dataset: Dataset, batch_size: int, indices: Sequence[int] | None = None
@@ -152,6 +173,13 @@ class FittedNet(NamedTuple):
             )
         if self.scores == "probabilities":
             _check_probabilities(outputs.float())
+        elif self.scores == "logits" and _are_probabilities(outputs.float()):
+            warnings.warn(
+                f"The module's outputs are probabilities, and {criterion} takes logits: softmax is applied twice, in "
+                "training and here, and nothing is ever predicted with confidence. Leave softmax out of forward, or "
+                "set criterion=nn.NLLLoss, for which skorch takes probabilities.",
+                UserWarning,
+            )
         return outputs[0].numel()
 
 
@@ -288,14 +316,18 @@ def _check_values(values: Any, name: str) -> None:
             raise ValueError(f"{name} holds NaN or infinite values; impute or drop those samples first.")
 
 
+def _are_probabilities(p: Tensor) -> bool:
+    return not bool((p < 0).any()) and not bool(((p.sum(1) - 1).abs() > 1e-2).any())
+
+
 def _check_probabilities(p: Tensor) -> None:
     sums = p.sum(1)
-    if bool((p < 0).any()) or bool(((sums - 1).abs() > 1e-2).any()):
+    if not _are_probabilities(p):
         raise ValueError(
             "Under NLLLoss skorch takes the module's outputs for probabilities, and these are none: values from "
             f"{p.min().item():.3g} to {p.max().item():.3g}, rows that sum to {sums.min().item():.3g} to "
-            f"{sums.max().item():.3g}. End the module with softmax, or set criterion=nn.CrossEntropyLoss for "
-            "logits."
+            f"{sums.max().item():.3g}. End the module with softmax (not log_softmax: skorch takes the logarithm), or "
+            "set criterion=nn.CrossEntropyLoss for logits."
         )
 
 

@@ -157,6 +157,8 @@ def test_the_head_can_be_named():
     assert layout.head == ("middle.weight", "middle.bias")
     with pytest.raises(ValueError, match=r"head='fc' names no module.*a_head, middle, z_stem"):
         layout_of(ClassToken(), torch.zeros(2, 5), head="fc")
+    with pytest.raises(ValueError, match="there are weight, bias"):
+        layout_of(nn.Linear(5, 3), torch.zeros(2, 5), head="fc")
 
 
 def test_a_bare_parameter_can_be_the_head():

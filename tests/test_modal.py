@@ -16,7 +16,9 @@ from sklearn.base import clone
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from skorch import NeuralNetClassifier
+from skorch.helper import SliceDataset, SliceDict
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from fishermask_sk.modal import ActiveLearner
 
@@ -364,6 +366,47 @@ def test_other_columns():
         learner.teach(pd.DataFrame(X[6:8], columns=list("abcx")), Y[6:8])
     learner.teach(pd.DataFrame(X[6:8], columns=list("abcd"))[list("dcba")], Y[6:8])
     np.testing.assert_array_equal(learner.X_training.to_numpy(), X[:8])
+
+
+PAIRS = TensorDataset(torch.tensor(X[6:8]), torch.tensor(Y[6:8]))
+A_DICT = "X is a {}, and a learner keeps rows of one array.* make the dict of it in a Pipeline.*FisherMask"
+A_DATASET = r"X is a {}, and a learner cannot join it .*arrays from the start.*{}.*FisherMask\(\).select\(net"
+
+
+@pytest.mark.parametrize("method", ["fit", "teach"])
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ({"a": X[6:8]}, A_DICT.format("dict")),
+        (SliceDict(a=X[6:8]), A_DICT.format("SliceDict")),
+        (PAIRS, A_DATASET.format("TensorDataset", r"np.stack\(\[sample for sample, _ in X\]\)")),
+    ],
+)
+def test_dicts_and_datasets_are_refused(taught, method, samples, message):
+    with pytest.raises(TypeError, match=message):
+        getattr(taught, method)(samples, Y[6:8])
+    np.testing.assert_array_equal(taught.X_training, X[:6])
+
+
+def test_a_slice_dataset_is_fitted_and_not_joined(taught):
+    pairs = SliceDataset(PAIRS)
+    message = A_DATASET.format("SliceDataset", r"np.stack\(X\)")
+    with pytest.raises(TypeError, match=message):
+        taught.teach(pairs, Y[6:8])
+    learner = ActiveLearner(net(nn.Linear(4, 3), classes=[0, 1, 2]), last_rows, pairs, Y[6:8])
+    for samples in (X[8:10], pairs):
+        with pytest.raises(TypeError, match=message):
+            learner.teach(samples, Y[8:10])
+    assert learner.X_training is pairs
+    taught.teach(np.stack([sample for sample, _ in PAIRS]), Y[6:8])
+    taught.teach(np.stack(pairs), Y[6:8])
+    np.testing.assert_array_equal(taught.X_training, X[[*range(8), 6, 7]])
+
+
+@pytest.mark.parametrize(("samples", "labels"), [(X[6], Y[6]), (X[6:7], 0)])
+def test_one_sample_without_its_axis(taught, samples, labels):
+    with pytest.raises(TypeError, match=r"got scalar .*a single sample as X\[\[i\]\], y\[\[i\]\]"):
+        taught.teach(samples, labels)
 
 
 @pytest.mark.parametrize("strategy", [None, "margin", GaussianNB])

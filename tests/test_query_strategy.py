@@ -5,6 +5,7 @@ import random
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import reference
 import scipy.sparse
@@ -454,7 +455,11 @@ class NoLogits(nn.Linear):
         (vector_net(NoLogits(lambda x: x[:, :, None])), ValueError, r"it returned \(6, 3, 1\)"),
         (vector_net(NoLogits(lambda x: [x, x])), ValueError, "module returned list"),
         (vector_net(NoLogits(lambda x: x), nn.NLLLoss), ValueError, "End the module with softmax"),
-        (vector_net(NoLogits(lambda x: x.log_softmax(1)), nn.NLLLoss), ValueError, "these are none"),
+        (
+            vector_net(NoLogits(lambda x: x.log_softmax(1)), nn.NLLLoss),
+            ValueError,
+            "these are none.*not log_softmax: skorch takes the logarithm",
+        ),
         (vector_net(NoLogits(lambda x: x / 0)), ValueError, "outputs hold NaN or infinite"),
         (
             vector_net(NoLogits(lambda x: x), nn.BCEWithLogitsLoss),
@@ -471,6 +476,14 @@ class NoLogits(nn.Linear):
 def test_nets_that_cannot_be_asked(net, error, message):
     with pytest.raises(error, match=message):
         FisherMask().select(net, VECTORS, 2, X_labeled=VECTORS[:0])
+
+
+def test_softmax_before_a_loss_that_takes_logits():
+    net = vector_net(NoLogits(lambda x: x.softmax(1)))
+    with pytest.warns(
+        UserWarning, match=r"CrossEntropyLoss takes logits.*Leave softmax out of forward, or set"
+    ):
+        FisherMask(0.9).select(net, VECTORS, 2, X_labeled=VECTORS[:0])
 
 
 @pytest.mark.parametrize(
@@ -522,6 +535,20 @@ def test_parameters_out_of_range(params, message):
             images(5)[:, :, :5],
             ValueError,
             r"X_pool has samples of shape \(1, 6, 6\) and the labelled",
+        ),
+        (
+            list(images(5)),
+            1,
+            None,
+            ValueError,
+            r"X_pool is a list, which skorch takes for the module's inputs.*pass one array, np.stack\(X_pool\)",
+        ),
+        (
+            pd.DataFrame(images(5).reshape(5, 36)),
+            1,
+            None,
+            ValueError,
+            r"X_pool is a DataFrame, which skorch takes for .* a column each.*pass X_pool.to_numpy\(",
         ),
         (images(5)[:, :, :5], 1, None, ValueError, r"cannot take these samples, of shape \(1, 5, 6\)"),
         (scipy.sparse.csr_matrix(np.eye(5)), 1, None, TypeError, r"sparse matrix of shape \(5, 5\)"),

@@ -522,6 +522,7 @@ class Endless(torch.utils.data.IterableDataset):
         (SliceDataset([("not an image",)]), Y, ValueError, r"X holds str objects; .*convert them to arrays or tensors"),
         (X, Y[:20], ValueError, r"X holds 24 images and y 20 labels; pass one label for each image"),
         (X, Y[:, None], ValueError, r"y has shape \(24, 1\); expected one label per sample.*use y.ravel\(\)"),
+        (X, np.eye(3)[Y], ValueError, r"y has shape \(24, 3\); .*use y.argmax\(axis=1\) of one-hot rows"),
         (X, [], ValueError, r"y holds no labels"),
         (X, Y + 0.5, ValueError, r"y has values of type float; expected whole numbers or strings"),
         (X, np.array([0, "a"] * 12, dtype=object), ValueError, r"y has values of type int, str; .*not both"),
@@ -594,7 +595,7 @@ def test_labels_outside_classes_are_named():
         ValueError, match=r"y holds \[2\], not among the 2 classes \[0, 1\]; name every class with classes="
     ):
         make_net(classes=[0, 1]).fit(X, Y)
-    with pytest.raises(ValueError, match=r"classes has shape \(\)"):
+    with pytest.raises(ValueError, match=r"classes=3 is no list of labels; name every class, .*range\(10\)"):
         make_net(classes=3).fit(X, Y)
 
 
