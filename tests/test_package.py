@@ -2,9 +2,11 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 from pathlib import Path
 
@@ -73,6 +75,12 @@ def test_an_index_takes_both(built):
     version = fishermask_sk.__version__
     assert names == [f"fishermask_sk-{version}-py3-none-any.whl", f"fishermask_sk-{version}.tar.gz"]
     assert "PASSED" in run(sys.executable, "-m", "twine", "check", "--strict", *built.iterdir(), cwd=built)
+    with tarfile.open(built / names[1]) as sdist:
+        held = {path.partition("/")[2] for path in sdist.getnames()}
+        text = sdist.extractfile(f"fishermask_sk-{version}/PKG-INFO").read().decode()
+    assert {"docs/modal.md", "docs/images/demo-digits.png", "examples/demo.py", "tests/reference.py"} <= held
+    assert not any(path.startswith(("docs/_build", "docs/auto_examples", "docs/generated")) for path in held)
+    assert "(`docs/modal.md`)" in text
 
 
 @pytest.mark.slow
@@ -101,6 +109,20 @@ def test_installs_and_works(built, tmp_path, suffix):
     (tmp_path / "smoke.py").write_text(SMOKE, encoding="utf-8")
     found = run(python, "-W", "ignore", "smoke.py", cwd=tmp_path).strip().splitlines()[-1]
     assert Path(found).is_relative_to(site)
+
+
+def test_readme_on_an_index():
+    """Nothing there leads to a file, for there are none around it; the links to other sites stay."""
+    written = runpy.run_path(str(ROOT / "setup.py"))
+    readme, shown = written["README"], written["without_files"](written["README"])
+    relative, absolute = r"\]\((?!https?:)", r"\]\(https?:[^)]*\)"
+    assert re.search(relative, readme)
+    assert not re.search(relative, shown)
+    assert re.findall(absolute, shown) == re.findall(absolute, readme)
+    for name in re.findall(r"\(`([\w./]+)`\)", shown):
+        assert (ROOT / name).exists()
+    assert "(`docs/modal.md`)" in shown
+    assert "source archive" in shown
 
 
 def test_version_of_the_citation():
