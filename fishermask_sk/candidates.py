@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fishermask_sk._collectives import Best, Shard
 from fishermask_sk.operators import (
+    BLOCK_ROWS,
     DenseInformation,
     DiagonalInformation,
     EmbeddedInformation,
@@ -218,7 +219,8 @@ class Candidates:
         for part in blocks(embeddings):
             embeddings[part] = (embeddings[part].to(basis) @ basis).to(embeddings.device)
         del basis
-        identity = torch.eye(k, dtype=eigenvalues.dtype, device=eigenvalues.device)
+        identity = pool_information.zero_()  # its memory, which nothing else needs any more
+        identity.diagonal().fill_(1)
         state = cls(embeddings, DiagonalInformation(eigenvalues), _with_room(identity, k, c), shard)
         tail = eigenvalues.sum() - eigenvalues.cumsum(0)
         state.n_leading = int((tail > TAIL_SHARE * eigenvalues.sum()).sum()) + 1
@@ -341,7 +343,8 @@ class Candidates:
         """
         self._before = (self.a.clone(), self.b.clone(), self.error) if len(steps) > 1 else None
         after = [self.a.new_empty(self.n) for _ in steps]
-        for part in blocks(self.embeddings, UPDATE_ROWS):
+        rows = UPDATE_ROWS // 2 if self.n_exact else UPDATE_ROWS  # products in float64 take twice the memory
+        for part in blocks(self.embeddings, rows):
             a, b = self.a[part], self.b[part]
             products = self._products(self._block(part), steps)
             for j, step in enumerate(steps):
@@ -444,10 +447,15 @@ class Candidates:
     def _rebuild_inverse(self) -> None:
         """M⁻¹ from M_∅ = I and the picks, without the rounding of all the steps between."""
         if self.whitened and self.picked:
-            v = self._anywhere(torch.stack(self.picked)).to(self.a.dtype).flatten(0, 1)
-            factor, failed = torch.linalg.cholesky_ex(plus_identity(v.mT @ v))
+            m = torch.eye(self.k, dtype=self.a.dtype, device=self.a.device)
+            for some in torch.stack(self.picked).split(max(1, BLOCK_ROWS // self.c)):
+                v = self._anywhere(some).to(m.dtype).flatten(0, 1)
+                m.addmm_(v.mT, v)
+            factor, failed = torch.linalg.cholesky_ex(m)
+            del m
             if not bool(failed):
-                self.inverse = _with_room(torch.cholesky_inverse(factor), self.k, self.c)
+                self.inverse.base.copy_(torch.cholesky_inverse(factor))
+                self.inverse.drop_last(self.inverse.n_columns)
 
 
 def _basis(pool_information: Tensor, known: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:
