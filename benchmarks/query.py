@@ -87,8 +87,10 @@ def machine(source):
             name = line.split(":")[1].strip()
     if DEVICE == "cuda":
         name = torch.cuda.get_device_name()
+    n_threads = torch.get_num_threads()
+    threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
     return (
-        f"{source}; {name}, {torch.get_num_threads()} threads of {os.cpu_count()} cores; Python "
+        f"{source}; {name}, {threads} of {os.cpu_count()} cores; Python "
         f"{platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}; {time.strftime('%Y-%m-%d')}."
     )
 
