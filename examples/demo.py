@@ -6,7 +6,7 @@ FisherMask against margin and random sampling, in the loop of modAL.
 .. code-block:: sh
 
     make demo                                        # digits, about three minutes on two cores
-    python examples/demo.py --data fashion-mnist     # more and larger images, some hours
+    python examples/demo.py --data fashion-mnist     # more and larger images, an hour or two
 
 The pool is imbalanced, as pools often are, and the test set is balanced: the labels worth paying for are
 those of the rare classes, and nobody knows where these are.

@@ -55,7 +55,7 @@ if args.action == "learn":
         answers = {row["file"]: row["label"].strip() for row in csv.DictReader(file)}
     labels |= {name: label for name, label in answers.items() if label}
     if len(set(labels.values())) < 2:
-        raise SystemExit(f"There are {len(labels)} labels of one kind; fill in more of {batch_csv}.")
+        raise SystemExit(f"{len(labels)} labels, of fewer than two kinds; fill in more of {batch_csv}.")
 
 labeled = Subset(files, [i for i, path in enumerate(files.paths) if path.name in labels])
 pool = Subset(files, [i for i, path in enumerate(files.paths) if path.name not in labels])

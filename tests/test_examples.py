@@ -129,5 +129,5 @@ def test_label_by_hand_waits_for_labels(run, tmp_path):
     for i in range(12):
         Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(tmp_path / f"{i}.png")
     run("label_by_hand", "ask", tmp_path)
-    with pytest.raises(SystemExit, match="There are 0 labels of one kind; fill in more of"):
+    with pytest.raises(SystemExit, match="0 labels, of fewer than two kinds; fill in more of"):
         run("label_by_hand", "learn", tmp_path)
