@@ -423,7 +423,7 @@ def large(n_pool=2_000, n_picks=50):
     X, y, X_pool, source = load(n_pool)
     # A few epochs: this is about the size of the net, not about its accuracy.
     net = train(X, y, width=64, max_epochs=2, min_steps=8)
-    lines = []
+    lines = []  # each is written when it is there
     for name, params in (("exact", {}), ("`n_components=500`", {"n_components": 500})):
         strategy = FisherMask(random_state=0, **params)
         with PeakAnonymous() as found:
@@ -435,19 +435,19 @@ def large(n_pool=2_000, n_picks=50):
             f"| {name} | {len(strategy.mask_indices_):,} | {took / 60:.1f} min ({parts}) | "
             f"{found.grown / 2**30:.1f} GiB | {strategy.trace_reductions_.sum():.4g} |"
         )
-    write(
-        "large",
-        "A query on a ResNet-18 of width 64",
-        source,
-        [
-            f"11.2 million weights, sparsity 0.002, N = {n_pool:,}, L = {len(X)}, b = {n_picks}, C = {N_CLASSES}; the "
-            "net was trained for 2 epochs.",
-            "",
-            "| | k | time | anonymous memory above the process before | sum of its own gains |",
-            "|---|---:|---|---:|---:|",
-            *lines,
-        ],
-    )
+        write(
+            "large",
+            "A query on a ResNet-18 of width 64",
+            source,
+            [
+                f"11.2 million weights, sparsity 0.002, N = {n_pool:,}, L = {len(X)}, b = {n_picks}, "
+                f"C = {N_CLASSES}; the net was trained for 2 epochs.",
+                "",
+                "| | k | time | anonymous memory above the process before | sum of its own gains |",
+                "|---|---:|---|---:|---:|",
+                *lines,
+            ],
+        )
 
 
 SECTIONS = {"steps": steps, "memory": memory, "fidelity": fidelity, "large": large}
