@@ -322,6 +322,7 @@ def forest(ax: Any, results: ComparisonResults, baseline: str, label: str) -> No
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(table)), [row["strategy"] for row in table])
     ax.invert_yaxis()
+    ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel(f"{label}\n(filled: p < 0.05 after Holm's correction)", fontsize=9)
     ax.grid(axis="x", alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
