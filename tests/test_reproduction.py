@@ -145,8 +145,8 @@ def test_a_pick_that_weighs_one(common, net):
         traces[picks] = np.inf
         picks.append(int(traces.argmin()))
         m = grown[picks[-1]]
-    strategy = common.PickWeighsOne(1.0)
-    assert strategy.select(fitted, X_pool, b, X_labeled=X_labeled).tolist() == picks
+    found, _ = common.PickWeighsOne(1.0)(PoolLearner(fitted, None, X_labeled, None), X_pool, b)
+    assert found.tolist() == picks
     plain = common.FisherMask(1.0).select(fitted, X_pool, b, X_labeled=X_labeled).tolist()
     assert plain != picks
 

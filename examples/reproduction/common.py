@@ -91,10 +91,10 @@ class WithoutLabeled(FisherMask):
 class PickWeighsOne(FisherMask):
     """FisherMask with 1/(L+b) for the weight of a pick in M, where BAIT's code has b/(L+b)."""
 
-    def select(self, *args: Any, **kwargs: Any) -> np.ndarray:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Pick as FisherMask does."""
         with patch("fishermask_sk._query.select", _select_with_weight_one):
-            return super().select(*args, **kwargs)
+            return super().__call__(*args, **kwargs)
 
 
 def _select_with_weight_one(embeddings: Any, pool_information: Any, n_instances: int, **options: Any) -> Any:
