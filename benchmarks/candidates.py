@@ -15,7 +15,7 @@ from fishermask_sk import FisherMask
 from fishermask_sk.baselines import margin_sampling, random_sampling
 from fishermask_sk.datasets import load_images
 
-N_LABELED, N_POOL, N_INSTANCES = 100, 1200, 50
+N_LABELED, N_POOL, N_INSTANCES = 100, 1100, 50
 
 
 def main():

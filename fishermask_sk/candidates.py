@@ -77,15 +77,8 @@ def trace_reductions(a: Tensor, b: Tensor) -> Tensor:
 def upper_bounds(a: Tensor, b: Tensor) -> Tensor:
     r"""What a candidate's trace reduction cannot exceed: :math:`\mathrm{tr}\, B - \mathrm{tr}\, AB / (1 + \|A\|_F)`.
 
-    Between 0 and :math:`\|A\|_F`, where all eigenvalues α of A lie, the chord of 1/(1 + α) is above it.
-
-    Parameters
-    ----------
-    a, b : Tensors of shape (n, c, c)
-
-    Returns
-    -------
-    Tensor of shape (n,)
+    Between 0 and :math:`\|A\|_F`, where all eigenvalues α of A lie, the chord of 1/(1 + α) is above it. Shapes are
+    those of `trace_reductions`.
     """
     product = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
     return b.diagonal(dim1=1, dim2=2).sum(1) - product / (1 + torch.linalg.vector_norm(a, dim=(1, 2)))
