@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from fishermask_sk._query import EXAMPLES, Plan, Query
-from fishermask_sk.candidates import EARLY_SHARE, EXACT_PICKS
+from fishermask_sk.candidates import EXACT_PICKS, TAIL_SHARES
 from fishermask_sk.fisher import information
 from fishermask_sk.selection import select
 
@@ -98,7 +98,7 @@ def _scaled_selection(embeddings: Tensor, n_pool: int, n_weights: int, query: Qu
     times = {n: _time_selection(_like(embeddings[..., :k_tried], n), query) for n in {small, large}}
     growth = n_weights / k_tried
     n_picks = min(ceil(query.params.oversample * query.n_instances), n_pool)
-    n_early = min(n_picks, max(EXACT_PICKS, ceil(EARLY_SHARE * n_picks)))
+    n_early = min(n_picks, max(EXACT_PICKS, ceil(TAIL_SHARES[0][0] * n_picks)))
 
     def at_n_pool(step: str, fixed_power: int, per_sample_power: int) -> float:
         if small == large:

@@ -195,7 +195,8 @@ class Shard:
         if not len(tied):
             return Best(tied.new_zeros(()), largest)
         i = (choose or torch.amin)(tied)
-        return Best(i if places is None else places[i], gains[i])
+        # Copies: views would keep all the gains in memory for as long as the pick is remembered.
+        return Best((i if places is None else places[i]).clone(), gains[i].clone())
 
     def take(self, positions: Tensor, fetch: Callable[[Tensor], Tensor]) -> Tensor:
         """The rows of these samples, wherever they are.

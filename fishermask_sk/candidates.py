@@ -23,11 +23,11 @@ from fishermask_sk.operators import (
 )
 
 # The updates of the first picks are the largest, and cancel most later. These first picks are multiplied in float64 ...
-EXACT_PICKS = 10
-# ... and after them, up to this share of all picks, the leading directions, which hold all but this share of tr(F̄).
-EARLY_SHARE, TAIL_SHARE = 1 / 4, 1e-4
-# A pick of gain g in float32 leaves about this times (g/g')² in the relative error of a later gain g', less where
-# only the tail was float32 (both measured on the embeddings of a trained net) ...
+EXACT_PICKS = 8
+# ... and after them, up to these shares of all picks, the leading directions: those that hold all of tr(F̄) but this.
+TAIL_SHARES = ((1 / 8, 1e-3), (3 / 8, 1e-2))
+# A pick of gain g in float32 leaves about this times (g/g')² in the relative error of a later gain g', and that much
+# less where only a share of tr(F̄) was float32 (both measured on the embeddings of a trained net) ...
 FLOAT32_ERROR = 5e-9
 # ... in float64 this ...
 FLOAT64_ERROR = 1e-17
@@ -38,11 +38,15 @@ MAX_ROTATED = 6_000
 # Picks made ahead among the leading candidates, at most, before all candidates are brought up to date.
 MAX_AHEAD = 8
 # The leading candidates: this share of all, or this many.
-ACTIVE_SHARE, MIN_ACTIVE = 1 / 16, 64
+ACTIVE_SHARE, MIN_ACTIVE = 1 / 32, 64
 # Rows of embeddings brought up to date at a time.
-UPDATE_ROWS = 2**15
-# How far below a claimed gain a bound must be to spare a candidate: more than what is called equal, or rounding.
+UPDATE_ROWS = 2**13
+# How far below a claimed gain a bound must be to spare a candidate: more than what is called equal, or rounding ...
 CLAIM_MARGIN = 1e-3
+# ... which stays below it while tr(A), and with it the condition of I + A, is below this.
+MAX_TRACE = 1e6
+# As soon as more candidates than these wait that no bound spares, they are followed from step to step.
+MAX_WAITING = 100
 # Between these, many small eliminations go step by step through all candidates at once.
 MAX_UNROLLED_CLASSES, MIN_UNROLLED = 32, 2_000
 
@@ -74,14 +78,35 @@ def trace_reductions(a: Tensor, b: Tensor) -> Tensor:
     return _trace_of_quotient(b, plus_identity(a))
 
 
-def upper_bounds(a: Tensor, b: Tensor) -> Tensor:
-    r"""What a candidate's trace reduction cannot exceed: :math:`\mathrm{tr}\, B - \mathrm{tr}\, AB / (1 + \|A\|_F)`.
+def upper_bounds(a: Tensor, gains: Tensor, y: Tensor, vh: Tensor) -> list[Tensor]:
+    r"""What candidates' trace reductions cannot exceed after each but the last of several picks.
 
-    Between 0 and :math:`\|A\|_F`, where all eigenvalues α of A lie, the chord of 1/(1 + α) is above it. Shapes are
-    those of `trace_reductions`.
+    A only shrinks from pick to pick, so that :math:`K = (I + A)^{-1}` with the A after the last pick m is the largest:
+    after pick j the gain is at most
+
+    .. math:: \mathrm{tr}\, K B_j = \mathrm{tr}\, K B_m + 2 \sum_{i > j} \langle K Y_i, V H_i \rangle.
+
+    Parameters
+    ----------
+    a : Tensor of shape (n, c, c)
+        After the last pick.
+    gains : Tensor of shape (n,)
+        Then: tr K B.
+    y, vh : Tensors of shape (n, c, m·c)
+        Y and VH of each pick, side by side.
+
+    Returns
+    -------
+    list of m − 1 Tensors of shape (n,)
+        Infinity where A is so large that rounding could spoil K.
     """
-    product = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
-    return b.diagonal(dim1=1, dim2=2).sum(1) - product / (1 + torch.linalg.vector_norm(a, dim=(1, 2)))
+    c, columns = y.shape[1:]
+    factor, _ = torch.linalg.cholesky_ex(plus_identity(a))
+    inner = (torch.cholesky_inverse(factor).to(y.dtype) @ y).mul_(vh)
+    lowered = 2 * inner.unflatten(2, (columns // c, c)).sum((1, 3)).to(gains.dtype)
+    bounds = gains[:, None] + lowered[:, 1:].flip(1).cumsum(1).flip(1)
+    bounds[a.diagonal(dim1=1, dim2=2).sum(1) > MAX_TRACE] = torch.inf
+    return list(bounds.unbind(1))
 
 
 def trace_increases(a: Tensor, b: Tensor) -> Tensor:
@@ -165,7 +190,8 @@ class Candidates:
         self.shard = shard
         self.n, self.c, self.k = embeddings.shape
         self.exact = embeddings.dtype == torch.float64
-        self.n_leading = self.n_exact = self.k
+        self.n_exact, self.tail = self.k, 0.0
+        self.leading = [self.k] * len(TAIL_SHARES)
         self.whitened = False
         base = inverse.base
         self.a, self.b = (base.new_empty(self.n, self.c, self.c) for _ in range(2))
@@ -216,7 +242,7 @@ class Candidates:
         identity.diagonal().fill_(1)
         state = cls(embeddings, DiagonalInformation(eigenvalues), _with_room(identity, k, c), shard)
         tail = eigenvalues.sum() - eigenvalues.cumsum(0)
-        state.n_leading = int((tail > TAIL_SHARE * eigenvalues.sum()).sum()) + 1
+        state.leading = [int((tail > share * eigenvalues.sum()).sum()) + 1 for _, share in TAIL_SHARES]
         state.whitened = True
         state.refresh()
         return state
@@ -261,15 +287,13 @@ class Candidates:
 
     def set_precision(self, t: int, n_picks: int) -> int:
         """Choose the directions that go in float64 at pick t of `n_picks`; the first pick that may choose others."""
-        ends = (
-            (EXACT_PICKS, self.k),
-            (max(EXACT_PICKS, ceil(EARLY_SHARE * n_picks)), self.n_leading),
-            (n_picks, 0),
-        )
-        end, self.n_exact = next((min(end, n_picks), n) for end, n in ends if t < min(end, n_picks))
+        rungs = [(EXACT_PICKS, self.k, 0.0)]
+        for (share, tail), n_leading in zip(TAIL_SHARES, self.leading, strict=True):
+            rungs.append((ceil(share * n_picks), n_leading, tail))
+        end, self.n_exact, self.tail = next((rung for rung in rungs if t < rung[0]), (n_picks, 0, 1.0))
         if self.exact:
             self.n_exact = self.k
-        return end
+        return min(end, n_picks)
 
     def reductions(self) -> Tensor:
         """The gain of every candidate (n,)."""
@@ -312,7 +336,7 @@ class Candidates:
         closed = torch.isneginf(reductions[active])
         while True:
             closed |= active + self.shard.start == steps[-1].sample
-            self._update(a, b, self._products(v, steps[-1:]), steps[-1:])
+            _update(a, b, *self._products(v, steps[-1:], n_exact=0), sign=1)
             gains = trace_reductions(a, b).masked_fill(closed, -torch.inf)
             best = self.shard.best(gains, tie_tolerance, places=active)
             if not bool(torch.isfinite(best.gain)):  # the caller looks at all candidates and says so
@@ -336,28 +360,44 @@ class Candidates:
         """
         self._before = (self.a.clone(), self.b.clone(), self.error) if len(steps) > 1 else None
         after = [self.a.new_empty(self.n) for _ in steps]
-        rows = UPDATE_ROWS // 2 if self.n_exact else UPDATE_ROWS  # products in float64 take twice the memory
-        for part in blocks(self.embeddings, rows):
-            a, b = self.a[part], self.b[part]
-            products = self._products(self._block(part), steps)
-            for j, step in enumerate(steps):
-                self._update(a, b, products[..., 2 * self.c * j :][..., : 2 * self.c], [step])
-                claimed = steps[j + 1] if j + 1 < len(steps) else None
-                after[j][part] = self._gains_or_bounds(a, b, part.start, claimed)
+        waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        for part in blocks(self.embeddings, UPDATE_ROWS):
+            y, vh = self._products(self._block(part), steps, self.n_exact)
+            _update(self.a[part], self.b[part], y, vh, sign=1)
+            after[-1][part] = trace_reductions(self.a[part], self.b[part])
+            if len(steps) == 1:
+                continue
+            bounds = upper_bounds(self.a[part], after[-1][part], y, vh)
+            for gains, bound in zip(after, bounds, strict=False):
+                gains[part] = bound
+            found = self._contenders(part.start, bounds, steps[1:])
+            waiting.append((found + part.start, y[found], vh[found]))
+            if part.stop >= self.n or sum(len(rows) for rows, _, _ in waiting) > MAX_WAITING:
+                contenders, y, vh = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+                self._follow(contenders, y, vh, after[:-1])
+                waiting.clear()
         self.picked += [step.sample for step in steps]
         self.error = steps[-1].error
         return after
 
-    def _gains_or_bounds(self, a: Tensor, b: Tensor, start: int, claimed: Step | None) -> Tensor:
-        """Gains; below the gain of the step that is claimed to be next, bounds that prove it."""
-        if claimed is None:
-            return trace_reductions(a, b)
-        gains = upper_bounds(a, b)
-        positions = torch.arange(start, start + len(a), device=a.device) + self.shard.start
-        contenders = ~(gains < claimed.gain * (1 - CLAIM_MARGIN)) | (positions == claimed.sample)
-        contenders = contenders.nonzero()[:, 0]
-        gains[contenders] = trace_reductions(a[contenders], b[contenders])
-        return gains
+    def _contenders(self, start: int, bounds: Sequence[Tensor], following: Sequence[Step]) -> Tensor:
+        """Which samples of a block may be the best after some step, and which are claimed to be."""
+        n = len(bounds[0])
+        positions = torch.arange(start, start + n, device=bounds[0].device) + self.shard.start
+        contends = torch.isin(positions, torch.stack([step.sample for step in following]))
+        for bound, step in zip(bounds, following, strict=True):
+            contends |= ~(bound < step.gain * (1 - CLAIM_MARGIN))
+        return contends.nonzero()[:, 0]
+
+    def _follow(self, contenders: Tensor, y: Tensor, vh: Tensor, after: Sequence[Tensor]) -> None:
+        """Put these candidates' gains after each of the steps in the place of bounds."""
+        assert self._before is not None  # for the type checker: there are several steps
+        a, b = self._before[0][contenders], self._before[1][contenders]
+        for gains, y_step, vh_step in zip(
+            after, y.split(self.c, dim=2), vh.split(self.c, dim=2), strict=False
+        ):
+            _update(a, b, y_step, vh_step, sign=1)
+            gains[contenders] = trace_reductions(a, b)
 
     def keep(self, steps: Sequence[Step], n_added: int, n_kept: int) -> list[Tensor]:
         """Take back all but the first `n_kept` of the last steps, of which `n_added` were added.
@@ -375,7 +415,7 @@ class Candidates:
     def remove(self, i: Tensor) -> None:
         """Take sample i back: M shrinks by its information."""
         step = self._step(Best(i, self.error), -1)
-        self._update(self.a, self.b, self._products(self._here(slice(None)), [step]), [step])
+        _update(self.a, self.b, *self._products(self._here(slice(None)), [step], self.n_exact), sign=-1)
 
     def is_stale(self, gain: Tensor, error: Tensor | None = None) -> bool:
         """Whether a gain this small may be rounding of the larger ones before it."""
@@ -401,29 +441,23 @@ class Candidates:
         self.inverse.subtract(u, sign)
         rounding = FLOAT64_ERROR
         if self.n_exact < self.k:
-            rounding = FLOAT32_ERROR * (TAIL_SHARE if self.n_exact else 1)
+            rounding = FLOAT32_ERROR * self.tail
         before = self.error if error is None else error
         return Step(best.position, best.gain, u, h, sign, before + rounding * best.gain.square())
 
-    def _update(self, a: Tensor, b: Tensor, products: Tensor, steps: Sequence[Step]) -> None:
-        """Change A and B (n, c, c) in place, given V [U, H] (n, c, 2c) of one step."""
-        (step,) = steps
-        y, vh = products.to(a.dtype).tensor_split(2, dim=-1)
-        cross = y @ vh.mT
-        a.baddbmm_(y, y.mT, alpha=-step.sign)
-        b.sub_(cross, alpha=step.sign).sub_(cross.mT, alpha=step.sign)
-
-    def _products(self, v: Tensor, steps: Sequence[Step]) -> Tensor:
-        """V [U₁, H₁, U₂, H₂, …], the first directions in float64, the others as V is stored."""
-        right = torch.cat([columns for step in steps for columns in (step.u, step.h)], dim=1)
-        n_exact, stored = self.n_exact, right.to(v.dtype)
+    def _products(self, v: Tensor, steps: Sequence[Step], n_exact: int) -> tuple[Tensor, Tensor]:
+        """V [U₁, U₂, …] and V [H₁, H₂, …], the first `n_exact` directions in float64, the others as V is stored."""
+        right = torch.cat([step.u for step in steps] + [step.h for step in steps], dim=1)
+        stored = right.to(v.dtype)
         if n_exact == 0 or stored.dtype == right.dtype:
-            return v @ stored
-        product = right.new_empty(*v.shape[:2], right.shape[1])
-        for part in blocks(v):
-            leading = v[part, :, :n_exact].to(right.dtype) @ right[:n_exact]
-            product[part] = leading + v[part, :, n_exact:] @ stored[n_exact:]
-        return product
+            product = v @ stored
+        else:
+            product = right.new_empty(*v.shape[:2], right.shape[1])
+            for part in blocks(v):
+                leading = v[part, :, :n_exact].to(right.dtype) @ right[:n_exact]
+                product[part] = leading + v[part, :, n_exact:] @ stored[n_exact:]
+        y, vh = product.tensor_split(2, dim=2)
+        return y, vh
 
     def _block(self, part: slice) -> Tensor:
         return self.embeddings[part].to(self.a.device)
@@ -449,6 +483,13 @@ class Candidates:
             if not bool(failed):
                 self.inverse.base.copy_(torch.cholesky_inverse(factor))
                 self.inverse.drop_last(self.inverse.n_columns)
+
+
+def _update(a: Tensor, b: Tensor, y: Tensor, vh: Tensor, sign: int) -> None:
+    """Change A and B (n, c, c) in place by picks (sign 1) or a removal (−1), given their Y and VH side by side."""
+    cross = y @ vh.mT
+    a.sub_(y @ y.mT, alpha=sign)
+    b.sub_(cross, alpha=sign).sub_(cross.mT, alpha=sign)
 
 
 def _basis(pool_information: Tensor, known: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:
