@@ -75,6 +75,18 @@ def seconds(function, n_runs=5):
     return median(spent)
 
 
+def alternating(*functions, n_runs=3):
+    """Median seconds of each, in turn, so that a machine that changes its pace changes it for all of them."""
+    spent = [[seconds(function, 1)] for function in functions]
+    for _ in range(n_runs - 1):
+        for times, function in zip(spent, functions, strict=True):
+            start = time.perf_counter()
+            function()
+            wait()
+            times.append(time.perf_counter() - start)
+    return [median(times) for times in spent]
+
+
 def wait():
     if DEVICE == "cuda":
         torch.cuda.synchronize()
@@ -188,7 +200,15 @@ def steps():
         for part in images.split(size):
             setup.module(part)
 
-    per_forward = min(seconds(lambda size=size: forward(size)) for size in (64, 128, 256)) / len(images)
+    sizes = (64, 128, 256)
+    fastest = sizes[np.argmin(alternating(*(lambda size=size: forward(size) for size in sizes), n_runs=5))]
+    forwards = []
+
+    def beside_forward(step):
+        """Seconds a sample, of the step and of a forward pass in turn."""
+        found, one_pass = (took / len(images) for took in alternating(step, lambda: forward(fastest)))
+        forwards.append(one_pass)
+        return found, one_pass
 
     masks = {
         "the mask that the method picks": setup.mask(),
@@ -214,11 +234,11 @@ def steps():
             for part in images.split(128):
                 setup.gradients.embeddings(part, mask_indices, reduced=True)
 
-        found = seconds(embed, 3) / len(images)
+        found, per_forward = beside_forward(embed)
         plain[name] = gradients_through_a_graph(setup, masked_parameters(setup, mask_indices), 1, 24)
         floor, target = (per_forward, "≤ 1.3 ×") if "last" in name else ((1 + c) * per_forward, "≤ 1.6 ×")
         row(f"embeddings, {name}", "ms a sample", found, floor, plain[name], target)
-    fisher = seconds(lambda: setup.gradients.diagonal_fisher(images.split(128)), 3) / len(images)
+    fisher, per_forward = beside_forward(lambda: setup.gradients.diagonal_fisher(images.split(128)))
     chosen = "the mask that the method picks"
     row(
         "diagonal Fisher information, 1,024 samples",
@@ -232,10 +252,8 @@ def steps():
     embedded = setup.embedded(masks[chosen])
     k = embedded.pool.shape[2]
     whole, skinny = torch.randn(n * c, k, device=DEVICE), torch.randn(k, 2 * c, device=DEVICE)
-    product = seconds(lambda: torch.mm(whole, skinny))
-    whole = None
-    direct = direct_pick(torch.cat([embedded.pool, embedded.pool[:, :1]], dim=1))
-    per_pick = []
+    rows_of_all = torch.cat([embedded.pool, embedded.pool[:, :1]], dim=1)
+    found = []
     for _ in range(3):
         times = []
 
@@ -243,12 +261,14 @@ def steps():
             wait()
             times.append(time.perf_counter())
 
+        naive = direct_pick(rows_of_all), seconds(lambda: torch.mm(whole, skinny), 3)
         select(
             embedded.pool, embedded.pool_information, N_PICKS, n_labeled=N_LABELED,
             labeled_information=embedded.labeled_information, on_pick=note,
         )  # fmt: skip
-        per_pick.append((times[-1] - times[0]) / (N_PICKS - 1))
-    pick = median(per_pick)
+        found.append(((times[-1] - times[0]) / (N_PICKS - 1), *naive))
+    pick, direct, product = (median(column) for column in zip(*found, strict=True))
+    whole = rows_of_all = None
     row(f"one pick, mean of {N_PICKS - 1}", "ms", pick, product, direct, "≤ 1.3 ×, 120 × faster")
     del embedded
 
@@ -265,10 +285,10 @@ def steps():
         setup.source,
         [
             f"C = {c}, k = {k:,}, N = {n:,}, L = {N_LABELED}, b = {N_PICKS}, float32. A forward pass takes "
-            f"{1e3 * per_forward:.3f} ms a sample (the fastest of batch 64, 128, 256). Floors: (1 + C) forward passes "
-            "for embeddings, one for the last layer, (1 + 2C) for the diagonal Fisher information, and for a pick the "
+            f"{1e3 * median(forwards):.3f} ms a sample (batch {fastest}, the fastest of 64, 128, 256). Floors: (1 + C) "
+            "forward passes for embeddings, one for the last layer, (1 + 2C) for the diagonal Fisher information, and for a pick the "
             "product of the (N·C, k) embeddings with a (k, 2C) matrix. Naive forms: gradients through graphs of one "
-            "sample; a pick by two batched products with k×k matrices. Medians of 3 to 5 runs.",
+            "sample; a pick by two batched products with k×k matrices. Medians of 3 runs, each in turn with its floor.",
             "",
             "| step | time | floor | beside the floor | to reach | beside the naive form |",
             "|---|---:|---:|---:|---:|---:|",

@@ -25,7 +25,7 @@ from fishermask_sk.operators import (
 # The updates of the first picks are the largest, and cancel most later. These first picks are multiplied in float64 ...
 EXACT_PICKS = 8
 # ... and after them, up to these shares of all picks, the leading directions: those that hold all of tr(F̄) but this.
-TAIL_SHARES = ((1 / 8, 1e-3), (3 / 8, 1e-2))
+TAIL_SHARES = ((1 / 8, 1e-4), (3 / 8, 1e-2))
 # A pick of gain g in float32 leaves about this times (g/g')² in the relative error of a later gain g', and that much
 # less where only a share of tr(F̄) was float32 (both measured on the embeddings of a trained net) ...
 FLOAT32_ERROR = 5e-9
@@ -38,7 +38,7 @@ MAX_ROTATED = 6_000
 # Picks made ahead among the leading candidates, at most, before all candidates are brought up to date.
 MAX_AHEAD = 8
 # The leading candidates: this share of all, or this many.
-ACTIVE_SHARE, MIN_ACTIVE = 1 / 32, 64
+ACTIVE_SHARE, MIN_ACTIVE = 1 / 16, 64
 # Rows of embeddings brought up to date at a time.
 UPDATE_ROWS = 2**13
 # How far below a claimed gain a bound must be to spare a candidate: more than what is called equal, or rounding ...

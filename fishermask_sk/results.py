@@ -153,7 +153,9 @@ class ComparisonResults(Table):
             raise ValueError(f"test={test!r} is unknown; choose 't' or 'wilcoxon'.")
         curves = self._curves(metric)
         if baseline not in curves:
-            raise ValueError(f"baseline={baseline!r} is not among the strategies {list(curves)}.")
+            raise ValueError(
+                f"baseline={baseline!r} is not among the strategies; choose one of {list(curves)}."
+            )
         longest = max(len(curve) for seeds in curves.values() for curve in seeds.values())
         rng = np.random.default_rng(random_state)
         sign = -1 if metric in LOWER_IS_BETTER else 1

@@ -210,7 +210,7 @@ def _pick(
     indices: list[Tensor] = []
     gains: list[Tensor] = []
     closed = torch.zeros(state.n, dtype=torch.bool, device=state.a.device)
-    n_ahead = candidates.MAX_AHEAD
+    n_ahead = 2
 
     def best_of(all_reductions: Tensor) -> tuple[Tensor, Best]:
         """The open candidates' gains, and the largest."""

@@ -131,3 +131,8 @@ def test_label_by_hand_waits_for_labels(run, tmp_path):
     run("label_by_hand", "ask", tmp_path)
     with pytest.raises(SystemExit, match="0 labels, of fewer than two kinds; fill in more of"):
         run("label_by_hand", "learn", tmp_path)
+
+
+def test_label_by_hand_counts_images_first(run, tmp_path):
+    with pytest.raises(SystemExit, match="has 0 PNG images without a label; 12 are to be asked for"):
+        run("label_by_hand", "ask", tmp_path)

@@ -190,8 +190,12 @@ def docs(common, tmp_path):
     lines = ["setting,seed,query,n_labels,part,weights,share_of_mask,share_of_net"]
     lines += [f"toys,0,1,10,{part},{weights},{share},{share / 2}" for part, weights, share in PARTS]
     (tmp_path / "results" / "masks.csv").write_text("\n".join(lines) + "\n")
+    header = "varied,N,C,k,b,seed,fit_seconds,query_seconds,mask_seconds,embeddings_seconds,selection_seconds,bytes"
+    lines = [header, "nothing,1000,10,50,5,0,8,6,1,2,3,4000000", "nothing,1000,10,50,5,1,10,9,2,3,4,6000000"]
+    lines += ["N,2000,10,50,5,0,8,12,1,5,6,7000000"]
+    (tmp_path / "results" / "sizes.csv").write_text("\n".join(lines) + "\n")
     kinds = ["runs", *(f"{kind} | toy | small" for kind in ("strategies", "variants", "curves", "costs"))]
-    kinds += ["masks | masks | toys", "strategies | other | small"]
+    kinds += ["masks | masks | toys", "sizes | sizes", "strategies | other | small"]
     blocks = (f"Before\n<!-- report: {kind} -->\nold\n<!-- end -->\n" for kind in kinds)
     (tmp_path / "results.md").write_text("\n".join(blocks))
     return tmp_path
@@ -203,7 +207,7 @@ def test_report_from_files_alone(docs, monkeypatch):
     report.main()
     page = (docs / "results.md").read_text()
     assert "old" not in page
-    assert page.count("Before") == 7
+    assert page.count("Before") == 8
     assert "| `toy` | toys, small | 9 | 10, +5 to 20 | 2 of 2 | `0123456` |" in page
     assert re.search(r"\| random \| 2 \| 0\.77\d \| 0\.65\d \| – \| – \|", page)
     lead = re.search(r"\| variant \| 2 \| 0\.78\d \| 0\.66\d \| \**\+(0\.0\d\d) \[", page)
@@ -211,6 +215,8 @@ def test_report_from_files_alone(docs, monkeypatch):
     assert re.search(r"\| FisherMask \| 0\.50\d ± 0\.000 \| 0\.60\d ± 0\.000 \| 0\.70\d ± 0\.000 \|", page)
     assert "| FisherMask | 3.00 | 3.00 to 3.00 | 1.00 | 75% |" in page
     assert "| 10 | 20 / 75% | 80 / 25% | 50% |" in page
+    assert "| 1,000 | 10 | 50 | 5 | 7.5 (6.0 to 9.0) | 1.5 | 2.5 | 3.5 | 9.0 | 5 |" in page
+    assert "| **2,000** | 10 | 50 | 5 | 12.0 (12.0 to 12.0) | 1.0 | 5.0 | 6.0 | 8.0 | 7 |" in page
     assert page.count("*Not run yet.*") == 1
     images = sorted(path.name for path in (docs / "images").iterdir())
     assert images == ["results-toy-small-variants.png", "results-toy-small.png"]
