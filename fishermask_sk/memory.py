@@ -55,7 +55,7 @@ def needs(
         matrices = 8 * 5 * k * k
     updated = min(n_pool, UPDATE_ROWS // n_rows + 1) * n_rows
     of_candidates = 8 * n_pool * (4 * n_rows**2 + MAX_AHEAD)
-    of_blocks = 8 * updated * n_rows * (6 + 4 * MAX_AHEAD)  # products, and as much again for the bounds
+    of_blocks = 8 * updated * n_rows * (6 + 3 * MAX_AHEAD)  # products, and half as much for the bounds
     active = min(n_pool, max(MIN_ACTIVE, int(ACTIVE_SHARE * n_pool) + 1)) * n_rows * row
     return Needs(n_pool * n_rows * row, matrices + of_candidates + of_blocks + active)
 

@@ -672,7 +672,10 @@ def test_seeds_that_are_not_finished_are_left_out():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"baseline": "BAIT"}, r"baseline='BAIT' is not among the strategies \['random', 'good', 'bad'\]"),
+        (
+            {"baseline": "BAIT"},
+            r"baseline='BAIT' is not among the strategies; choose one of \['random', 'good', 'bad'\]",
+        ),
         ({"metric": "f1"}, "metric='f1' is not among the columns"),
         ({"test": "z"}, "test='z' is unknown; choose 't' or 'wilcoxon'"),
     ],

@@ -45,7 +45,7 @@ def read(folder: Path, study: str, setting: str | None = None) -> Rows:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
-    return [row for row in rows if setting in (None, row["setting"])]
+    return [row for row in rows if setting is None or row["setting"] == setting]
 
 
 def _value(key: str, text: str) -> Any:
