@@ -65,6 +65,11 @@ html_title = f"fishermask_sk {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+# Pages without pages below them have nothing to show at the left.
+html_sidebars = {
+    name: []
+    for name in (*(page.stem for page in DOCS.glob("*.md") if page.stem != "benchmarks"), "changelog")
+}
 html_theme_options = {
     "logo": {"text": "fishermask_sk"},
     "navbar_align": "left",
@@ -159,7 +164,7 @@ def link_to_site(app, docname, source):
     if not docname.startswith(("auto_examples", "generated")):
         source[0] = LINK.sub(link, source[0])
     if docname == "index" and not (DOCS / "distributed.md").exists():
-        source[0] = source[0].replace("\ndistributed\n", "\n")
+        source[0] = source[0].replace("\nSeveral processes <distributed>\n", "\n")
 
 
 def anchors(page):

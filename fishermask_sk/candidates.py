@@ -98,14 +98,19 @@ def upper_bounds(a: Tensor, gains: Tensor, y: Tensor, vh: Tensor) -> list[Tensor
     Returns
     -------
     list of m − 1 Tensors of shape (n,)
-        Infinity where A is so large that rounding could spoil K.
+        Infinity where A is, or was before these picks, so large that rounding could spoil K.
     """
     c, columns = y.shape[1:]
-    factor, _ = torch.linalg.cholesky_ex(plus_identity(a))
+    factor, failed = torch.linalg.cholesky_ex(plus_identity(a))
+    largest = (
+        a.diagonal(dim1=1, dim2=2).sum(1) + torch.linalg.vector_norm(y, dim=(1, 2)).square()
+    )  # A's before
+    unbounded = (failed != 0) | ~(largest < MAX_TRACE)
+    factor[unbounded] = torch.eye(c, dtype=a.dtype, device=a.device)
     inner = (torch.cholesky_inverse(factor).to(y.dtype) @ y).mul_(vh)
     lowered = 2 * inner.unflatten(2, (columns // c, c)).sum((1, 3)).to(gains.dtype)
     bounds = gains[:, None] + lowered[:, 1:].flip(1).cumsum(1).flip(1)
-    bounds[a.diagonal(dim1=1, dim2=2).sum(1) > MAX_TRACE] = torch.inf
+    bounds[unbounded] = torch.inf
     return list(bounds.unbind(1))
 
 

@@ -90,10 +90,12 @@ def test_no_gain_is_above_its_bound(scale, dtype):
 
 
 def test_there_is_no_bound_where_rounding_could_spoil_it():
-    a = torch.stack([torch.eye(2), 1e7 * torch.eye(2)]).double()
-    (bound,) = candidates.upper_bounds(a, torch.ones(2).double(), *torch.ones(2, 2, 2, 4).double())
-    assert bound[0] < torch.inf
-    assert bound[1] == torch.inf
+    large, lost, was_large = 1e7 * torch.eye(2), -2 * torch.eye(2), torch.eye(2)
+    a = torch.stack([torch.eye(2), large, lost, was_large]).double()
+    y, vh = torch.ones(2, 4, 2, 4).double()
+    y[3] = 1e4
+    (bound,) = candidates.upper_bounds(a, torch.ones(4).double(), y, vh)
+    assert bound.isinf().tolist() == [False, True, True, True]
 
 
 def test_bounds_spare_candidates_and_change_no_pick(monkeypatch, device):
