@@ -62,29 +62,27 @@ def train(X, y, width=16, **kwargs):
     return net.fit(X, y)
 
 
+def timed(function):
+    """Seconds of one run."""
+    wait()
+    start = time.perf_counter()
+    function()
+    wait()
+    return time.perf_counter() - start
+
+
 def seconds(function, n_runs=5):
     """Median of several runs, after one that does not count."""
-    spent = []
-    for run in range(n_runs + 1):
-        wait()
-        start = time.perf_counter()
-        function()
-        wait()
-        if run:
-            spent.append(time.perf_counter() - start)
-    return median(spent)
+    timed(function)
+    return median(timed(function) for _ in range(n_runs))
 
 
 def alternating(*functions, n_runs=3):
     """Median seconds of each, in turn, so that a machine that changes its pace changes it for all of them."""
-    spent = [[seconds(function, 1)] for function in functions]
-    for _ in range(n_runs - 1):
-        for times, function in zip(spent, functions, strict=True):
-            start = time.perf_counter()
-            function()
-            wait()
-            times.append(time.perf_counter() - start)
-    return [median(times) for times in spent]
+    for function in functions:
+        timed(function)
+    spent = [[timed(function) for function in functions] for _ in range(n_runs)]
+    return np.median(spent, axis=0).tolist()
 
 
 def wait():
@@ -288,8 +286,8 @@ def steps():
             f"{1e3 * median(forwards):.3f} ms a sample (batch {fastest}, the fastest of 64, 128, 256). Floors: (1 + C) "
             "forward passes for embeddings, one for the last layer, (1 + 2C) for the diagonal Fisher information, and "
             "for a pick the product of the (N·C, k) embeddings with a (k, 2C) matrix. Naive forms: gradients through "
-            "graphs of one sample; a pick by two batched products with k×k matrices. Medians of 3 runs, in turn "
-            "with the floor's.",
+            "graphs of one sample; a pick by two batched products with k×k matrices. Medians of 3 runs, each in turn "
+            "with its floor.",
             "",
             "| step | time | floor | beside the floor | to reach | beside the naive form |",
             "|---|---:|---:|---:|---:|---:|",

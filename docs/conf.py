@@ -66,10 +66,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 # Pages without pages below them have nothing to show at the left.
-html_sidebars = {
-    name: []
-    for name in (*(page.stem for page in DOCS.glob("*.md") if page.stem != "benchmarks"), "changelog")
-}
+html_sidebars = {page.stem: [] for page in DOCS.glob("*.md") if page.stem != "benchmarks"}
 html_theme_options = {
     "logo": {"text": "fishermask_sk"},
     "navbar_align": "left",

@@ -60,16 +60,16 @@ if args.action == "learn":
 labeled = Subset(files, [i for i, path in enumerate(files.paths) if path.name in labels])
 pool = Subset(files, [i for i, path in enumerate(files.paths) if path.name not in labels])
 
-if args.action == "ask" and len(pool) < args.n_instances:
-    raise SystemExit(
-        f"{args.folder} has {len(pool)} PNG images without a label; {args.n_instances} are to be asked for."
-    )
 if args.action == "learn":
     net = ResNet18Classifier(width=4 if args.quick else 16, max_epochs=1 if args.quick else 200)
     net.fit(labeled, [labels[files.paths[i].name] for i in labeled.indices])
     joblib.dump((net, labels), saved)
     print(f"Learnt {len(labels)} labels of {len(net.classes_)} kinds; now ask for more.")
 else:
+    if len(pool) < args.n_instances:
+        raise SystemExit(
+            f"{args.folder} has {len(pool)} PNG images without a label; {args.n_instances} are to be asked for."
+        )
     if net is None:  # nothing is known yet
         picks = np.random.default_rng(0).choice(len(pool), args.n_instances, replace=False)
     else:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fishermask_sk import candidates
 from fishermask_sk._collectives import Best, Shard
-from fishermask_sk.candidates import Candidates, trace_increases
+from fishermask_sk.candidates import Candidates
+from fishermask_sk.gains import trace_increases
 from fishermask_sk.operators import EmbeddedInformation
 
 # λ below this asks for float64 in every product, not only where small matrices are kept.

@@ -7,6 +7,7 @@ import torch
 
 from fishermask_sk import candidates
 from fishermask_sk.fisher import information
+from fishermask_sk.gains import upper_bounds
 from fishermask_sk.selection import select
 
 
@@ -43,7 +44,7 @@ def test_picks_and_gains_equal_the_slow_twin(n_instances, n_labeled, oversample,
 
 
 @pytest.mark.parametrize("oversample", [1, 2])
-@pytest.mark.parametrize("n_active", [2, 3])
+@pytest.mark.parametrize("n_active", [1, 3])
 def test_picks_ahead_that_are_not_the_best_are_made_anew(n_active, oversample, monkeypatch, device):
     taken_back = []
     keep = candidates.Candidates.keep
@@ -63,7 +64,7 @@ def test_picks_ahead_that_are_not_the_best_are_made_anew(n_active, oversample, m
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e2])
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1e2])
 def test_no_gain_is_above_its_bound(scale, dtype):
     n, c, k, n_picks = 60, 3, 8, 5
     v = scale * np.random.default_rng(0).normal(size=(n, c, k))
@@ -80,7 +81,7 @@ def test_no_gain_is_above_its_bound(scale, dtype):
         gains.append([np.trace(total @ (np.linalg.inv(m) - np.linalg.inv(m + x.T @ x))) for x in v])
     a = torch.as_tensor(v @ np.linalg.inv(m) @ v.swapaxes(1, 2))
     y, vh = (torch.as_tensor(np.concatenate(parts, axis=2), dtype=dtype) for parts in (ys, vhs))
-    bounds = candidates.upper_bounds(a, torch.as_tensor(gains[-1]), y, vh)
+    bounds = upper_bounds(a, torch.as_tensor(gains[-1]), y, vh)
     assert len(bounds) == n_picks - 1
     rounding = {torch.float32: 1e-5, torch.float64: 1e-9}[dtype]
     for bound, exact in zip(bounds, gains, strict=False):
@@ -94,7 +95,7 @@ def test_there_is_no_bound_where_rounding_could_spoil_it():
     a = torch.stack([torch.eye(2), large, lost, was_large]).double()
     y, vh = torch.ones(2, 4, 2, 4).double()
     y[3] = 1e4
-    (bound,) = candidates.upper_bounds(a, torch.ones(4).double(), y, vh)
+    (bound,) = upper_bounds(a, torch.ones(4).double(), y, vh)
     assert bound.isinf().tolist() == [False, True, True, True]
 
 
@@ -149,13 +150,18 @@ def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(refreshed, monke
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("MAX_ROTATED", 1), ("MAX_UNROLLED_CLASSES", 0), ("MIN_UNROLLED", 0), ("UPDATE_ROWS", 7)],
+    [
+        ("candidates.MAX_ROTATED", 1),
+        ("candidates.UPDATE_ROWS", 7),
+        ("gains.MAX_UNROLLED_CLASSES", 0),
+        ("gains.MIN_UNROLLED", 0),
+    ],
 )
 @pytest.mark.parametrize("n_labeled", [0, 5])
 def test_large_problems_take_the_same_picks(name, value, n_labeled, monkeypatch, device):
     pool, labeled = random_embeddings(25), random_embeddings(n_labeled, seed=1)
     expected, expected_gains = reference.naive_selection(pool, labeled, 8, oversample=1.5)
-    monkeypatch.setattr(candidates, name, value)
+    monkeypatch.setattr(f"fishermask_sk.{name}", value)
     picks, gains = run(pool, labeled, 8, device, oversample=1.5)
     assert picks == expected
     np.testing.assert_allclose(gains, expected_gains, rtol=1e-7)
