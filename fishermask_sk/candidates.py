@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fishermask_sk._collectives import Best, Shard
-from fishermask_sk.gains import plus_identity, trace_reductions, upper_bounds
+from fishermask_sk.gains import plus_identity, reductions_and_bounds, trace_reductions
 from fishermask_sk.operators import (
     BLOCK_ROWS,
     DenseInformation,
@@ -36,12 +36,13 @@ FLOAT64_ERROR = 1e-17
 ERROR_LIMIT = 1e-4
 # The eigenvectors of F̄ cost k³; beyond this many weights M and F̄ are used as they are.
 MAX_ROTATED = 6_000
-# Picks made ahead among the leading candidates, at most, before all candidates are brought up to date.
-MAX_AHEAD = 8
+# Picks made ahead among the leading candidates, at most, before all candidates are brought up to date; and as long as
+# directions are float64, when gains fall fast and a pick that is taken back is dear.
+MAX_AHEAD, MAX_EXACT_AHEAD = 16, 8
 # The leading candidates: this share of all, or this many.
 ACTIVE_SHARE, MIN_ACTIVE = 1 / 16, 64
 # Rows of embeddings brought up to date at a time.
-UPDATE_ROWS = 2**13
+UPDATE_ROWS = 2**14
 # How far below a claimed gain a bound must be to spare a candidate: more than what is called equal, or rounding.
 CLAIM_MARGIN = 1e-3
 # As soon as more candidates than these wait that no bound spares, they are followed from step to step.
@@ -195,6 +196,11 @@ class Candidates:
             self.n_exact = self.k
         return min(end, n_picks)
 
+    @property
+    def max_ahead(self) -> int:
+        """How many picks may be made ahead at this precision."""
+        return MAX_AHEAD if self.n_exact == 0 else MAX_EXACT_AHEAD
+
     def reductions(self) -> Tensor:
         """The gain of every candidate (n,)."""
         return trace_reductions(self.a, self.b)
@@ -236,7 +242,7 @@ class Candidates:
         closed = torch.isneginf(reductions[active])
         while True:
             closed |= active + self.shard.start == steps[-1].sample
-            _update(a, b, *self._products(v, steps[-1:], n_exact=0), sign=1)
+            _update(a, b, self._products(v, steps[-1:], n_exact=0), sign=1)
             gains = trace_reductions(a, b).masked_fill(closed, -torch.inf)
             best = self.shard.best(gains, tie_tolerance, places=active)
             if not bool(torch.isfinite(best.gain)):  # the caller looks at all candidates and says so
@@ -260,21 +266,24 @@ class Candidates:
         """
         self._before = (self.a.clone(), self.b.clone(), self.error) if len(steps) > 1 else None
         after = [self.a.new_empty(self.n) for _ in steps]
-        waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        waiting: list[tuple[Tensor, Tensor]] = []
         for part in blocks(self.embeddings, UPDATE_ROWS):
-            y, vh = self._products(self._block(part), steps, self.n_exact)
-            _update(self.a[part], self.b[part], y, vh, sign=1)
-            after[-1][part] = trace_reductions(self.a[part], self.b[part])
-            if len(steps) == 1:
+            products = self._products(self._block(part), steps, self.n_exact)
+            _update(self.a[part], self.b[part], products, sign=1)
+            if self._before is None:
+                after[0][part] = trace_reductions(self.a[part], self.b[part])
                 continue
-            bounds = upper_bounds(self.a[part], after[-1][part], y, vh)
-            for gains, bound in zip(after, bounds, strict=False):
-                gains[part] = bound
-            found = self._contenders(part.start, bounds, steps[1:])
-            waiting.append((found + part.start, y[found], vh[found]))
-            if part.stop >= self.n or sum(len(rows) for rows, _, _ in waiting) > MAX_WAITING:
-                contenders, y, vh = (torch.cat(parts) for parts in zip(*waiting, strict=True))
-                self._follow(contenders, y, vh, after[:-1])
+            y, vh = products.unbind(2)
+            last, bounds = reductions_and_bounds(
+                self.a[part], self.b[part], y, vh, a_before=self._before[0][part]
+            )
+            for gains, found in zip(after, [*bounds, last], strict=True):
+                gains[part] = found
+            rows = self._contenders(part.start, bounds, steps[1:])
+            waiting.append((rows + part.start, products[rows]))
+            if part.stop >= self.n or sum(len(each) for each, _ in waiting) > MAX_WAITING:
+                contenders, products = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+                self._follow(contenders, products, after[:-1])
                 waiting.clear()
         self.picked += [step.sample for step in steps]
         self.error = steps[-1].error
@@ -289,14 +298,12 @@ class Candidates:
             contends |= ~(bound < step.gain * (1 - CLAIM_MARGIN))
         return contends.nonzero()[:, 0]
 
-    def _follow(self, contenders: Tensor, y: Tensor, vh: Tensor, after: Sequence[Tensor]) -> None:
+    def _follow(self, contenders: Tensor, products: Tensor, after: Sequence[Tensor]) -> None:
         """Put these candidates' gains after each of the steps in the place of bounds."""
         assert self._before is not None  # for the type checker: there are several steps
         a, b = self._before[0][contenders], self._before[1][contenders]
-        for gains, y_step, vh_step in zip(
-            after, y.split(self.c, dim=2), vh.split(self.c, dim=2), strict=False
-        ):
-            _update(a, b, y_step, vh_step, sign=1)
+        for gains, of_step in zip(after, products.split(self.c, dim=3), strict=False):
+            _update(a, b, of_step, sign=1)
             gains[contenders] = trace_reductions(a, b)
 
     def keep(self, steps: Sequence[Step], n_added: int, n_kept: int) -> list[Tensor]:
@@ -315,7 +322,7 @@ class Candidates:
     def remove(self, i: Tensor) -> None:
         """Take sample i back: M shrinks by its information."""
         step = self._step(Best(i, self.error), -1)
-        _update(self.a, self.b, *self._products(self._here(slice(None)), [step], self.n_exact), sign=-1)
+        _update(self.a, self.b, self._products(self._here(slice(None)), [step], self.n_exact), sign=-1)
 
     def is_stale(self, gain: Tensor, error: Tensor | None = None) -> bool:
         """Whether a gain this small may be rounding of the larger ones before it."""
@@ -345,8 +352,11 @@ class Candidates:
         before = self.error if error is None else error
         return Step(best.position, best.gain, u, h, sign, before + rounding * best.gain.square())
 
-    def _products(self, v: Tensor, steps: Sequence[Step], n_exact: int) -> tuple[Tensor, Tensor]:
-        """V [U₁, U₂, …] and V [H₁, H₂, …], the first `n_exact` directions in float64, the others as V is stored."""
+    def _products(self, v: Tensor, steps: Sequence[Step], n_exact: int) -> Tensor:
+        """V [U₁, U₂, …] and V [H₁, H₂, …] side by side (n, c, 2, m·c).
+
+        The first `n_exact` directions are float64, the others as V is stored.
+        """
         right = torch.cat([step.u for step in steps] + [step.h for step in steps], dim=1)
         stored = right.to(v.dtype)
         if n_exact == 0 or stored.dtype == right.dtype:
@@ -356,8 +366,7 @@ class Candidates:
             for part in blocks(v):
                 leading = v[part, :, :n_exact].to(right.dtype) @ right[:n_exact]
                 product[part] = leading + v[part, :, n_exact:] @ stored[n_exact:]
-        y, vh = product.tensor_split(2, dim=2)
-        return y, vh
+        return product.unflatten(2, (2, -1))
 
     def _block(self, part: slice) -> Tensor:
         return self.embeddings[part].to(self.a.device)
@@ -385,11 +394,13 @@ class Candidates:
                 self.inverse.drop_last(self.inverse.n_columns)
 
 
-def _update(a: Tensor, b: Tensor, y: Tensor, vh: Tensor, sign: int) -> None:
-    """Change A and B (n, c, c) in place by picks (sign 1) or a removal (−1), given their Y and VH side by side."""
-    cross = y @ vh.mT
-    a.sub_(y @ y.mT, alpha=sign)
-    b.sub_(cross, alpha=sign).sub_(cross.mT, alpha=sign)
+def _update(a: Tensor, b: Tensor, products: Tensor, sign: int) -> None:
+    """Change A and B (n, c, c) in place by picks (sign 1) or a removal (−1), given their Y and VH (n, c, 2, m·c)."""
+    y = products[:, :, 0]
+    both = y @ products.flatten(1, 2).mT  # one product of small matrices is faster than two
+    y_y, y_vh = both.unflatten(2, (-1, 2)).unbind(3)
+    a.sub_(y_y, alpha=sign)
+    b.sub_(y_vh + y_vh.mT, alpha=sign)
 
 
 def _basis(pool_information: Tensor, known: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Rounding stays far below `candidates.CLAIM_MARGIN` while tr(A), and with it the condition of I + A, is below this.
-MAX_TRACE = 1e6
+# The inverse of I + A is as good as elimination while tr(A), and with it the condition of I + A, is below this.
+MAX_TRACE = 1e4
 # Between these, many small eliminations go step by step through all candidates at once.
 MAX_UNROLLED_CLASSES, MIN_UNROLLED = 32, 2_000
 
@@ -30,8 +30,10 @@ def trace_reductions(a: Tensor, b: Tensor) -> Tensor:
     return _trace_of_quotient(b, plus_identity(a))
 
 
-def upper_bounds(a: Tensor, gains: Tensor, y: Tensor, vh: Tensor) -> list[Tensor]:
-    r"""What candidates' trace reductions cannot exceed after each but the last of several picks.
+def reductions_and_bounds(
+    a: Tensor, b: Tensor, y: Tensor, vh: Tensor, a_before: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    r"""Trace reductions after the last of several picks, and what they cannot exceed after each before it.
 
     A only shrinks from pick to pick, so that :math:`K = (I + A)^{-1}` with the A after the last pick m is the largest:
     after pick j the gain is at most
@@ -40,30 +42,32 @@ def upper_bounds(a: Tensor, gains: Tensor, y: Tensor, vh: Tensor) -> list[Tensor
 
     Parameters
     ----------
-    a : Tensor of shape (n, c, c)
+    a, b : Tensors of shape (n, c, c)
         After the last pick.
-    gains : Tensor of shape (n,)
-        Then: tr K B.
     y, vh : Tensors of shape (n, c, m·c)
         Y and VH of each pick, side by side.
+    a_before : Tensor of shape (n, c, c)
+        Before the first.
 
     Returns
     -------
-    list of m − 1 Tensors of shape (n,)
+    gains : Tensor of shape (n,)
+        tr K B, after the last pick.
+    bounds : list of m − 1 Tensors of shape (n,)
         Infinity where A is, or was before these picks, so large that rounding could spoil K.
     """
     c, columns = y.shape[1:]
     factor, failed = torch.linalg.cholesky_ex(plus_identity(a))
-    largest = (
-        a.diagonal(dim1=1, dim2=2).sum(1) + torch.linalg.vector_norm(y, dim=(1, 2)).square()
-    )  # A's before
-    unbounded = (failed != 0) | ~(largest < MAX_TRACE)
-    factor[unbounded] = torch.eye(c, dtype=a.dtype, device=a.device)
-    inner = (torch.cholesky_inverse(factor).to(y.dtype) @ y).mul_(vh)
-    lowered = 2 * inner.unflatten(2, (columns // c, c)).sum((1, 3)).to(gains.dtype)
+    safe = (failed == 0) & (a_before.diagonal(dim1=1, dim2=2).sum(1) < MAX_TRACE)
+    unsafe = (~safe).nonzero()[:, 0]
+    factor[unsafe] = torch.eye(c, dtype=a.dtype, device=a.device)
+    k = torch.cholesky_inverse(factor)
+    gains = (k * b).sum((1, 2))
+    gains[unsafe] = trace_reductions(a[unsafe], b[unsafe])
+    lowered = 2 * (k.to(y.dtype) @ y).mul_(vh).sum(1).unflatten(1, (columns // c, c)).sum(2).to(gains.dtype)
     bounds = gains[:, None] + lowered[:, 1:].flip(1).cumsum(1).flip(1)
-    bounds[unbounded] = torch.inf
-    return list(bounds.unbind(1))
+    bounds[unsafe] = torch.inf
+    return gains, list(bounds.unbind(1))
 
 
 def trace_increases(a: Tensor, b: Tensor) -> Tensor:

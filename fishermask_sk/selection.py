@@ -21,7 +21,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fishermask_sk import candidates
 from fishermask_sk._collectives import Best, Shard
 from fishermask_sk.candidates import Candidates
 from fishermask_sk.gains import trace_increases
@@ -254,7 +253,7 @@ def _pick(
             after = state.keep(steps, len(added), n_right) or after
             n_ahead = n_right
         else:
-            n_ahead = min(2 * n_ahead, candidates.MAX_AHEAD)
+            n_ahead = min(2 * n_ahead, state.max_ahead)
         if len(indices) == n_picks:
             return torch.stack(indices), torch.stack(gains)
         reductions, best = best_of(after[-1])

@@ -7,7 +7,7 @@ import torch
 
 from fishermask_sk import candidates
 from fishermask_sk.fisher import information
-from fishermask_sk.gains import upper_bounds
+from fishermask_sk.gains import reductions_and_bounds
 from fishermask_sk.selection import select
 
 
@@ -79,9 +79,14 @@ def test_no_gain_is_above_its_bound(scale, dtype):
         vhs.append(v @ h)
         m = m + pick.T @ pick
         gains.append([np.trace(total @ (np.linalg.inv(m) - np.linalg.inv(m + x.T @ x))) for x in v])
-    a = torch.as_tensor(v @ np.linalg.inv(m) @ v.swapaxes(1, 2))
+    inverse = np.linalg.inv(m)
+    a, b, a_before = (
+        torch.as_tensor(v @ middle @ v.swapaxes(1, 2))
+        for middle in (inverse, inverse @ total @ inverse, np.eye(k))
+    )
     y, vh = (torch.as_tensor(np.concatenate(parts, axis=2), dtype=dtype) for parts in (ys, vhs))
-    bounds = upper_bounds(a, torch.as_tensor(gains[-1]), y, vh)
+    last, bounds = reductions_and_bounds(a, b, y, vh, a_before)
+    np.testing.assert_allclose(last, gains[-1], rtol=1e-9)
     assert len(bounds) == n_picks - 1
     rounding = {torch.float32: 1e-5, torch.float64: 1e-9}[dtype]
     for bound, exact in zip(bounds, gains, strict=False):
@@ -91,12 +96,13 @@ def test_no_gain_is_above_its_bound(scale, dtype):
 
 
 def test_there_is_no_bound_where_rounding_could_spoil_it():
-    large, lost, was_large = 1e7 * torch.eye(2), -2 * torch.eye(2), torch.eye(2)
-    a = torch.stack([torch.eye(2), large, lost, was_large]).double()
+    small, large, lost = torch.eye(2), 1e7 * torch.eye(2), -2 * torch.eye(2)
+    a = torch.stack([small, large, lost, small]).double()
+    a_before = torch.stack([small, large, small, large]).double()
     y, vh = torch.ones(2, 4, 2, 4).double()
-    y[3] = 1e4
-    (bound,) = upper_bounds(a, torch.ones(4).double(), y, vh)
+    gains, (bound,) = reductions_and_bounds(a, a, y, vh, a_before)
     assert bound.isinf().tolist() == [False, True, True, True]
+    np.testing.assert_allclose(gains[[0, 1, 3]], [1, 2, 1], rtol=1e-6)
 
 
 def test_bounds_spare_candidates_and_change_no_pick(monkeypatch, device):
@@ -113,10 +119,11 @@ def test_bounds_spare_candidates_and_change_no_pick(monkeypatch, device):
     with_bounds = sum(eliminated)
     eliminated.clear()
 
-    def no_bounds(a, gains, y, vh):
-        return [torch.full_like(gains, torch.inf)] * (y.shape[2] // y.shape[1] - 1)
+    def no_bounds(a, b, y, vh, a_before):
+        gains = reductions(a, b)
+        return gains, [torch.full_like(gains, torch.inf)] * (y.shape[2] // y.shape[1] - 1)
 
-    monkeypatch.setattr(candidates, "upper_bounds", no_bounds)
+    monkeypatch.setattr(candidates, "reductions_and_bounds", no_bounds)
     every, every_gains = run(pool, labeled, 60, device)
     assert picks == every
     np.testing.assert_allclose(gains, every_gains, rtol=1e-9)
