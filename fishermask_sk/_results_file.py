@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 import os
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
+
+from fishermask_sk._warnings import warn_user
 
 Record = dict[str, Any]
 Rounds = dict[tuple[str, int], list[Record]]
@@ -139,7 +140,7 @@ def read(path: Path) -> tuple[Record | None, dict[str, Any], Rounds]:
         )
     unreadable = [number for number, record in enumerate(records[:-1], start=1) if not record]
     if unreadable:
-        warnings.warn(
+        warn_user(
             f"{str(path)!r}: lines {unreadable} cannot be read and are dropped; a comparison that goes on plays their "
             "rounds again."
         )

@@ -6,13 +6,14 @@ A mask is always `mask_indices`, the sorted positions (k,) that are kept. This f
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from math import ceil, floor
 from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from fishermask_sk._warnings import warn_user
 
 # 0.29 * 100 is 28.999999999999996, and 0.07 * 100 is 7.000000000000001.
 ROUNDING = 1e-6
@@ -178,10 +179,8 @@ def warn_if_head_fills_mask(k: int, n_head: int, n_weights: int) -> None:
         return
     share = ceil(n_head / n_weights * 10**6) / 10**6
     which = "exactly the head" if n_head == k else f"the head's {k} highest-scoring weights"
-    warnings.warn(
+    warn_user(
         f"The mask keeps k={k} weights and the head alone has {n_head}: the mask is {which}, and no other layer is "
         f"seen. sparsity={share:g} or an int of {n_head} is the smallest that keeps the head whole, more lets other "
-        "layers in; with keep_head=False all layers compete.",
-        UserWarning,
-        stacklevel=2,
+        "layers in; with keep_head=False all layers compete."
     )

@@ -5,7 +5,6 @@ removed, and its pandas branch calls a method that pandas 2 removed. Only this m
 inside functions, import modAL.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
@@ -22,6 +21,7 @@ from skorch.helper import SliceDataset
 from torch.utils.data import Dataset
 
 from fishermask_sk._rows import as_rows, n_rows, take_rows
+from fishermask_sk._warnings import warn_user
 
 __all__ = ["ActiveLearner"]
 
@@ -223,7 +223,7 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
         if not return_metrics:
             return query_idx, X_query
         if metrics is None:
-            warnings.warn(f"{self.query_strategy!r} has no metrics; return_metrics=True gives None.")
+            warn_user(f"{self.query_strategy!r} has no metrics; return_metrics=True gives None.")
         return query_idx, X_query, metrics
 
     def _check(self, X: Any, y: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -15,6 +14,7 @@ from sklearn.base import BaseEstimator
 from fishermask_sk._agreement import check_same_question
 from fishermask_sk._collectives import ALONE, Processes, all_processes
 from fishermask_sk._query import Query
+from fishermask_sk._warnings import warn_user
 from fishermask_sk.fisher import Weighting
 from fishermask_sk.masks import MaskRule
 from fishermask_sk.memory import parse_memory
@@ -255,7 +255,7 @@ class FisherMask(BaseEstimator):
                     "Under a process group X_labeled must be this rank's part of the labelled samples (or an empty "
                     "array), so that each is counted once; the learner's X_training may be the same on every rank."
                 )
-            X_labeled = labeled_samples(estimator, X_labeled, stacklevel=4)
+            X_labeled = labeled_samples(estimator, X_labeled)
             _check_same_shape(X_pool, X_labeled)
         with torch.inference_mode(False), preserved_rng(), undisturbed(fitted.module):
             with processes.together():
@@ -420,17 +420,15 @@ def _check_enough(n_instances: int, n_candidates: int) -> None:
         )
 
 
-def labeled_samples(estimator: Any, X_labeled: Any, stacklevel: int = 3) -> Any:
+def labeled_samples(estimator: Any, X_labeled: Any) -> Any:
     """The labelled samples: as given, else the learner's, else none, with a warning."""
     if X_labeled is not None:
         return X_labeled
     X_training = getattr(estimator, "X_training", None)
     if X_training is None:
-        warnings.warn(
+        warn_user(
             "No labelled samples: X_labeled was not given and the estimator has no X_training, so samples are "
-            "picked as if nothing were labelled yet. Pass X_labeled, or an empty array to mean none.",
-            UserWarning,
-            stacklevel=stacklevel,
+            "picked as if nothing were labelled yet. Pass X_labeled, or an empty array to mean none."
         )
     return X_training
 

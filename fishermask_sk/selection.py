@@ -13,7 +13,6 @@ them. M, F̄ and V first move to a basis where M_∅ = I and F̄ is diagonal. So
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fishermask_sk._collectives import Best, Shard
+from fishermask_sk._warnings import warn_user
 from fishermask_sk.candidates import Candidates
 from fishermask_sk.gains import trace_increases
 from fishermask_sk.operators import EmbeddedInformation
@@ -190,11 +190,9 @@ def _check_rounding(largest: Tensor, damping: float) -> None:
     if not bool(torch.isfinite(largest)):
         raise FloatingPointError(f"The information has the trace {largest.item()}. {TOO_LARGE}")
     if float(largest) * torch.finfo(torch.float64).eps > ROUNDING_SHARE * damping:
-        warnings.warn(
+        warn_user(
             f"damping={damping:g} is {damping / float(largest):.0e} of the trace of the information: late gains are "
-            "lost in the rounding of float64, and what is picked then is arbitrary. Raise damping.",
-            UserWarning,
-            stacklevel=4,
+            "lost in the rounding of float64, and what is picked then is arbitrary. Raise damping."
         )
 
 

@@ -7,7 +7,6 @@ whatever has an `estimator`.
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from skorch.helper import SliceDataset
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from fishermask_sk._warnings import warn_user
 from fishermask_sk.fisher import Scores, class_logits
 
 CRITERIA: dict[type[nn.Module], Scores] = {
@@ -174,11 +174,10 @@ class FittedNet(NamedTuple):
         if self.scores == "probabilities":
             _check_probabilities(outputs.float())
         elif self.scores == "logits" and _are_probabilities(outputs.float()):
-            warnings.warn(
+            warn_user(
                 f"The module's outputs are probabilities, and {criterion} takes logits: softmax is applied twice, in "
                 "training and here, and nothing is ever predicted with confidence. Leave softmax out of forward, or "
-                "set criterion=nn.NLLLoss, for which skorch takes probabilities.",
-                UserWarning,
+                "set criterion=nn.NLLLoss, for which skorch takes probabilities."
             )
         return outputs[0].numel()
 

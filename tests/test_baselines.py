@@ -326,8 +326,9 @@ def test_kcenter_without_labelled_samples_starts_at_the_middle(regression):
 
 
 def test_kcenter_warns_where_nobody_says_what_is_labelled(regression):
-    with pytest.warns(UserWarning, match="No labelled samples"):
+    with pytest.warns(UserWarning, match="No labelled samples") as caught:
         kcenter_sampling(regression, X_POOL, 2)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize("strategy", [*UNCERTAINTY, kcenter_sampling, badge_sampling])

@@ -210,8 +210,9 @@ def test_deep_active_learner_without_labeled_samples_warns():
     strategy = CountedFisherMask(**PARAMS)
     learner = modAL.models.DeepActiveLearner(net(), strategy)
     learner.fit(X_LABELED, Y_LABELED)
-    with pytest.warns(UserWarning, match="X_labeled"):
+    with pytest.warns(UserWarning, match="X_labeled") as caught:
         result = learner.query(X_POOL, n_instances=2)
+    assert [warning.filename for warning in caught] == [__file__]
     check_query(result, learner, X_POOL, 2, X_LABELED[:0])
     assert strategy.n_calls == 1
 
@@ -225,6 +226,14 @@ def test_a_committee_is_refused_in_one_sentence(learner_class, strategy):
         TypeError, match=r"one net, and a Committee has several; give each of .* ActiveLearner\.$"
     ):
         committee.query(X_POOL, n_instances=2)
+
+
+@pytest.mark.parametrize("learner_class", LEARNERS)
+def test_warnings_point_at_the_query(learner_class):
+    learner = LEARNERS[learner_class](net(), FisherMask(2, random_state=0), X_LABELED, Y_LABELED)
+    with pytest.warns(UserWarning, match="the head alone has") as caught:
+        learner.query(X_POOL, n_instances=2)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize("learner_class", LEARNERS)
