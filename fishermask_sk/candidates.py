@@ -42,7 +42,7 @@ MAX_AHEAD, MAX_EXACT_AHEAD = 16, 8
 # The leading candidates: this share of all, or this many.
 ACTIVE_SHARE, MIN_ACTIVE = 1 / 16, 64
 # Rows of embeddings brought up to date at a time.
-UPDATE_ROWS = 2**14
+UPDATE_ROWS = 2**13
 # How far below a claimed gain a bound must be to spare a candidate: more than what is called equal, or rounding.
 CLAIM_MARGIN = 1e-3
 # As soon as more candidates than these wait that no bound spares, they are followed from step to step.

@@ -49,15 +49,16 @@ def needs(
     without k×k matrices, where `uses_rows` does not decide that.
     """
     row = k * itemsize
-    if uses_rows(n_pool + n_labeled, n_rows, k) if in_rows is None else in_rows:
-        matrices = n_labeled * n_rows * row + 8 * k * n_rows * (3 * n_labeled + n_steps)
-    else:
-        matrices = 8 * 5 * k * k
     updated = min(n_pool, UPDATE_ROWS // n_rows + 1) * n_rows
     of_candidates = 8 * n_pool * (4 * n_rows**2 + MAX_AHEAD)
     of_blocks = 8 * updated * n_rows * (6 + 3 * MAX_AHEAD)  # products, and half as much for the bounds
     active = min(n_pool, max(MIN_ACTIVE, int(ACTIVE_SHARE * n_pool) + 1)) * n_rows * row
-    return Needs(n_pool * n_rows * row, matrices + of_candidates + of_blocks + active)
+    picking = of_candidates + of_blocks + active
+    if uses_rows(n_pool + n_labeled, n_rows, k) if in_rows is None else in_rows:
+        matrices = n_labeled * n_rows * row + 8 * k * n_rows * (3 * n_labeled + n_steps) + picking
+    else:  # five at the start, of which three stay or come again
+        matrices = max(8 * 5 * k * k, 8 * 3 * k * k + picking)
+    return Needs(n_pool * n_rows * row, matrices)
 
 
 def parse_memory(max_memory: int | str) -> int:
