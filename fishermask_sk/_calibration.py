@@ -85,7 +85,7 @@ def _affordable(query: Query, plan: Plan) -> int:
 
 def _rank(query: Query, plan: Plan, n_samples: int) -> Tensor:
     batch = next(query.fitted.batches(query.pool, n_samples, range(n_samples)))
-    return plan.gradients.diagonal_fisher([batch], n_top_classes=query.params.n_top_classes)
+    return plan.gradients.diagonal_fisher([batch], names=plan.names, n_top_classes=query.params.n_top_classes)
 
 
 def _scaled_selection(embeddings: Tensor, n_pool: int, n_weights: int, query: Query) -> float:

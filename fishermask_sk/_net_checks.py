@@ -1,6 +1,6 @@
 """What a net must do for a sample to have gradients of its own, tried on the first few samples of a query.
 
-Three forward passes and one backward pass, before any expensive work.
+Three forward passes, two more of one sample each, and one backward pass, before any expensive work.
 """
 
 from __future__ import annotations

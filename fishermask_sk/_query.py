@@ -183,7 +183,7 @@ class Query:
                 self.rng.uniform(size=plan.gradients.n_parameters), device=plan.candidates.device
             )
         else:
-            scores = self._diagonal_fisher(plan.gradients)
+            scores = self._diagonal_fisher(plan)
         with self.processes.together():
             own = self.mask(plan, scores).cpu() if self.processes.rank == 0 else None
         mask_indices = self.processes.object_of(0, own).to(scores.device)
@@ -196,13 +196,15 @@ class Query:
         n = self.n_pool if dataset is self.pool else self.n_labeled
         return next(self.fitted.batches(dataset, EXAMPLES, range(min(EXAMPLES, n))))
 
-    def _diagonal_fisher(self, gradients: PerSampleGradients) -> Tensor:
-        """Step 1, over samples drawn from pool and labelled together."""
+    def _diagonal_fisher(self, plan: Plan) -> Tensor:
+        """Step 1 for the weights that a mask may touch, over samples drawn from pool and labelled together."""
         of_pool, of_labeled, n_drawn = self._drawn
         n_own = len(of_pool) + len(of_labeled)
         with self.processes.together(), self._progress("mask", n_own) as advance:
             batches = chain(self._batches(self.pool, of_pool), self._batches(self.labeled, of_labeled))
-            mean = gradients.diagonal_fisher(batches, advance, n_top_classes=self.params.n_top_classes)
+            mean = plan.gradients.diagonal_fisher(
+                batches, advance, names=plan.names, n_top_classes=self.params.n_top_classes
+            )
         scores = self.processes.add(mean * (n_own / n_drawn))
         if not bool(torch.isfinite(scores).all()):
             raise FloatingPointError(
@@ -211,7 +213,7 @@ class Query:
         return scores
 
     def mask(self, plan: Plan, scores: Tensor) -> Tensor:
-        """Step 2, from scores of all weights."""
+        """Step 2, from scores of all weights that it may touch."""
         params, candidates, slices = self.params, plan.candidates, plan.gradients.slices
         allowed = {name: slices[name] for name in plan.names}
         if callable(params.mask):

@@ -483,7 +483,7 @@ def bait_sampling(
     Notes
     -----
     The head of c classes and d features has k = c·d (+ c) weights: k×k matrices are held, for 10 classes and
-    512 features up to six of 210 MB each in float64.
+    512 features up to five of 210 MB each in float64.
 
     References
     ----------

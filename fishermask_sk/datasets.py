@@ -1,6 +1,6 @@
 """Image data sets as arrays: from scikit-learn, from disk, or by torchvision's download.
 
-The only module that knows files. torchvision is imported only where it downloads, PIL only where images are
+The only module that knows files of images. torchvision is imported only where it downloads, PIL only where images are
 decoded.
 """
 

@@ -102,6 +102,7 @@ class PerSampleGradients:
         batches: Iterable[Batch],
         on_batch: Callable[[int], object] | None = None,
         *,
+        names: Sequence[str] | None = None,
         n_top_classes: int | None = None,
     ) -> Tensor:
         r"""Diagonal Fisher information under the model's own predictions.
@@ -112,18 +113,24 @@ class PerSampleGradients:
         ----------
         batches : iterable of batches
         on_batch : callable, called with each batch's number of samples when it is done
+        names : sequence of str, optional
+            The parameters whose scores are wanted, by default all that are trainable. No gradient is taken below
+            the first layer that holds one.
         n_top_classes : int, optional
             Of each sample only this many most probable classes count, as if there were no others.
 
         Returns
         -------
         scores : Tensor of shape (P,)
-            In the module's dtype, at least float32; zero for frozen weights, and where there are no samples.
+            In the module's dtype, at least float32; zero for weights that are frozen or not wanted, and where there
+            are no samples.
         """
+        if names is None:
+            names = [name for name, p in self.parameters.items() if p.requires_grad]
         total = self._zeros(self.n_parameters)
         n_samples = 0
         for batch in batches:
-            for n, squares in self._in_parts(batch, lambda part: self._squares(part, n_top_classes)):
+            for n, squares in self._in_parts(batch, lambda part: self._squares(part, names, n_top_classes)):
                 total += squares
                 n_samples += n
                 if on_batch is not None:
@@ -196,9 +203,8 @@ class PerSampleGradients:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _squares(self, batch: Batch, n_top_classes: int | None) -> tuple[int, Tensor]:
+    def _squares(self, batch: Batch, names: Sequence[str], n_top_classes: int | None) -> tuple[int, Tensor]:
         """Σ_x Σ_c p_c (∂ log p_c/∂θ)² of a batch (P,)."""
-        names = [name for name, p in self.parameters.items() if p.requires_grad]
         total = self._zeros(self.n_parameters)
         with self._recording(names) as recorded:
             logits = self.forward(batch)

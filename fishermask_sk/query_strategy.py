@@ -35,14 +35,15 @@ class FisherMask(BaseEstimator):
     Parameters
     ----------
     sparsity : float in (0, 1] or int >= 1, default=0.002
-        The fraction of trainable weights to keep, or their number k. Memory grows with k², time with k.
+        The fraction of trainable weights to keep, or their number k. Embeddings grow
+        with k, matrices with k², the time of their eigenvectors with k³.
     layers : {"all", "last", "middle"}, str or sequence of str, default="all"
         Which weights may be masked: all; the head's; those of neither the head nor the layers that see the
         input first; or those whose parameter name matches an `fnmatch` pattern.
     mask : {"fisher", "per_layer", "random"} or callable, default="fisher"
         The k weights of largest diagonal Fisher information; the best ⌈sparsity·size⌉ of every parameter
         tensor; k at random; or a callable ``(scores, k, slices) -> positions``, which is given the scores
-        (P,), and the slice of each parameter that may be masked.
+        (P,), zero for weights that may not be masked, and the slice of each parameter that may.
     keep_head : bool, default=True
         Keep all of the head's weights (where `layers` allows them) and fill the rest by score, or at random with
         ``mask="random"``. A callable decides for itself.

@@ -267,6 +267,22 @@ def test_every_way_to_sum_squares(name, limits, monkeypatch, device):
     torch.testing.assert_close(scores, reference.naive_diagonal_fisher(module, batch), rtol=1e-9, atol=1e-12)
 
 
+def test_scores_of_the_head_alone_need_no_gradients_below_it(device):
+    torch.manual_seed(0)
+    body, head = nn.Sequential(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, CLASSES)
+    module = nn.Sequential(body, head).double().to(device).eval()
+    batch = torch.randn(5, 4, dtype=torch.float64, device=device)
+    gradients = PerSampleGradients(module, module, batch)
+    has_graph = []
+    body.register_forward_hook(lambda module, args, output: has_graph.append(output.requires_grad))
+    scores = gradients.diagonal_fisher([batch], names=["1.weight", "1.bias"])
+    every = gradients.diagonal_fisher([batch])
+    assert has_graph == [False, True]
+    n_body = sum(p.numel() for p in body.parameters())
+    assert (scores[:n_body] == 0).all()
+    assert torch.equal(scores[n_body:], every[n_body:])
+
+
 @pytest.mark.parametrize("name", ["conv groups", "batch norm", "called twice"])
 def test_single_samples_and_frozen_weights(name, device):
     module, batch = make(name, device)

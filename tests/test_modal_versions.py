@@ -2,7 +2,7 @@
 
 An environment is a folder that pip fills with those two and nothing else. First on the path it hides the
 versions that were installed for development; torch and all else are shared, so that it takes seconds to build.
-These are the only tests that need a network, and only the first time; where pip fails, they fail.
+They need a network, and only the first time; where pip fails, they fail.
 """
 
 import os
