@@ -196,8 +196,12 @@ def sizes_table(rows: Rows) -> str:
     """What a query costs when one size changes: medians over the seeds, with the range of the whole."""
     sizes = ("N", "C", "k", "b")
     lines = []
-    for place in dict.fromkeys((row["varied"], *(int(row[size]) for size in sizes)) for row in rows):
-        own = [row for row in rows if (row["varied"], *(int(row[size]) for size in sizes)) == place]
+
+    def place_of(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["varied"], row["layers"], *(int(row[size]) for size in sizes)
+
+    for place in dict.fromkeys(map(place_of, rows)):
+        own = [row for row in rows if place_of(row) == place]
         column = {key: [row[key] for row in own] for key in rows[0]}
         parts = [
             f"{np.median(column[f'{step}_seconds']):.1f}" for step in ("mask", "embeddings", "selection")
@@ -205,7 +209,8 @@ def sizes_table(rows: Rows) -> str:
         whole = column["query_seconds"]
         lines.append(
             [
-                *(f"**{n:,}**" if size == place[0] else f"{n:,}" for size, n in zip(sizes, place[1:], strict=True)),
+                f"**{place[1]}**" if place[0] == "layers" else place[1],
+                *(f"**{n:,}**" if size == place[0] else f"{n:,}" for size, n in zip(sizes, place[2:], strict=True)),
                 f"{np.median(whole):.1f} ({min(whole):.1f} to {max(whole):.1f})",
                 *parts,
                 f"{np.median(column['fit_seconds']):.1f}",
@@ -213,7 +218,8 @@ def sizes_table(rows: Rows) -> str:
             ]
         )  # fmt: skip
     return markdown(
-        [*sizes, "seconds a query", "mask", "embeddings", "selection", "seconds of training", "MB"], lines
+        ["layers", *sizes, "seconds a query", "mask", "embeddings", "selection", "seconds of training", "MB"],
+        lines,
     )
 
 
