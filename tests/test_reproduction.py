@@ -190,9 +190,14 @@ def docs(common, tmp_path):
     lines = ["setting,seed,query,n_labels,part,weights,share_of_mask,share_of_net"]
     lines += [f"toys,0,1,10,{part},{weights},{share},{share / 2}" for part, weights, share in PARTS]
     (tmp_path / "results" / "masks.csv").write_text("\n".join(lines) + "\n")
-    header = "varied,N,C,k,b,seed,fit_seconds,query_seconds,mask_seconds,embeddings_seconds,selection_seconds,bytes"
-    lines = [header, "nothing,1000,10,50,5,0,8,6,1,2,3,4000000", "nothing,1000,10,50,5,1,10,9,2,3,4,6000000"]
-    lines += ["N,2000,10,50,5,0,8,12,1,5,6,7000000"]
+    steps = ("fit", "query", "mask", "embeddings", "selection")
+    header = f"varied,layers,N,C,k,b,seed,{','.join(f'{step}_seconds' for step in steps)},bytes"
+    lines = [
+        header,
+        "nothing,all,1000,10,50,5,0,8,6,1,2,3,4000000",
+        "nothing,all,1000,10,50,5,1,10,9,2,3,4,6000000",
+    ]
+    lines += ["N,all,2000,10,50,5,0,8,12,1,5,6,7000000", "layers,last,1000,10,40,5,0,8,3,1,1,1,3000000"]
     (tmp_path / "results" / "sizes.csv").write_text("\n".join(lines) + "\n")
     kinds = ["runs", *(f"{kind} | toy | small" for kind in ("strategies", "variants", "curves", "costs"))]
     kinds += ["masks | masks | toys", "sizes | sizes", "strategies | other | small"]
@@ -216,7 +221,8 @@ def test_report_from_files_alone(docs, monkeypatch):
     assert "| FisherMask | 3.00 | 3.00 to 3.00 | 1.00 | 75% |" in page
     assert "| 10 | 20 / 75% | 80 / 25% | 50% |" in page
     assert "| 1,000 | 10 | 50 | 5 | 7.5 (6.0 to 9.0) | 1.5 | 2.5 | 3.5 | 9.0 | 5 |" in page
-    assert "| **2,000** | 10 | 50 | 5 | 12.0 (12.0 to 12.0) | 1.0 | 5.0 | 6.0 | 8.0 | 7 |" in page
+    assert "| **last** | 1,000 | 10 | 40 | 5 | 3.0 (3.0 to 3.0) | 1.0 | 1.0 | 1.0 | 8.0 | 3 |" in page
+    assert "| all | **2,000** | 10 | 50 | 5 | 12.0 (12.0 to 12.0) | 1.0 | 5.0 | 6.0 | 8.0 | 7 |" in page
     assert page.count("*Not run yet.*") == 1
     images = sorted(path.name for path in (docs / "images").iterdir())
     assert images == ["results-toy-small-variants.png", "results-toy-small.png"]
