@@ -211,7 +211,7 @@ def sizes_table(rows: Rows) -> str:
             [
                 f"**{place[1]}**" if place[0] == "layers" else place[1],
                 *(f"**{n:,}**" if size == place[0] else f"{n:,}" for size, n in zip(sizes, place[2:], strict=True)),
-                f"{np.median(whole):.1f} ({min(whole):.1f} to {max(whole):.1f})",
+                f"{np.median(whole):.1f}" + f" ({min(whole):.1f} to {max(whole):.1f})" * (len(whole) > 1),
                 *parts,
                 f"{np.median(column['fit_seconds']):.1f}",
                 f"{np.median(column['bytes']) / 1e6:,.0f}",
