@@ -112,7 +112,7 @@ def select(
     are the leading directions in the pass of the first picks; all else has the dtype of the embeddings (float64
     throughout for λ < 0.1).
 
-    Beside the embeddings it holds, in float64, five k×k matrices at the start and two later, four numbers for
+    Beside the embeddings it holds, in float64, five k×k matrices at the start and up to three later, four numbers for
     each of n·c² (seven for a moment where they are computed afresh), and a block of products.
 
     Examples

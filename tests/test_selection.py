@@ -44,7 +44,7 @@ def test_picks_and_gains_equal_the_slow_twin(n_instances, n_labeled, oversample,
 
 
 @pytest.mark.parametrize("oversample", [1, 2])
-@pytest.mark.parametrize("n_active", [1, 3])
+@pytest.mark.parametrize("n_active", [1, 2, 3])
 def test_picks_ahead_that_are_not_the_best_are_made_anew(n_active, oversample, monkeypatch, device):
     taken_back = []
     keep = candidates.Candidates.keep
