@@ -22,11 +22,12 @@ from fishermask_sk.operators import (
     PoolInformation,
     blocks,
 )
+from fishermask_sk.screening import Screen
 
 # The updates of the first picks are the largest, and cancel most later. These first picks are multiplied in float64 ...
 EXACT_PICKS = 8
 # ... and after them, up to these shares of all picks, the leading directions: those that hold all of tr(F̄) but this.
-TAIL_SHARES = ((1 / 8, 1e-4), (3 / 8, 1e-2))
+TAIL_SHARES = ((1 / 16, 1e-4), (1 / 8, 1e-3), (3 / 8, 1e-2))
 # A pick of gain g in float32 leaves about this times (g/g')² in the relative error of a later gain g', and that much
 # less where only a share of tr(F̄) was float32 (both measured on the embeddings of a trained net) ...
 FLOAT32_ERROR = 5e-9
@@ -42,7 +43,7 @@ MAX_AHEAD, MAX_EXACT_AHEAD = 16, 8
 # The leading candidates: this share of all, or this many.
 ACTIVE_SHARE, MIN_ACTIVE = 1 / 16, 64
 # Rows of embeddings brought up to date at a time.
-UPDATE_ROWS = 2**13
+UPDATE_ROWS = 2**11
 # How far below a claimed gain a bound must be to spare a candidate: more than what is called equal, or rounding.
 CLAIM_MARGIN = 1e-3
 # As soon as more candidates than these wait that no bound spares, they are followed from step to step.
@@ -96,7 +97,9 @@ class Candidates:
         self.whitened = False
         base = inverse.base
         self.a, self.b = (base.new_empty(self.n, self.c, self.c) for _ in range(2))
+        self._samples = torch.arange(self.n, device=base.device)
         self.error = base.new_zeros(())
+        self.screen = Screen(self.a)
         self.picked: list[Tensor] = []
         self._before: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -202,18 +205,36 @@ class Candidates:
         return MAX_AHEAD if self.n_exact == 0 else MAX_EXACT_AHEAD
 
     def reductions(self) -> Tensor:
-        """The gain of every candidate (n,)."""
-        return trace_reductions(self.a, self.b)
+        """The gain of every candidate (n,), and of those that are left out a bound of it."""
+        return torch.where(self.screen.out, self.screen.bounds(), trace_reductions(self.a, self.b))
 
     def refresh(self) -> None:
         """M⁻¹, A and B from their definitions."""
         self._rebuild_inverse()
-        for part in blocks(self.embeddings):
-            v = self._block(part).to(self.a.dtype)
-            p = v if self.whitened and not self.picked else self.inverse.times(v)
-            self.a[part] = p @ v.mT
-            self.b[part] = self.information.quadratic(p)
+        for part in self._parts(BLOCK_ROWS):
+            self._compute(part)
         self.error = torch.zeros_like(self.error)
+
+    def leave_out(self, reductions: Tensor, gain: Tensor) -> None:
+        """Where it is time to, leave those out of all updates whose gains stay far from the largest for a while."""
+        if self.whitened and self.screen.is_due(len(self.picked), gain):
+            assert isinstance(self.information, DiagonalInformation)  # for the type checker
+            self.screen.leave_out(self.a, reductions, gain, self.inverse, self.information)
+
+    def bring_back(self, reductions: Tensor, tie_tolerance: float) -> Tensor:
+        """The gains (n,), after those that were left out for long enough are brought up to date.
+
+        `reductions` has bounds for those that are left out, and −∞ for those that are not to be picked.
+        """
+        if not self.screen.has_begun:
+            return reductions
+        largest = self.shard.best(reductions.masked_fill(self.screen.out, -torch.inf), tie_tolerance).gain
+        samples = self.screen.readmit(reductions, largest)
+        if not len(samples):
+            return reductions
+        for part in samples.split(max(1, BLOCK_ROWS // self.c)):
+            self._compute(part)
+        return reductions.index_put((samples,), trace_reductions(self.a[samples], self.b[samples]))
 
     def look_ahead(self, best: Best, reductions: Tensor, n_steps: int, tie_tolerance: float) -> list[Step]:
         """Pick `best`, and then as if only those with the largest gains now were there.
@@ -236,8 +257,8 @@ class Candidates:
         steps = [self._step(best, 1)]
         if n_steps == 1:
             return steps
-        n_active = min(self.n, max(MIN_ACTIVE, ceil(ACTIVE_SHARE * self.n)))
-        active = reductions.topk(n_active).indices.sort().values
+        reductions = reductions.masked_fill(self.screen.out, -torch.inf)
+        active = self._leading(reductions, 1.0)
         v, a, b = self._here(active), self.a[active], self.b[active]
         closed = torch.isneginf(reductions[active])
         while True:
@@ -250,6 +271,14 @@ class Candidates:
             steps.append(self._step(best, 1, steps[-1].error))
             if len(steps) == n_steps:
                 return steps
+            some = self._leading(gains, 1 - len(steps) / n_steps)
+            if 2 * len(some) <= len(active):
+                active, v, a, b, closed = (each[some] for each in (active, v, a, b, closed))
+
+    def _leading(self, gains: Tensor, share_left: float) -> Tensor:
+        """Those with the largest gains: as many as the picks that are left of those ahead are likely to be among."""
+        n_leading = max(MIN_ACTIVE, ceil(ACTIVE_SHARE * share_left * self.screen.n_kept))
+        return gains.topk(min(n_leading, len(gains))).indices.sort().values
 
     def add(self, steps: Sequence[Step]) -> list[Tensor]:
         """Bring every candidate up to date with these picks, in one pass over the embeddings.
@@ -262,45 +291,47 @@ class Candidates:
         -------
         list of Tensors of shape (n,)
             The gains after each of the steps. After all but the last of them a candidate that cannot be as good as
-            the next step's may have an upper bound of its gain instead.
+            the next step's may have an upper bound of its gain instead; one that is left out always has.
         """
         self._before = (self.a.clone(), self.b.clone(), self.error) if len(steps) > 1 else None
-        after = [self.a.new_empty(self.n) for _ in steps]
+        bounds_of_others = self.screen.bounds()
+        after = [bounds_of_others.clone() for _ in steps]
         waiting: list[tuple[Tensor, Tensor]] = []
-        for part in blocks(self.embeddings, UPDATE_ROWS):
-            products = self._products(self._block(part), steps, self.n_exact)
-            _update(self.a[part], self.b[part], products, sign=1)
+        for part in self._parts(UPDATE_ROWS):
+            products = self._products(self._here(part), steps, self.n_exact)
+            a, b = self.a[part], self.b[part]
+            _update(a, b, products, sign=1)
+            self.a[part], self.b[part] = a, b
             if self._before is None:
-                after[0][part] = trace_reductions(self.a[part], self.b[part])
+                after[0][part] = trace_reductions(a, b)
                 continue
             y, vh = products.unbind(2)
-            last, bounds = reductions_and_bounds(
-                self.a[part], self.b[part], y, vh, a_before=self._before[0][part]
-            )
+            last, bounds = reductions_and_bounds(a, b, y, vh, a_before=self._before[0][part])
             for gains, found in zip(after, [*bounds, last], strict=True):
                 gains[part] = found
-            rows = self._contenders(part.start, bounds, steps[1:])
-            waiting.append((rows + part.start, products[rows]))
-            if part.stop >= self.n or sum(len(each) for each, _ in waiting) > MAX_WAITING:
-                contenders, products = (torch.cat(parts) for parts in zip(*waiting, strict=True))
-                self._follow(contenders, products, after[:-1])
-                waiting.clear()
+            samples = self._samples[part]
+            rows = self._contenders(samples, bounds, steps[1:])
+            waiting.append((samples[rows], products[rows]))
+            if sum(len(each) for each, _ in waiting) > MAX_WAITING:
+                self._follow(waiting, after[:-1])
+        if waiting:
+            self._follow(waiting, after[:-1])
         self.picked += [step.sample for step in steps]
         self.error = steps[-1].error
         return after
 
-    def _contenders(self, start: int, bounds: Sequence[Tensor], following: Sequence[Step]) -> Tensor:
-        """Which samples of a block may be the best after some step, and which are claimed to be."""
-        n = len(bounds[0])
-        positions = torch.arange(start, start + n, device=bounds[0].device) + self.shard.start
-        contends = torch.isin(positions, torch.stack([step.sample for step in following]))
+    def _contenders(self, samples: Tensor, bounds: Sequence[Tensor], following: Sequence[Step]) -> Tensor:
+        """Which of these may be the best after some step, and which are claimed to be, by their place among them."""
+        contends = torch.isin(samples + self.shard.start, torch.stack([step.sample for step in following]))
         for bound, step in zip(bounds, following, strict=True):
             contends |= ~(bound < step.gain * (1 - CLAIM_MARGIN))
         return contends.nonzero()[:, 0]
 
-    def _follow(self, contenders: Tensor, products: Tensor, after: Sequence[Tensor]) -> None:
-        """Put these candidates' gains after each of the steps in the place of bounds."""
+    def _follow(self, waiting: list[tuple[Tensor, Tensor]], after: Sequence[Tensor]) -> None:
+        """Put the gains of those who wait after each of the steps in the place of bounds; nobody waits any more."""
         assert self._before is not None  # for the type checker: there are several steps
+        contenders, products = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+        waiting.clear()
         a, b = self._before[0][contenders], self._before[1][contenders]
         for gains, of_step in zip(after, products.split(self.c, dim=3), strict=False):
             _update(a, b, of_step, sign=1)
@@ -368,8 +399,16 @@ class Candidates:
                 product[part] = leading + v[part, :, n_exact:] @ stored[n_exact:]
         return product.unflatten(2, (2, -1))
 
-    def _block(self, part: slice) -> Tensor:
-        return self.embeddings[part].to(self.a.device)
+    def _compute(self, part: slice | Tensor) -> None:
+        """A and B of these from their definitions."""
+        v = self._here(part).to(self.a.dtype)
+        p = v if self.whitened and not self.picked else self.inverse.times(v)
+        self.a[part] = p @ v.mT
+        self.b[part] = self.information.quadratic(p)
+
+    def _parts(self, n_rows: int) -> list[slice] | list[Tensor]:
+        """Those that are not left out, of about so many rows of embeddings each."""
+        return self.screen.parts(max(1, n_rows // self.c))
 
     def _here(self, samples: Tensor | slice) -> Tensor:
         """Embeddings of samples that this process holds."""

@@ -84,6 +84,22 @@ def trace_increases(a: Tensor, b: Tensor) -> Tensor:
     return _trace_of_quotient(b, plus_identity(-a))
 
 
+def information_shares(a: Tensor) -> Tensor:
+    r"""How much of their information the candidates add to M, of at most c: :math:`\mathrm{tr}\, (I + A)^{-1} A`.
+
+    Parameters
+    ----------
+    a : Tensor of shape (n, c, c)
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        Infinity where A is so large that its rounding is not.
+    """
+    too_large = a.diagonal(dim1=1, dim2=2).sum(1) >= MAX_TRACE
+    return _trace_of_quotient(a, plus_identity(a)).masked_fill(too_large, torch.inf)
+
+
 def plus_identity(matrices: Tensor) -> Tensor:
     """I + X for each of the matrices X (..., c, c)."""
     return matrices + torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)

@@ -50,8 +50,9 @@ def needs(
     """
     row = k * itemsize
     updated = min(n_pool, UPDATE_ROWS // n_rows + 1) * n_rows
-    of_candidates = 8 * n_pool * (4 * n_rows**2 + MAX_AHEAD)
-    of_blocks = 8 * updated * n_rows * (6 + 3 * MAX_AHEAD)  # products, and half as much for the bounds
+    of_candidates = 8 * n_pool * (4 * n_rows**2 + MAX_AHEAD + 5)
+    of_blocks = 8 * updated * n_rows * (8 + 3 * MAX_AHEAD)  # products, and half as much for the bounds
+    of_blocks += updated * row  # gathered, where some are left out
     active = min(n_pool, max(MIN_ACTIVE, int(ACTIVE_SHARE * n_pool) + 1)) * n_rows * row
     picking = of_candidates + of_blocks + active
     if uses_rows(n_pool + n_labeled, n_rows, k) if in_rows is None else in_rows:

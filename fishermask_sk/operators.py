@@ -120,6 +120,16 @@ class InverseInformation:
             product -= ((rows @ q.mT) * self._signs[: self.n_columns]) @ q
         return product
 
+    def diagonal(self) -> Tensor:
+        """The diagonal of M⁻¹ (k,), where the base is a matrix."""
+        q = self._rows[: self.n_columns]
+        return self.base.diagonal() - (q.square() * self._signs[: self.n_columns, None]).sum(0)
+
+    def leading(self, n: int) -> Tensor:
+        """The first n rows and columns of M⁻¹, where the base is a matrix."""
+        q = self._rows[: self.n_columns, :n]
+        return self.base[:n, :n] - (q * self._signs[: self.n_columns, None]).mT @ q
+
     def subtract(self, columns: Tensor, sign: int) -> None:
         """M⁻¹ ← M⁻¹ − sign · U Uᵀ, for U (k, m)."""
         self.reserve(columns.shape[1])

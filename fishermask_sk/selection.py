@@ -210,9 +210,11 @@ def _pick(
     closed = torch.zeros(state.n, dtype=torch.bool, device=state.a.device)
     n_ahead = 2
 
-    def best_of(all_reductions: Tensor) -> tuple[Tensor, Best]:
+    def best_of(all_reductions: Tensor, bring_back: bool = True) -> tuple[Tensor, Best]:
         """The open candidates' gains, and the largest."""
         reductions = all_reductions.masked_fill(closed, -torch.inf)
+        if bring_back:
+            reductions = state.bring_back(reductions, tie_tolerance)
         best = state.shard.best(reductions, tie_tolerance, choose)
         if not bool(torch.isfinite(best.gain)):
             raise FloatingPointError(f"The largest trace reduction is {best.gain.item()}. {TOO_LARGE}")
@@ -230,6 +232,7 @@ def _pick(
         if state.is_stale(best.gain):
             state.refresh()
             reductions, best = best_of(state.reductions())
+        state.leave_out(reductions, best.gain)
         t = len(indices)
         n_left = state.set_precision(t, n_picks) - t
         # What `choose` draws must not depend on picks that are taken back.
@@ -240,7 +243,7 @@ def _pick(
         after = state.add(added) if added else []
         n_right = 1
         for step, all_reductions in zip(steps[1:], after, strict=False):
-            reductions, best = best_of(all_reductions)
+            reductions, best = best_of(all_reductions, bring_back=False)
             if not torch.equal(best.position, step.sample) or state.is_stale(
                 best.gain, steps[n_right - 1].error
             ):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, candidates
+from fishermask_sk import FisherMask, candidates, screening
 from fishermask_sk.fisher import class_cotangents, class_logits, information, reduced_cotangents
 from fishermask_sk.masks import n_kept, per_layer_mask, ranked_mask, warn_if_head_fills_mask
 from fishermask_sk.memory import needs
@@ -456,9 +456,11 @@ def run_cases(name, n_cases):
 
 
 @pytest.fixture(autouse=True)
-def few_candidates_ahead(monkeypatch):
-    """So that picks are made ahead, confirmed and taken back in small pools, too."""
+def as_in_large_pools(monkeypatch):
+    """Picks are made ahead, confirmed and taken back, candidates leave and come back: in small pools, too."""
     monkeypatch.setattr(candidates, "MIN_ACTIVE", 4)
+    monkeypatch.setattr(screening, "FIRST_SCREENING", 1)
+    monkeypatch.setattr(screening, "SCREENED_SHARE", 0.5)
 
 
 SAID = pytest.mark.filterwarnings("ignore:The mask keeps k", "ignore:damping=")
