@@ -43,11 +43,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Study:
-    """Settings that are played in this order, each with the seeds 0 to n_seeds − 1."""
+    """Settings that are played in this order, each with `n_seeds` seeds from `first_seed` on."""
 
     question: str
     n_seeds: int
     settings: Sequence[Setting]
+    first_seed: int = 0
+
+    @property
+    def seeds(self) -> range:
+        """Every setting's."""
+        return range(self.first_seed, self.first_seed + self.n_seeds)
 
 
 def load_pool(

@@ -78,7 +78,7 @@ def curves(place: Place) -> list[Curve]:
     return [
         Curve(place, part, seed, strategy)
         for part, setting in enumerate(study.settings)
-        for seed in range(study.n_seeds)
+        for seed in study.seeds
         for strategy in setting.strategies
     ]
 
@@ -124,7 +124,7 @@ def rows_of_whole_seeds(place: Place) -> Iterator[dict[str, Any]]:
     """Rows of the parts and seeds that all strategies of the part have finished."""
     study = place.study
     for part, setting in enumerate(study.settings):
-        for seed in range(study.n_seeds):
+        for seed in study.seeds:
             files = [place.curve(part, strategy, seed) for strategy in setting.strategies]
             played = [load_results(file) if file.exists() else [] for file in files]
             if not all(rows and rows[-1]["round"] == setting.n_queries for rows in played):
