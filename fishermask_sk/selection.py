@@ -106,7 +106,8 @@ def select(
     -----
     Only the candidates with the largest gains are kept up to date from pick to pick. Every few picks one pass
     over the embeddings, 4·n·c²·k flops a pick in one large product, replays the picks on all candidates: those
-    that were the best of all stand, from the first that was not on they are made anew.
+    that were the best of all stand, from the first that was not on they are made anew. Candidates that a bound
+    keeps far from the largest gain are left out until it no longer does (`screening`).
 
     Gains fall by orders of magnitude while A and B started from the first, so A, B and M⁻¹ are float64, and so
     are the leading directions in the pass of the first picks; all else has the dtype of the embeddings (float64
