@@ -232,9 +232,12 @@ class Candidates:
         samples = self.screen.readmit(reductions, largest)
         if not len(samples):
             return reductions
+        self._before = None  # nothing is taken back from here on
+        reductions = reductions.clone()
         for part in samples.split(max(1, BLOCK_ROWS // self.c)):
             self._compute(part)
-        return reductions.index_put((samples,), trace_reductions(self.a[samples], self.b[samples]))
+            reductions[part] = trace_reductions(self.a[part], self.b[part])
+        return reductions
 
     def look_ahead(self, best: Best, reductions: Tensor, n_steps: int, tie_tolerance: float) -> list[Step]:
         """Pick `best`, and then as if only those with the largest gains now were there.

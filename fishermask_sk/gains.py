@@ -94,7 +94,7 @@ def information_shares(a: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (n,)
-        Infinity where A is so large that its rounding is not.
+        Infinity where A is so large that rounding could spoil it.
     """
     too_large = a.diagonal(dim1=1, dim2=2).sum(1) >= MAX_TRACE
     return _trace_of_quotient(a, plus_identity(a)).masked_fill(too_large, torch.inf)

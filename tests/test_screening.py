@@ -110,6 +110,18 @@ def test_candidates_leave_and_return_and_the_slow_twin_picks_the_same(
     assert seen["back"] > 0 or make is random_embeddings
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_tight_bound_is_none_too_low(seed, eager, seen, device):
+    """One row a sample and little information: there a bound of 0.7 times λ₁ would already change picks."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.uniform(0.2, 2, size=(120, 1, 1)) ** 3
+    pool = rng.normal(size=(120, 1, 6)) * np.geomspace(1, 0.1, 6) * 0.03 * lengths
+    picks, _ = run(pool, pool[:0], 60, device)
+    expected, _ = reference.naive_selection(pool, pool[:0], 60)
+    assert picks == expected
+    assert seen["out"] > 0
+
+
 def test_equal_candidates_leave_and_return_together(eager, seen, device):
     pool = np.repeat(confident(12), 3, axis=0)
     picks, _ = run(pool, confident(4, seed=1), 20, device)
