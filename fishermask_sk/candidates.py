@@ -28,12 +28,9 @@ from fishermask_sk.screening import Screen
 EXACT_PICKS = 8
 # ... and after them, up to these shares of all picks, the leading directions: those that hold all of tr(F̄) but this.
 TAIL_SHARES = ((1 / 16, 1e-4), (1 / 8, 1e-3), (3 / 8, 1e-2))
-# A pick of gain g in float32 leaves about this times (g/g')² in the relative error of a later gain g', and that much
-# less where only a share of tr(F̄) was float32 (both measured on the embeddings of a trained net) ...
-FLOAT32_ERROR = 5e-9
-# ... in float64 this ...
-FLOAT64_ERROR = 1e-17
-# ... and where the sum of them passes this, M⁻¹, A and B are computed afresh before the next pick.
+# An update leaves in any gain an error of up to the rounding of the largest B: of all of it in float64, and of the
+# share of tr(F̄) that was float32. Where the sum of them passes this share of a gain, M⁻¹, A and B are computed afresh
+# before the next pick.
 ERROR_LIMIT = 1e-4
 # The eigenvectors of F̄ cost k³; beyond this many weights M and F̄ are used as they are.
 MAX_ROTATED = 6_000
@@ -51,14 +48,13 @@ MAX_WAITING = 100
 
 
 class Step(NamedTuple):
-    """One pick or removal: how it changes M⁻¹ and every A and B, and what it may leave as relative error."""
+    """One pick or removal, and how it changes M⁻¹ and every A and B."""
 
     sample: Tensor
     gain: Tensor
     u: Tensor
     h: Tensor
     sign: int
-    error: Tensor
 
 
 class Candidates:
@@ -271,7 +267,7 @@ class Candidates:
             best = self.shard.best(gains, tie_tolerance, places=active)
             if not bool(torch.isfinite(best.gain)):  # the caller looks at all candidates and says so
                 return steps
-            steps.append(self._step(best, 1, steps[-1].error))
+            steps.append(self._step(best, 1))
             if len(steps) == n_steps:
                 return steps
             some = self._leading(gains, 1 - len(steps) / n_steps)
@@ -297,6 +293,7 @@ class Candidates:
             the next step's may have an upper bound of its gain instead; one that is left out always has.
         """
         self._before = (self.a.clone(), self.b.clone(), self.error) if len(steps) > 1 else None
+        self.error = self.error + self._rounding()
         bounds_of_others = self.screen.bounds()
         after = [bounds_of_others.clone() for _ in steps]
         waiting: list[tuple[Tensor, Tensor]] = []
@@ -320,7 +317,6 @@ class Candidates:
         if waiting:
             self._follow(waiting, after[:-1])
         self.picked += [step.sample for step in steps]
-        self.error = steps[-1].error
         return after
 
     def _contenders(self, samples: Tensor, bounds: Sequence[Tensor], following: Sequence[Step]) -> Tensor:
@@ -355,12 +351,19 @@ class Candidates:
 
     def remove(self, i: Tensor) -> None:
         """Take sample i back: M shrinks by its information."""
-        step = self._step(Best(i, self.error), -1)
+        step = self._step(Best(i, torch.zeros_like(self.error)), -1)
         _update(self.a, self.b, self._products(self._here(slice(None)), [step], self.n_exact), sign=-1)
 
-    def is_stale(self, gain: Tensor, error: Tensor | None = None) -> bool:
-        """Whether a gain this small may be rounding of the larger ones before it."""
-        return bool((self.error if error is None else error) > ERROR_LIMIT * gain.square())
+    def is_stale(self, gain: Tensor) -> bool:
+        """Whether too much of a gain this small may be rounding of what was larger before the last updates."""
+        return bool(self.error > ERROR_LIMIT * gain)
+
+    def _rounding(self) -> Tensor:
+        """How wrong one more update may leave any gain."""
+        traces = self.b.diagonal(dim1=1, dim2=2).sum(1).masked_fill(self.screen.out, 0)
+        in_float32 = self.tail if self.n_exact < self.k else 0.0
+        share = torch.finfo(torch.float64).eps + torch.finfo(torch.float32).eps * in_float32
+        return share * self.shard.best(traces, tolerance=0.0).gain
 
     def restrict(self, samples: Tensor) -> Candidates:
         """The same M, with these samples alone as candidates, all of them here; A and B are computed afresh."""
@@ -371,7 +374,7 @@ class Candidates:
         restricted.refresh()
         return restricted
 
-    def _step(self, best: Best, sign: int, error: Tensor | None = None) -> Step:
+    def _step(self, best: Best, sign: int) -> Step:
         """U and H of a pick (sign 1) or a removal (−1) of one sample; M⁻¹ changes."""
         v = self._anywhere(best.position.reshape(1))[0].to(self.a.dtype)
         p = self.inverse.times(v)
@@ -380,11 +383,7 @@ class Candidates:
         f_u = self.information.times(u.mT)
         h = self.inverse.times(f_u).mT - 0.5 * sign * (u @ (f_u @ u))
         self.inverse.subtract(u, sign)
-        rounding = FLOAT64_ERROR
-        if self.n_exact < self.k:
-            rounding = FLOAT32_ERROR * self.tail
-        before = self.error if error is None else error
-        return Step(best.position, best.gain, u, h, sign, before + rounding * best.gain.square())
+        return Step(best.position, best.gain, u, h, sign)
 
     def _products(self, v: Tensor, steps: Sequence[Step], n_exact: int) -> Tensor:
         """V [U₁, U₂, …] and V [H₁, H₂, …] side by side (n, c, 2, m·c).

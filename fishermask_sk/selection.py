@@ -245,9 +245,7 @@ def _pick(
         n_right = 1
         for step, all_reductions in zip(steps[1:], after, strict=False):
             reductions, best = best_of(all_reductions, bring_back=False)
-            if not torch.equal(best.position, step.sample) or state.is_stale(
-                best.gain, steps[n_right - 1].error
-            ):
+            if not torch.equal(best.position, step.sample) or state.is_stale(best.gain):
                 break
             accept(best)
             n_right += 1

@@ -145,8 +145,8 @@ def steep_embeddings(n, c=4, k=40, seed=0):
 
 @pytest.mark.parametrize("refreshed", [False, True])
 def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(refreshed, monkeypatch, device):
-    if refreshed:  # an estimate that asks for a fresh A and B after every pick
-        monkeypatch.setattr(candidates, "FLOAT32_ERROR", 1.0)
+    if refreshed:  # a fresh A and B for every pick
+        monkeypatch.setattr(candidates, "ERROR_LIMIT", 0.0)
     pool, labeled = (v.astype("float32") for v in (steep_embeddings(150), steep_embeddings(10, seed=1)))
     exact, exact_gains = run(pool, labeled, 100, device)
     assert exact_gains[0] > 1e5 * exact_gains[-1]
@@ -183,6 +183,35 @@ def test_float64_does_not_lose_late_gains_beside_huge_early_ones():
     assert picks[:12] == expected[:12]
     np.testing.assert_allclose(gains[:12], expected_gains[:12], rtol=1e-3)
     assert min(gains) >= 0
+
+
+def gains_from_scratch(v, target, picked):
+    """Of all samples, λ = 1 and nothing labelled, by triangular solves: good to the condition of a Cholesky factor."""
+    m = torch.eye(v.shape[2], dtype=v.dtype) + information(v[picked])
+    factor = torch.linalg.cholesky(m)
+    half = torch.linalg.solve_triangular(factor, v.mT, upper=False)
+    p = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    a, b = half.mT @ half, p.mT @ target @ p
+    return torch.linalg.solve(torch.eye(v.shape[1], dtype=v.dtype) + a, b).diagonal(dim1=1, dim2=2).sum(1)
+
+
+@pytest.mark.filterwarnings("ignore:damping=1 is")
+@pytest.mark.parametrize("form", ["eigenvectors", "embeddings"])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_rounding_leaves_of_huge_gains_is_not_taken_for_a_gain(seed, form, device):
+    """Eight clusters with norms over four decades: B falls by sixteen orders of magnitude when theirs is picked."""
+    rng = np.random.default_rng(seed)
+    clusters = rng.normal(size=(8, 2, 30)) * 10 ** rng.uniform(2, 6, size=(8, 1, 1))
+    v = clusters[rng.integers(0, 8, 200)] + 10 * rng.normal(size=(200, 2, 30)) * np.geomspace(1, 1e-3, 30)
+    v = torch.as_tensor(v)
+    target = information(v) / 200
+    picks, gains = select(
+        v.to(device), target.to(device) if form == "eigenvectors" else None, 12, damping=1.0
+    )
+    for t, (pick, gain) in enumerate(zip(picks.tolist(), gains.tolist(), strict=True)):
+        expected = gains_from_scratch(v, target, picks[:t].cpu())
+        assert expected[pick] >= expected.max() * (1 - 1e-3)
+        assert gain == pytest.approx(float(expected[pick]), rel=1e-2)
 
 
 def test_embeddings_are_overwritten_only_when_asked():
