@@ -12,6 +12,8 @@ from torch import Tensor
 MAX_TRACE = 1e4
 # Between these, many small eliminations go step by step through all candidates at once.
 MAX_UNROLLED_CLASSES, MIN_UNROLLED = 32, 2_000
+# So many entries of small matrices are eliminated at a time, in up to five copies: 32 MB each.
+ENTRIES_AT_A_TIME = 2**22
 
 
 def trace_reductions(a: Tensor, b: Tensor) -> Tensor:
@@ -27,7 +29,7 @@ def trace_reductions(a: Tensor, b: Tensor) -> Tensor:
     -------
     Tensor of shape (n,)
     """
-    return _trace_of_quotient(b, plus_identity(a))
+    return _trace_of_quotient(b, a, sign=1)
 
 
 def reductions_and_bounds(
@@ -81,11 +83,13 @@ def trace_increases(a: Tensor, b: Tensor) -> Tensor:
     -------
     Tensor of shape (n,)
     """
-    return _trace_of_quotient(b, plus_identity(-a))
+    return _trace_of_quotient(b, a, sign=-1)
 
 
-def information_shares(a: Tensor) -> Tensor:
-    r"""How much of their information the candidates add to M, of at most c: :math:`\mathrm{tr}\, (I + A)^{-1} A`.
+def effective_dimensions(a: Tensor) -> Tensor:
+    r"""How many dimensions of M each candidate informs, of at most c: :math:`\mathrm{tr}\, (I + A)^{-1} A`.
+
+    The effective dimension, or degrees of freedom, of ridge regression on its c rows alone.
 
     Parameters
     ----------
@@ -97,7 +101,7 @@ def information_shares(a: Tensor) -> Tensor:
         Infinity where A is so large that rounding could spoil it.
     """
     too_large = a.diagonal(dim1=1, dim2=2).sum(1) >= MAX_TRACE
-    return _trace_of_quotient(a, plus_identity(a)).masked_fill(too_large, torch.inf)
+    return _trace_of_quotient(a, a, sign=1).masked_fill(too_large, torch.inf)
 
 
 def plus_identity(matrices: Tensor) -> Tensor:
@@ -105,7 +109,14 @@ def plus_identity(matrices: Tensor) -> Tensor:
     return matrices + torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
 
 
-def _trace_of_quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+def _trace_of_quotient(b: Tensor, a: Tensor, sign: int) -> Tensor:
+    """For each pair of symmetric matrices (n, c, c) tr B (I ± A)⁻¹, some of them at a time."""
+    n_matrices = max(1, ENTRIES_AT_A_TIME // a.shape[-1] ** 2)
+    parts = zip(b.split(n_matrices), a.split(n_matrices), strict=True)
+    return torch.cat([_eliminated(b_part, plus_identity(sign * a_part)) for b_part, a_part in parts])
+
+
+def _eliminated(numerator: Tensor, denominator: Tensor) -> Tensor:
     """tr(B D⁻¹) for each pair of symmetric matrices (n, c, c), D positive definite.
 
     LAPACK would take the small matrices one by one. Instead row j is eliminated from all of them at once:

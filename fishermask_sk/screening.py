@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fishermask_sk.gains import information_shares
+from fishermask_sk.gains import effective_dimensions
 from fishermask_sk.operators import DiagonalInformation, InverseInformation
 
 # Those whose bound is below this share of the largest gain are left out. Bounds fall more slowly than gains, and to
@@ -29,7 +29,6 @@ FIRST_SCREENING, NEXT_SCREENING = 16, 0.5
 MIN_SCREENED = 1 / 4
 # How exact λ₁ need be.
 EIGENVALUE_ERROR = 0.05
-SHARES_AT_A_TIME = 2**11
 
 
 class Screen:
@@ -46,7 +45,7 @@ class Screen:
         self.kept: Tensor | None = None  # positions of the others, once some are left out
         self.has_begun = False
         self._last_gain = torch.inf
-        self._shares = like.new_zeros(len(like))
+        self._dimensions = like.new_zeros(len(like))
         self._eigenvalue = like.new_zeros(())
 
     @property
@@ -62,7 +61,7 @@ class Screen:
 
     def bounds(self) -> Tensor:
         """What no gain of those that are left out can exceed, from now on; of no meaning for the others (n,)."""
-        return self._eigenvalue * self._shares
+        return self._eigenvalue * self._dimensions
 
     def is_due(self, n_picked: int, gain: Tensor) -> bool:
         """Whether the largest gain has come far enough down to look for more."""
@@ -91,16 +90,15 @@ class Screen:
             F̄, falling.
         """
         self._last_gain, self.has_begun = float(gain), True
-        shares = torch.cat([information_shares(part) for part in a.split(SHARES_AT_A_TIME)]).clamp_min(0)
-        shares = torch.where(self.out, self._shares, shares)
-        shares[torch.isneginf(reductions)] = 0
-        least = (
-            information.values * inverse.diagonal()
-        ).amax()  # λ₁ is larger: if that leaves few out, so does λ₁
+        # The A of those left out is that of when they left, and bounds their gains still.
+        dimensions = effective_dimensions(a).clamp_min(0)
+        dimensions[torch.isneginf(reductions)] = 0
         limit = SCREENED_SHARE * gain
-        if (shares * least < limit).sum() < MIN_SCREENED * len(a):
+        # λ₁ is larger than any entry of the diagonal: where that leaves few out, so does λ₁.
+        least = (information.values * inverse.diagonal()).amax()
+        if (dimensions * least < limit).sum() < MIN_SCREENED * len(a):
             return
-        self._shares = shares
+        self._dimensions = dimensions
         self._eigenvalue = largest_eigenvalue(inverse, information, float(EIGENVALUE_ERROR * least))
         out = self.out | (self.bounds() < limit)
         if out.sum() >= MIN_SCREENED * len(a):

@@ -114,7 +114,7 @@ def select(
     throughout for λ < 0.1).
 
     Beside the embeddings it holds, in float64, five k×k matrices at the start and up to three later, four numbers for
-    each of n·c² (seven for a moment where they are computed afresh), and a block of products.
+    each of n·c², and blocks of products.
 
     Examples
     --------

@@ -95,7 +95,8 @@ def leave_candidates_out():
     set_ = screening.Screen._set
 
     def noted(self, out):
-        LEFT_OUT.append(out)
+        if bool((out & (self._dimensions > 0)).any()):  # more than what is picked
+            LEFT_OUT.append(out)
         set_(self, out)
 
     screening.Screen._set = noted

@@ -7,7 +7,7 @@ import torch
 from test_selection import random_embeddings, run, steep_embeddings
 
 from fishermask_sk import candidates, screening
-from fishermask_sk.gains import information_shares
+from fishermask_sk.gains import effective_dimensions
 from fishermask_sk.operators import DiagonalInformation, InverseInformation
 
 
@@ -33,12 +33,12 @@ def eager(monkeypatch):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """How many are left out and brought back, and the rows of embeddings that picks are multiplied with."""
+    """How many are left out before they are picked and brought back, and the rows that picks are multiplied with."""
     counts = {"out": 0, "back": 0, "rows": 0}
     set_, products = screening.Screen._set, candidates.Candidates._products
 
     def counted(self, out):
-        counts["out"] += int((out & ~self.out).sum())
+        counts["out"] += int((out & ~self.out & (self._dimensions > 0)).sum())
         counts["back"] += int((~out & self.out).sum())
         set_(self, out)
 
@@ -64,7 +64,7 @@ def test_no_later_gain_is_above_the_bound():
         gains.append(now)
         a = torch.as_tensor(v @ inverse @ v.swapaxes(1, 2))
         largest = np.linalg.eigvals(target @ inverse).real.max()
-        bounds.append(information_shares(a).numpy() * largest)
+        bounds.append(effective_dimensions(a).numpy() * largest)
         assert all((gains[-1] <= bound * (1 + 1e-9)).all() for bound in bounds)
         m = m + pick.T @ pick
     assert rose  # else the gains themselves would be bounds
@@ -90,9 +90,9 @@ def test_the_largest_eigenvalue_is_bounded_from_above(tolerance):
     assert exact * (1 - 1e-12) <= found <= exact + tolerance + 1e-9
 
 
-def test_shares_are_of_the_information_that_a_sample_adds():
+def test_the_dimensions_that_a_sample_informs():
     a = torch.as_tensor(np.stack([np.diag([1.0, 3.0]), np.zeros((2, 2)), 1e5 * np.eye(2)]))
-    assert information_shares(a).tolist() == [pytest.approx(1.25), 0, np.inf]
+    assert effective_dimensions(a).tolist() == [pytest.approx(1.25), 0, np.inf]
 
 
 @pytest.mark.parametrize("oversample", [1, 2])
@@ -108,6 +108,25 @@ def test_candidates_leave_and_return_and_the_slow_twin_picks_the_same(
     np.testing.assert_allclose(gains, expected_gains, rtol=1e-4)  # the twin's own rounding
     assert seen["out"] > 0
     assert seen["back"] > 0 or make is random_embeddings
+
+
+def test_a_refresh_leaves_bounds_where_nothing_is_computed(eager, monkeypatch):
+    """Old gains would not do: they are no bounds."""
+    n_left_out = []
+    reductions = candidates.Candidates.reductions
+
+    def checked(self):
+        gains, out = reductions(self), self.screen.out
+        n_left_out.append(int(out.sum()))
+        assert torch.equal(gains[out], self.screen.bounds()[out])
+        return gains
+
+    monkeypatch.setattr(candidates.Candidates, "reductions", checked)
+    monkeypatch.setattr(candidates, "ERROR_LIMIT", 0.0)  # a refresh for every pick
+    pool, labeled = confident(40), confident(6, seed=1)
+    picks, _ = run(pool, labeled, 18)
+    assert picks == reference.naive_selection(pool, labeled, 18)[0]
+    assert sum(n > 0 for n in n_left_out) > 3
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -128,6 +147,7 @@ def test_equal_candidates_leave_and_return_together(eager, seen, device):
     expected, _ = reference.naive_selection(pool, confident(4, seed=1), 20)
     assert picks == expected
     assert seen["out"] > 0
+    assert seen["back"] > 0
     drawn, _ = run(pool, confident(4, seed=1), 20, device, choose=lambda tied: tied[-1])
     assert [i // 3 for i in drawn] == [i // 3 for i in expected]
     assert drawn != expected

@@ -162,6 +162,7 @@ def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(refreshed, monke
         ("candidates.UPDATE_ROWS", 7),
         ("gains.MAX_UNROLLED_CLASSES", 0),
         ("gains.MIN_UNROLLED", 0),
+        ("gains.ENTRIES_AT_A_TIME", 20),
     ],
 )
 @pytest.mark.parametrize("n_labeled", [0, 5])
