@@ -43,8 +43,8 @@ ACTIVE_SHARE, MIN_ACTIVE = 1 / 16, 64
 UPDATE_ROWS = 2**11
 # How far below a claimed gain a bound must be to spare a candidate: more than what is called equal, or rounding.
 CLAIM_MARGIN = 1e-3
-# As soon as more candidates than these wait that no bound spares, they are followed from step to step.
-MAX_WAITING = 100
+# As soon as candidates with more rows than these wait that no bound spares, they are followed from step to step.
+MAX_WAITING = 2**10
 
 
 class Step(NamedTuple):
@@ -292,7 +292,9 @@ class Candidates:
             The gains after each of the steps. After all but the last of them a candidate that cannot be as good as
             the next step's may have an upper bound of its gain instead; one that is left out always has.
         """
-        self._before = (self.a.clone(), self.b.clone(), self.error) if len(steps) > 1 else None
+        self._before = None  # its memory goes before new copies are made
+        if len(steps) > 1:
+            self._before = self.a.clone(), self.b.clone(), self.error
         self.error = self.error + self._rounding()
         bounds_of_others = self.screen.bounds()
         after = [bounds_of_others.clone() for _ in steps]
@@ -312,7 +314,7 @@ class Candidates:
             samples = self._samples[part]
             rows = self._contenders(samples, bounds, steps[1:])
             waiting.append((samples[rows], products[rows]))
-            if sum(len(each) for each, _ in waiting) > MAX_WAITING:
+            if sum(len(each) for each, _ in waiting) * self.c > MAX_WAITING:
                 self._follow(waiting, after[:-1])
         if waiting:
             self._follow(waiting, after[:-1])

@@ -12,8 +12,8 @@ from torch import Tensor
 MAX_TRACE = 1e4
 # Between these, many small eliminations go step by step through all candidates at once.
 MAX_UNROLLED_CLASSES, MIN_UNROLLED = 32, 2_000
-# So many entries of small matrices are eliminated at a time, in up to five copies: 32 MB each.
-ENTRIES_AT_A_TIME = 2**22
+# So many entries of small matrices are eliminated at a time, in up to five copies: 16 MB each.
+ENTRIES_AT_A_TIME = 2**21
 
 
 def trace_reductions(a: Tensor, b: Tensor) -> Tensor:
