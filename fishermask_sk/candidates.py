@@ -15,9 +15,7 @@ from fishermask_sk._collectives import Best, Shard
 from fishermask_sk.gains import plus_identity, reductions_and_bounds, trace_reductions
 from fishermask_sk.operators import (
     BLOCK_ROWS,
-    DenseInformation,
     DiagonalInformation,
-    EmbeddedInformation,
     InverseInformation,
     PoolInformation,
     blocks,
@@ -32,8 +30,6 @@ TAIL_SHARES = ((1 / 16, 1e-4), (1 / 8, 1e-3), (3 / 8, 1e-2))
 # share of tr(F̄) that was float32. Where the sum of them passes this share of a gain, M⁻¹, A and B are computed afresh
 # before the next pick.
 ERROR_LIMIT = 1e-4
-# The eigenvectors of F̄ cost k³; beyond this many weights M and F̄ are used as they are.
-MAX_ROTATED = 6_000
 # Picks made ahead among the leading candidates, at most, before all candidates are brought up to date; and as long as
 # directions are float64, when gains fall fast and a pick that is taken back is dear.
 MAX_AHEAD, MAX_EXACT_AHEAD = 16, 8
@@ -70,6 +66,8 @@ class Candidates:
     shard : Shard
         Where the candidates of several processes are. Positions count through all of them; M⁻¹ and F̄ are the same
         everywhere, A and B are those of the candidates here.
+    whitened : bool
+        Whether this is a basis where M_∅ = I and F̄ is diagonal, falling.
 
     Notes
     -----
@@ -82,15 +80,25 @@ class Candidates:
     """
 
     def __init__(
-        self, embeddings: Tensor, information: PoolInformation, inverse: InverseInformation, shard: Shard
+        self,
+        embeddings: Tensor,
+        information: PoolInformation,
+        inverse: InverseInformation,
+        shard: Shard,
+        whitened: bool = False,
     ) -> None:
         self.embeddings, self.information, self.inverse = embeddings, information, inverse
         self.shard = shard
         self.n, self.c, self.k = embeddings.shape
         self.exact = embeddings.dtype == torch.float64
         self.n_exact, self.tail = self.k, 0.0
+        self.whitened = whitened
         self.leading = [self.k] * len(TAIL_SHARES)
-        self.whitened = False
+        if whitened:
+            assert isinstance(information, DiagonalInformation)  # for the type checker
+            total = information.values.sum()
+            tail = total - information.values.cumsum(0)
+            self.leading = [int((tail > share * total).sum()) + 1 for _, share in TAIL_SHARES]
         base = inverse.base
         self.a, self.b = (base.new_empty(self.n, self.c, self.c) for _ in range(2))
         self._samples = torch.arange(self.n, device=base.device)
@@ -98,92 +106,7 @@ class Candidates:
         self.screen = Screen(self.a)
         self.picked: list[Tensor] = []
         self._before: tuple[Tensor, Tensor, Tensor] | None = None
-
-    @classmethod
-    def initial(
-        cls,
-        embeddings: Tensor,
-        pool_information: Tensor,
-        known: Tensor | None,
-        damping: float,
-        shard: Shard,
-    ) -> Candidates:
-        """In a basis where M_∅ = I and F̄ is diagonal, to which `embeddings` are rotated in place.
-
-        Parameters
-        ----------
-        embeddings : Tensor of shape (n, c, k)
-        pool_information : Tensor of shape (k, k)
-            Overwritten.
-        known : Tensor of shape (k, k) or None
-            M_∅ = λI + known. Overwritten.
-        damping : float
-            λ.
-        shard : Shard
-
-        Returns
-        -------
-        Candidates
-        """
-        k, c = len(pool_information), embeddings.shape[1]
-        if k > MAX_ROTATED:
-            base = _inverse(torch.zeros_like(pool_information) if known is None else known, damping)
-            state = cls(embeddings, DenseInformation(pool_information), _with_room(base, k, c), shard)
-            state.refresh()
-            return state
-        basis, eigenvalues = shard.from_first(
-            lambda: _basis(pool_information, known, damping), pool_information, pool_information[0]
-        )
-        basis = basis.to(embeddings.dtype)
-        for part in blocks(embeddings):
-            embeddings[part] = (embeddings[part].to(basis) @ basis).to(embeddings.device)
-        del basis
-        identity = pool_information.zero_()  # its memory, which nothing else needs any more
-        identity.diagonal().fill_(1)
-        state = cls(embeddings, DiagonalInformation(eigenvalues), _with_room(identity, k, c), shard)
-        tail = eigenvalues.sum() - eigenvalues.cumsum(0)
-        state.leading = [int((tail > share * eigenvalues.sum()).sum()) + 1 for _, share in TAIL_SHARES]
-        state.whitened = True
-        state.refresh()
-        return state
-
-    @classmethod
-    def initial_from_rows(
-        cls,
-        embeddings: Tensor,
-        labeled: Tensor | None,
-        weights: tuple[float, float],
-        damping: float,
-        room: int,
-    ) -> Candidates:
-        r"""Without any k×k matrix, for many weights and few samples.
-
-        Parameters
-        ----------
-        embeddings : Tensor of shape (n, c, k)
-        labeled : Tensor of shape (L, c, k) or None
-        weights : pair of floats
-            Of the sums Σ VᵀV in F̄ and of the labelled ones in M_∅.
-        damping : float
-            λ.
-        room : int
-            How many columns picks and removals will add to M⁻¹.
-
-        Returns
-        -------
-        Candidates
-        """
-        c, k = embeddings.shape[1:]
-        parts = [embeddings] if labeled is None else [embeddings, labeled]
-        device = embeddings.device if labeled is None else labeled.device
-        base = torch.tensor(1 / damping, dtype=torch.float64, device=device)
-        n_known = 0 if labeled is None else len(labeled) * c
-        inverse = InverseInformation(base, k, n_known + room)
-        if labeled is not None:
-            inverse.subtract(_columns(inverse, labeled.double().flatten(0, 1) * weights[1] ** 0.5), 1)
-        state = cls(embeddings, EmbeddedInformation(parts, weights[0]), inverse, Shard(len(embeddings)))
-        state.refresh()
-        return state
+        self.refresh()
 
     def set_precision(self, t: int, n_picks: int) -> int:
         """Choose the directions that go in float64 at pick t of `n_picks`; the first pick that may choose others."""
@@ -372,9 +295,7 @@ class Candidates:
         self._rebuild_inverse()
         # In float64: few samples, and what is small is subtracted from what is large.
         v = self._anywhere(samples)
-        restricted = Candidates(v, self.information, self.inverse, Shard(len(v)))
-        restricted.refresh()
-        return restricted
+        return Candidates(v, self.information, self.inverse, Shard(len(v)))
 
     def _step(self, best: Best, sign: int) -> Step:
         """U and H of a pick (sign 1) or a removal (−1) of one sample; M⁻¹ changes."""
@@ -444,45 +365,3 @@ def _update(a: Tensor, b: Tensor, products: Tensor, sign: int) -> None:
     y_y, y_vh = both.unflatten(2, (-1, 2)).unbind(3)
     a.sub_(y_y, alpha=sign)
     b.sub_(y_vh + y_vh.mT, alpha=sign)
-
-
-def _basis(pool_information: Tensor, known: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:
-    """R with Rᵀ(λI + known)R = I and RᵀF̄R diagonal, and that diagonal, falling. Both matrices are overwritten."""
-    if known is None:
-        values, vectors = torch.linalg.eigh(pool_information)
-        return vectors.flip(1) / damping**0.5, values.flip(0).clamp_min(0) / damping
-    known.diagonal().add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(known)
-    if bool(failed):  # eigenvalues below λ are rounding: `known` has none below zero
-        values, vectors = torch.linalg.eigh(known)
-        root = vectors / values.clamp_min(damping).sqrt()
-        values, vectors = torch.linalg.eigh(root.mT @ pool_information @ root)
-        return root @ vectors.flip(1), values.flip(0).clamp_min(0)
-    known.copy_(factor)
-    del factor
-    half = torch.linalg.solve_triangular(known, pool_information, upper=False)
-    pool_information.copy_(torch.linalg.solve_triangular(known, half.mT, upper=False))
-    del half
-    values, vectors = torch.linalg.eigh(pool_information)
-    return torch.linalg.solve_triangular(known.mT, vectors.flip(1), upper=True), values.flip(0).clamp_min(0)
-
-
-def _inverse(known: Tensor, damping: float) -> Tensor:
-    """(λI + known)⁻¹; `known` is overwritten."""
-    known.diagonal().add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(known)
-    if not bool(failed):
-        return torch.cholesky_inverse(factor)
-    values, vectors = torch.linalg.eigh(known)
-    return (vectors / values.clamp_min(damping)) @ vectors.mT
-
-
-def _columns(inverse: InverseInformation, rows: Tensor) -> Tensor:
-    """U (k, m) with (M + RᵀR)⁻¹ = M⁻¹ − U Uᵀ, for rows R (m, k): Woodbury's identity."""
-    p = inverse.times(rows)
-    factor, _ = torch.linalg.cholesky_ex(plus_identity(p @ rows.mT))
-    return torch.linalg.solve_triangular(factor, p, upper=False).mT
-
-
-def _with_room(base: Tensor, k: int, c: int) -> InverseInformation:
-    return InverseInformation(base, k, MAX_AHEAD * c)

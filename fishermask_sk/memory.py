@@ -17,11 +17,11 @@ from torch import Tensor
 from fishermask_sk.candidates import (
     ACTIVE_SHARE,
     MAX_AHEAD,
-    MAX_ROTATED,
     MAX_WAITING,
     MIN_ACTIVE,
     UPDATE_ROWS,
 )
+from fishermask_sk.initial import MAX_ROTATED
 
 # Of the free memory, the share that a query may take where `max_memory` is not given.
 SHARE_OF_FREE = 0.8
@@ -59,7 +59,8 @@ def needs(
     updated = min(n_pool, UPDATE_ROWS // n_rows + 1) * n_rows
     of_candidates = 8 * n_pool * (4 * n_rows**2 + MAX_AHEAD + 5)
     of_blocks = 8 * updated * n_rows * (8 + 3 * MAX_AHEAD)  # products, and half as much for the bounds
-    of_blocks += 8 * MAX_WAITING * n_rows * 4 * MAX_AHEAD  # products of those that no bound spares, twice
+    waiting = min(n_pool * n_rows, MAX_WAITING)  # those that no bound spares: their products, twice
+    of_blocks += 8 * waiting * n_rows * 4 * MAX_AHEAD
     of_blocks += updated * row  # gathered, where some are left out
     active = min(n_pool, max(MIN_ACTIVE, int(ACTIVE_SHARE * n_pool) + 1)) * n_rows * row
     picking = of_candidates + of_blocks + active

@@ -6,9 +6,9 @@ With L labelled samples, b to pick and damping λ:
 * :math:`M_\emptyset = \lambda I + \frac{L}{L+b}` · the labelled samples' mean (`labeled_information`);
 * picking x adds :math:`\frac{b}{L+b} V_x^\top V_x`.
 
-The gain of a candidate needs only two c×c matrices, A = V M⁻¹ Vᵀ and B = V M⁻¹ F̄ M⁻¹ Vᵀ: `candidates` keeps
-them. M, F̄ and V first move to a basis where M_∅ = I and F̄ is diagonal. Source: Ash et al., "Gone Fishing"
-(BAIT), arXiv 2106.09675, with the scaling of its authors' code. This file sees tensors only.
+The gain of a candidate needs only two c×c matrices, A = V M⁻¹ Vᵀ and B = V M⁻¹ F̄ M⁻¹ Vᵀ: `initial` makes them, in
+a basis where M_∅ = I and F̄ is diagonal if there are not too many weights, and `candidates` keeps them. Source: Ash
+et al., "Gone Fishing" (BAIT), arXiv 2106.09675, with the scaling of its authors' code. This file sees tensors only.
 """
 
 from __future__ import annotations
@@ -21,22 +21,14 @@ import torch
 from torch import Tensor
 
 from fishermask_sk._collectives import Best, Shard
-from fishermask_sk._warnings import warn_user
 from fishermask_sk.candidates import Candidates
 from fishermask_sk.gains import trace_increases
-from fishermask_sk.operators import EmbeddedInformation
+from fishermask_sk.initial import TOO_LARGE, from_matrices, from_rows
 
 # λ below this asks for float64 in every product, not only where small matrices are kept.
 FLOAT32_DAMPING = 0.1
-# Where λ is this close to the rounding of the information, gains may be rounding too.
-ROUNDING_SHARE = 1e-3
 # Gains closer than this, relative to the best, are equal: of these the lowest index wins.
 TIE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-
-TOO_LARGE = (
-    "The information is too large beside the damping, for float64 or for the dtype of the embeddings: raise damping, "
-    "scale the samples, or look for one whose gradient is far larger than the others'."
-)
 
 
 class Selection(NamedTuple):
@@ -130,71 +122,17 @@ def select(
     weight = n_instances / (n_labeled + n_instances)
     if pool_information is None:
         n_steps = n_picks + n_picks - n_instances
-        state = _from_rows(embeddings, labeled_embeddings, weight, damping, n_steps)
+        state = from_rows(embeddings, labeled_embeddings, weight, damping, n_steps)
     else:
-        matrices = _scaled(pool_information, labeled_information, weight, damping, overwrite)
-        state = Candidates.initial(embeddings, *matrices, damping / weight, shard)
+        state = from_matrices(
+            embeddings, pool_information, labeled_information, weight, damping, shard, overwrite
+        )
     state.exact |= damping < FLOAT32_DAMPING
     tie_tolerance = TIE_TOLERANCE.get(embeddings.dtype, 1e-6)
     indices, gains = _pick(state, n_picks, n_picks > n_instances, choose, on_pick, tie_tolerance)
     kept = _drop_surplus(state, indices, n_instances, choose or torch.amin, tie_tolerance, on_pick)
     kept = shard.same(kept)  # where the processes' arithmetic differs in the last digit
     return Selection(indices[kept], gains[kept])
-
-
-def _scaled(
-    pool_information: Tensor,
-    labeled_information: Tensor | None,
-    weight: float,
-    damping: float,
-    overwrite: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """F̄ and the labelled part of M_∅ divided by the weight b/(L+b) of a pick; λ is divided by the caller.
-
-    M and F̄ divided by it give the same gains, and V stays as it is.
-    """
-    target, known = (
-        matrix if matrix is None or (overwrite and matrix.dtype == torch.float64) else matrix.double().clone()
-        for matrix in (pool_information, labeled_information if weight < 1 else None)
-    )
-    assert target is not None  # for the type checker
-    largest = target.trace() if known is None else target.trace() + known.trace() * (1 - weight)
-    _check_rounding(largest, damping)
-    target /= weight
-    if known is not None:
-        known *= (1 - weight) / weight
-    return target, known
-
-
-def _from_rows(
-    embeddings: Tensor, labeled: Tensor | None, weight: float, damping: float, n_steps: int
-) -> Candidates:
-    """The same weights, on embeddings instead of matrices."""
-    n_labeled = 0 if labeled is None else len(labeled)
-    labeled = labeled if n_labeled else None
-    parts = [embeddings] if labeled is None else [embeddings, labeled]
-    share = 1 / (len(embeddings) + n_labeled)
-    of_labeled = 0.0 if labeled is None else (1 - weight) / weight / n_labeled
-    like = torch.empty(0, dtype=torch.float64, device=parts[-1].device)
-    largest = EmbeddedInformation(parts, share).trace(like)
-    if labeled is not None:
-        largest = largest + EmbeddedInformation([labeled], of_labeled * weight).trace(like)
-    _check_rounding(largest, damping)
-    room = n_steps * embeddings.shape[1]
-    return Candidates.initial_from_rows(
-        embeddings, labeled, (share / weight, of_labeled), damping / weight, room
-    )
-
-
-def _check_rounding(largest: Tensor, damping: float) -> None:
-    """`largest` is the trace of all information: it must be finite, and should not drown λ."""
-    if not bool(torch.isfinite(largest)):
-        raise FloatingPointError(f"The information has the trace {largest.item()}. {TOO_LARGE}")
-    if float(largest) * torch.finfo(torch.float64).eps > ROUNDING_SHARE * damping:
-        warn_user(
-            f"damping={damping:g} is {damping / float(largest):.0e} of the trace of the information: late gains are "
-            "lost in the rounding of float64, and what is picked then is arbitrary. Raise damping."
-        )
 
 
 def _pick(

@@ -10,7 +10,7 @@ import torch
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, candidates, memory
+from fishermask_sk import FisherMask, initial, memory
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.memory import Budget, Needs, needs, parse_memory, readable, uses_rows
 
@@ -115,7 +115,7 @@ def test_a_budget_of_what_is_free_where_the_system_does_not_say():
 
 def test_many_weights_and_few_samples_need_no_matrix(net, monkeypatch):
     expected = query(net)
-    for module in (candidates, memory):
+    for module in (initial, memory):
         monkeypatch.setattr(module, "MAX_ROTATED", 1)
     assert not uses_rows(N_POOL, N_CLASSES - 1, 196)
     assert query(net).query_idx_.tolist() == expected.query_idx_.tolist()  # with k×k matrices

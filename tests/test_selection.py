@@ -158,7 +158,7 @@ def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(refreshed, monke
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("candidates.MAX_ROTATED", 1),
+        ("initial.MAX_ROTATED", 1),
         ("candidates.UPDATE_ROWS", 7),
         ("gains.MAX_UNROLLED_CLASSES", 0),
         ("gains.MIN_UNROLLED", 0),
