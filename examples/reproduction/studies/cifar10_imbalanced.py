@@ -2,7 +2,7 @@
 
 Fixed before the first run: everything here. Cut to fit two CPU cores: three queries of 40 labels, to 180, where eight,
 to 380, were planned, and 500 test images a class. A learner's speed and its accuracy with random labels were looked at
-for one seed.
+for one seed. Of the sparsities 0.005 was cut, before the second part was played.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ STUDY = Study(
         )
         for strategies in (
             STRATEGIES,
-            {f"FisherMask {sparsity}": FisherMask(sparsity) for sparsity in (0.001, 0.005, 0.01)},
+            {f"FisherMask {sparsity}": FisherMask(sparsity) for sparsity in (0.001, 0.01)},
         )
     ],
 )
