@@ -297,9 +297,9 @@ def steps():
             f"C = {c}, k = {k:,}, N = {n:,}, L = {N_LABELED}, b = {N_PICKS}, float32. A forward pass takes "
             f"{1e3 * median(forwards):.3f} ms a sample (batch {fastest}, the fastest of 64, 128, 256). Floors: (1 + C) "
             "forward passes for embeddings, one for the last layer, (1 + 2C) for the diagonal Fisher information, and "
-            "for a pick the product of the (N·C, k) embeddings with a (k, 2C) matrix. Naive forms: gradients through "
-            "graphs of one sample; a pick by two batched products with k×k matrices. Medians of 3 runs, each in turn "
-            "with its floor.",
+            "for a pick the product of the (N·C, k) embeddings with a (k, 2C) matrix. Times may be below: C − 1 rows a "
+            "sample do, and one wide product serves several picks. Naive forms: gradients through graphs of one "
+            "sample; a pick by two batched products with k×k matrices. Medians of 3 runs, each in turn with its floor.",
             "",
             "| step | time | floor | beside the floor | to reach | beside the naive form |",
             "|---|---:|---:|---:|---:|---:|",

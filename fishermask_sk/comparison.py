@@ -101,8 +101,9 @@ def compare_strategies(
     The file is text, one JSON record per line, flushed to the disk (fsync) before the next round begins; killing
     the run at any moment loses at most the running rounds. A lock file ``<results>.lock`` stays beside it, and
     keeps two runs from one file. Settings are compared by the estimator's and strategies' parameters, the names of
-    functions and the values that they enclose (not their code), and digests of the data. Going on is exact where
-    fits are (on a CPU with one number of threads), and where strategies have no memory of earlier rounds.
+    functions and the values that they enclose (not their code), and digests of the data (of a Dataset: of its
+    attributes, not of what it reads from files). Going on is exact where fits are (on a CPU with one number of
+    threads), and where strategies have no memory of earlier rounds.
 
     Examples
     --------

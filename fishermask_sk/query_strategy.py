@@ -224,7 +224,10 @@ class FisherMask(BaseEstimator):
         TypeError, ValueError
             Where parameters or samples are not what they should be; before any expensive work.
         MemoryError
-            Where the query would need more than `max_memory`, or more than is free; before any expensive work.
+            Where the query would need more than `max_memory`, or more than is free; before any expensive work, but
+            after the scores where `mask` is "per_layer" or a callable and the mask larger than k.
+        FloatingPointError
+            Where scores, information or gains are not finite.
         RuntimeError
             Where another process of the group raised, or is gone; the step is named.
         """
