@@ -63,8 +63,8 @@ class GenericGradients:
                 part = slice(start, start + step)
                 try:
                     rows = self._vmapped(samples(batch, part), cotangents[part], wanted)
-                except VMAP_ERRORS:
-                    if start:
+                except VMAP_ERRORS as error:
+                    if start or is_out_of_memory(error):
                         raise
                     self.vmap_works = False
                     break
@@ -117,6 +117,11 @@ class GenericGradients:
             rows.append([_pick(g.flatten(), wanted[name]) for g, name in zip(found, wanted, strict=True)])
         by_name = zip(wanted, zip(*rows, strict=True), strict=True)
         return {name: torch.stack(of_rows)[None] for name, of_rows in by_name}
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: an accelerator has an error of its own for it, a CPU says so."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def samples(batch: Batch, part: slice) -> Batch:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fishermask_sk.fisher import Weighting, class_cotangents, reduced_cotangents
-from fishermask_sk.generic import GenericGradients, samples
+from fishermask_sk.generic import GenericGradients, is_out_of_memory, samples
 from fishermask_sk.layer_rules import Rule, find_rule
 from fishermask_sk.modules import Batch, map_tensors, parameter_slices
 
@@ -206,19 +206,18 @@ class PerSampleGradients:
     def _squares(self, batch: Batch, names: Sequence[str], n_top_classes: int | None) -> tuple[int, Tensor]:
         """Σ_x Σ_c p_c (∂ log p_c/∂θ)² of a batch (P,)."""
         total = self._zeros(self.n_parameters)
-        with self._recording(names) as recorded:
-            logits = self.forward(batch)
-        cotangents = reduced_cotangents(logits, n_top_classes=n_top_classes).to(logits.dtype)
-        ruled, generic = self._split(names, recorded, len(logits))
-        functions = {
-            name: route.rule.squares(route.module, recorded[route.module][0].seen)
-            for name, route in ruled.items()
-        }
-        for gradients in self._output_gradients(logits, cotangents, ruled, recorded):
-            for name, squares in functions.items():
-                g = gradients.get(ruled[name].module)
-                if g is not None:
-                    total[self.slices[name]] += squares(g).flatten()
+        with self._recorded(batch, names) as (logits, recorded):
+            cotangents = reduced_cotangents(logits, n_top_classes=n_top_classes).to(logits.dtype)
+            ruled, generic = self._split(names, recorded, len(logits))
+            functions = {
+                name: route.rule.squares(route.module, recorded[route.module][0].seen)
+                for name, route in ruled.items()
+            }
+            for gradients in self._output_gradients(logits, cotangents, ruled, recorded):
+                for name, squares in functions.items():
+                    g = gradients.get(ruled[name].module)
+                    if g is not None:
+                        total[self.slices[name]] += squares(g).flatten()
         if generic:
             for _, rows in self._any.rows(batch, cotangents, dict.fromkeys(generic)):
                 for name, r in rows.items():
@@ -234,21 +233,20 @@ class PerSampleGradients:
         n_top_classes: int | None,
     ) -> tuple[int, Tensor]:
         wanted, columns = self._entries(mask_indices)
-        with self._recording(list(wanted)) as recorded:
-            logits = self.forward(batch)
         make = reduced_cotangents if reduced else class_cotangents
-        cotangents = make(logits, weighting, n_top_classes).to(logits.dtype)
-        ruled, generic = self._split(list(wanted), recorded, len(logits))
-        functions = {
-            name: route.rule.entries(route.module, recorded[route.module][0].seen, wanted[name])
-            for name, route in ruled.items()
-        }
-        result = self._zeros(*cotangents.shape[:2], len(mask_indices))
-        for c, gradients in enumerate(self._output_gradients(logits, cotangents, ruled, recorded)):
-            for name, entries in functions.items():
-                g = gradients.get(ruled[name].module)
-                if g is not None:
-                    result[:, c, columns[name]] = entries(g).to(result.dtype)
+        with self._recorded(batch, list(wanted)) as (logits, recorded):
+            cotangents = make(logits, weighting, n_top_classes).to(logits.dtype)
+            ruled, generic = self._split(list(wanted), recorded, len(logits))
+            functions = {
+                name: route.rule.entries(route.module, recorded[route.module][0].seen, wanted[name])
+                for name, route in ruled.items()
+            }
+            result = self._zeros(*cotangents.shape[:2], len(mask_indices))
+            for c, gradients in enumerate(self._output_gradients(logits, cotangents, ruled, recorded)):
+                for name, entries in functions.items():
+                    g = gradients.get(ruled[name].module)
+                    if g is not None:
+                        result[:, c, columns[name]] = entries(g).to(result.dtype)
         if generic:
             for part, rows in self._any.rows(batch, cotangents, {name: wanted[name] for name in generic}):
                 for name, r in rows.items():
@@ -291,10 +289,13 @@ class PerSampleGradients:
         return routes
 
     @contextmanager
-    def _recording(self, names: Sequence[str]) -> Iterator[dict[nn.Module, list[_Use]]]:
-        """Inside, forward passes note every use of the layers that hold these parameters.
+    def _recorded(
+        self, batch: Batch, names: Sequence[str]
+    ) -> Iterator[tuple[Tensor, dict[nn.Module, list[_Use]]]]:
+        """A forward pass: the logits, and every use of the layers that hold these parameters.
 
-        Parameters that are not wanted are frozen meanwhile: the graph then starts at the first layer that is.
+        Until the end parameters that are not wanted are frozen: the graph starts at the first layer that is, and
+        checkpointed parts, which the backward passes compute again, are frozen as they were.
         """
         recorded: dict[nn.Module, list[_Use]] = {
             self._routes[name].module: [] for name in names if name in self._routes
@@ -304,20 +305,24 @@ class PerSampleGradients:
             seen = args[0] if args else kwargs.get("input")
             if isinstance(seen, Tensor) and isinstance(output, Tensor) and output.requires_grad:
                 # The edge, not the tensor: an in-place ReLU overwrites the tensor and moves its gradient.
-                recorded[module].append(_Use(seen.detach(), get_gradient_edge(output)))
+                seen = _at_least_float32(seen.detach(), output.dtype) if seen.is_floating_point() else seen
+                recorded[module].append(_Use(seen, get_gradient_edge(output)))
 
         handles = [m.register_forward_hook(note, with_kwargs=True) for m in recorded]
         frozen = [p for name, p in self.parameters.items() if p.requires_grad and name not in set(names)]
         try:
             for p in frozen:
                 p.requires_grad_(False)
-            with torch.enable_grad():
-                yield recorded
+            try:
+                with torch.enable_grad():
+                    logits = self.forward(batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            yield logits, recorded
         finally:
             for p in frozen:
                 p.requires_grad_(True)
-            for handle in handles:
-                handle.remove()
 
     def _split(
         self, names: Sequence[str], recorded: dict[nn.Module, list[_Use]], n: int
@@ -340,10 +345,10 @@ class PerSampleGradients:
         ruled: dict[str, _Route],
         recorded: dict[nn.Module, list[_Use]],
     ) -> Iterator[dict[nn.Module, Tensor]]:
-        """For each row of the cotangents (n, rows, c), the gradient at the output of every ruled layer."""
+        """For each row of the cotangents (n, rows, c), the gradient at the output of every ruled layer that has one."""
         layers = list(dict.fromkeys(route.module for route in ruled.values()))
         edges = [recorded[layer][0].edge for layer in layers]
-        if not edges:
+        if not edges or not logits.requires_grad:  # the scores may depend on none of these layers
             return
         for row in range(cotangents.shape[1]):
             gradients = torch.autograd.grad(
@@ -353,7 +358,11 @@ class PerSampleGradients:
                 retain_graph=row < cotangents.shape[1] - 1,
                 allow_unused=True,
             )
-            yield {layer: g for layer, g in zip(layers, gradients, strict=True) if g is not None}
+            yield {
+                layer: _at_least_float32(g, g.dtype)
+                for layer, g in zip(layers, gradients, strict=True)
+                if g is not None
+            }
 
     def _compare_with_autograd(self, batch: Batch) -> None:
         """Send what the rules do not explain the generic way; see whether vmap explains the rest.
@@ -362,8 +371,8 @@ class PerSampleGradients:
         samples' has the right sum and the wrong weighted sum.
         """
         names = [name for name, p in self.parameters.items() if p.requires_grad]
-        with self._recording(names) as recorded:
-            logits = self.forward(batch)
+        with self._recorded(batch, names) as (logits, recorded):
+            pass  # nothing is frozen
         generator = torch.Generator().manual_seed(0)
         cotangents = torch.randn((*logits.shape,), generator=generator).to(logits)[:, None]
         weights = (1 + torch.rand(len(logits), generator=generator)).to(logits)
@@ -389,7 +398,7 @@ class PerSampleGradients:
                 rows = entries(gradients[route.module])
             else:
                 rows = expected[name].new_zeros(len(logits), self.parameters[name].numel())
-            if not _agree(rows, weights, expected[name]):
+            if not _agree(rows, weights, expected[name], logits.dtype):
                 self.generic.add(name)
         if self.generic and self._any.vmap_works:
             wanted: dict[str, Tensor | None] = {name: None for name in names if name in self.generic}
@@ -398,7 +407,7 @@ class PerSampleGradients:
                 for name, r in some.items():
                     parts[name].append(r[:, 0])
             self._any.vmap_works = self._any.vmap_works and all(
-                _agree(torch.cat(r), weights, expected[name]) for name, r in parts.items()
+                _agree(torch.cat(r), weights, expected[name], logits.dtype) for name, r in parts.items()
             )
 
 
@@ -417,18 +426,24 @@ def _length(batch: Batch) -> int:
 def _unless_out_of_memory(
     compute: Callable[[Batch], tuple[int, Tensor]], batch: Batch
 ) -> tuple[int, Tensor] | None:
-    """None where memory ran out: an accelerator has an error of its own for it, a CPU says so."""
+    """None where memory ran out."""
     try:
         return compute(batch)
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             return None
         raise
 
 
-def _agree(rows: Tensor, weights: Tensor, expected: Tensor) -> bool:
-    """Whether Σ_n w_n·rows_n (n, m) is the expected gradient, to rounding."""
+def _at_least_float32(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In this dtype or float32, whichever is finer: float16 overflows in squares, and autocast mixes dtypes."""
+    return tensor.to(torch.promote_types(dtype, torch.float32))
+
+
+def _agree(rows: Tensor, weights: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether Σ_n w_n·rows_n (n, m) is the expected gradient, to the rounding of `dtype` or the parameter's own."""
     weighted = (weights.to(rows.dtype)[:, None] * rows).to(expected.dtype)
     scale = weighted.abs().sum(0).max() + expected.abs().max()
     difference = (weighted.sum(0) - expected.flatten()).abs().max()
-    return bool(difference <= TOLERANCE.get(expected.dtype, 5e-2) * scale)
+    tolerance = max(TOLERANCE.get(each, 5e-2) for each in (expected.dtype, dtype))
+    return bool(difference <= tolerance * scale)

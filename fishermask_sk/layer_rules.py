@@ -193,7 +193,10 @@ def _squared_products(a: Tensor) -> FromOutputGradient:
 
 
 def _batch_norm(module: nn.BatchNorm2d, a: Tensor) -> Tensor:
-    return _channels_first(F.batch_norm(a, module.running_mean, module.running_var, eps=module.eps))
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    mean, variance = module.running_mean.to(a.dtype), module.running_var.to(a.dtype)
+    return _channels_first(F.batch_norm(a, mean, variance, eps=module.eps))
 
 
 def _group_norm(module: nn.GroupNorm, a: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,7 +33,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, and nothing compiled; afterwards all is as before, after errors too.
 
     What is given back are modes, `requires_grad` and buffers. Compiled modules run as they were written:
-    the hooks that see a layer's input do not reach into compiled code.
+    the hooks that see a layer's input do not reach into compiled code. A caller's autocast is off, for sums
+    and products of gradients need float32 at least; one inside the module's `forward` is the module's own.
     """
     modes = [(m, m.training) for m in module.modules()]
     needs_grad = [(p, p.requires_grad) for p in module.parameters()]
@@ -44,7 +45,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     ]
     try:
         module.eval()
-        with _uncompiled():
+        with _uncompiled(), _without_autocast({p.device.type for p in module.parameters()}):
             yield
     finally:
         for m, training in modes:
@@ -63,6 +64,14 @@ def _uncompiled() -> AbstractContextManager[Any]:
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
         return nullcontext()  # nothing is compiled yet, and importing the compiler takes seconds
     return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def _without_autocast(devices: set[str]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for device in {"cpu", *devices}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:

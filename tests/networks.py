@@ -12,6 +12,7 @@ from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.convnext import CNBlock
 from torchvision.ops import SqueezeExcitation
 
@@ -224,6 +225,17 @@ def text(rng, n):
     return {"input_ids": tokens, "attention_mask": (tokens != 0).astype("int64")}
 
 
+class Checkpointed(TabularMLP):
+    """A part that is computed again in the backward pass, in evaluation mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh())
+
+    def forward(self, x):
+        return self.head(checkpoint(self.again, self.hidden(self.body(x)), use_reentrant=False))
+
+
 def make_net(module, *, cls=NeuralNetClassifier, **params):
     params.setdefault(
         "criterion", nn.BCEWithLogitsLoss if cls is NeuralNetBinaryClassifier else nn.CrossEntropyLoss
@@ -247,6 +259,7 @@ NETS = {
     "compiled": (SmallConv, images, {"compile": True, "compile__backend": "eager"}),
     "channels last": (ChannelsLast, images, {}),
     "bfloat16": (BFloat16, vectors, {}),
+    "checkpointed": (Checkpointed, vectors, {}),
     "one logit": (OneLogit, vectors, {"cls": NeuralNetBinaryClassifier}),
     "tuple": (Tuple, vectors, {}),
 }

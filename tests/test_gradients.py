@@ -316,6 +316,54 @@ def test_float32_keeps_its_dtype_and_bfloat16_gets_float32():
         assert gradients.diagonal_fisher([x]).dtype == torch.float32
 
 
+def test_autocast_inside_the_net():
+    """What a layer sees is float32 there, what comes out of it bfloat16."""
+
+    class Mixed(nn.Sequential):
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().forward(x)
+
+    torch.manual_seed(0)
+    layers = nn.Linear(7, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, CLASSES)
+    plain, mixed, x = nn.Sequential(*layers).eval(), Mixed(*layers).eval(), torch.randn(20, 7)
+    every = torch.arange(sum(p.numel() for p in plain.parameters()))
+    expected, found = (PerSampleGradients(net, net, x) for net in (plain, mixed))
+    assert found.generic == set()
+    for name in ("embeddings", "diagonal_fisher"):
+        arguments = (x, every) if name == "embeddings" else ([x],)
+        right, close = (getattr(gradients, name)(*arguments) for gradients in (expected, found))
+        assert close.dtype == torch.float32
+        torch.testing.assert_close(close, right, rtol=0, atol=5e-2 * float(right.abs().max()))
+
+
+def test_squares_of_float16_do_not_overflow():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(7, 16), nn.ReLU(), nn.Linear(16, CLASSES)).eval()
+    with torch.no_grad():
+        net[2].weight.mul_(1e-3)  # probabilities away from 0 and 1, whatever comes in
+    x = 500 * torch.randn(20, 7)
+    right = PerSampleGradients(net, net, x).diagonal_fisher([x])
+    half = net.half()
+    found = PerSampleGradients(half, lambda b: half(b).float(), x.half()).diagonal_fisher([x.half()])
+    torch.testing.assert_close(found, right, rtol=0, atol=5e-2 * float(right.abs().max()))
+
+
+def test_no_score_depends_on_the_mask():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.aux, self.head = nn.Linear(7, 5), nn.Linear(7, CLASSES)
+
+        def forward(self, x):
+            return self.head(x), self.aux(x)
+
+    net, x = Auxiliary().eval(), torch.randn(6, 7)
+    gradients = PerSampleGradients(net, lambda b: net(b)[0], x)
+    assert not gradients.embeddings(x, torch.arange(10)).any()
+    assert not gradients.diagonal_fisher([x])[:40].any()
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_module_is_left_as_found(fails):
     class Counting(nn.Linear):

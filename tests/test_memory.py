@@ -11,6 +11,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from fishermask_sk import FisherMask, initial, memory
+from fishermask_sk.generic import GenericGradients
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.memory import Budget, Needs, needs, parse_memory, readable, uses_rows
 
@@ -147,6 +148,27 @@ def test_a_batch_that_runs_out_of_memory_is_halved(max_samples, error):
     torch.testing.assert_close(limited.embeddings(batch, mask_indices), plain.embeddings(batch, mask_indices))
     torch.testing.assert_close(limited.diagonal_fisher([batch]), plain.diagonal_fisher([batch]))
     assert sizes.count(40) == (1 if max_samples < 40 else 2)  # the size is remembered
+
+
+def test_a_batch_that_is_too_large_for_vmap_is_halved(monkeypatch):
+    """Not taken for a module that vmap cannot do, which would go one sample at a time from then on."""
+    torch.manual_seed(0)
+    net, batch, sizes = nn.ConvTranspose1d(2, 3, 2).double().eval(), torch.randn(40, 2, 4).double(), []
+    forward = lambda x: net(x).mean(2)  # noqa: E731
+    expected = PerSampleGradients(net, forward, batch).embeddings(batch, torch.arange(6))
+    limited = PerSampleGradients(net, forward, batch)
+    assert limited.generic == {"weight", "bias"}
+    vmapped = GenericGradients._vmapped
+
+    def tight(self, some, *others):
+        sizes.append(len(some))
+        if len(some) > 16:
+            raise torch.OutOfMemoryError("full")
+        return vmapped(self, some, *others)
+
+    monkeypatch.setattr(GenericGradients, "_vmapped", tight)
+    torch.testing.assert_close(limited.embeddings(batch, torch.arange(6)), expected)
+    assert sizes == [40, 20, 10, 10, 10, 10]
 
 
 def test_memory_that_does_not_hold_one_sample_is_said():

@@ -65,6 +65,7 @@ LAYOUTS = {
     "compiled": ("head", "first", []),
     "channels last": ("head", "first", []),
     "bfloat16": ("head", "body.0", []),
+    "checkpointed": ("head", "body.0", []),
     "one logit": ("head", "body", []),
     "tuple": ("head", "body.0", []),
 }
@@ -109,6 +110,19 @@ def test_embeddings_and_diagonal_fisher_equal_the_slow_twin(name):
             close(gradients.embeddings(batch, wanted), every[:, :, wanted])
     close(scores, every.square().sum(1).mean(0))
     assert gradients.generic == set(LAYOUTS[name][2])
+
+
+@pytest.mark.parametrize("name", ["mlp", "mobile net", "checkpointed"])
+def test_a_mask_in_one_parameter_alone(name):
+    """All others are frozen then, also where a part of the net is computed again in the backward pass."""
+    _, fitted, _, batch, every = parts(name)
+    with undisturbed(fitted.module):
+        gradients = PerSampleGradients(fitted.module, fitted.logits, batch)
+        for parameter, place in gradients.slices.items():
+            wanted = torch.arange(place.start, place.stop)
+            close(gradients.embeddings(batch, wanted), every[:, :, wanted])
+            scores = gradients.diagonal_fisher([batch], names=[parameter])
+            close(scores[wanted], every[:, :, wanted].square().sum(1).mean(0))
 
 
 @pytest.mark.parametrize("n_instances", [1, 4])

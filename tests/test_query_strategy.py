@@ -124,6 +124,19 @@ def test_parameters_reach_the_slow_twin(kwargs):
     np.testing.assert_allclose(strategy.trace_reductions_, gains, rtol=1e-7)
 
 
+def test_a_callers_autocast_changes_nothing():
+    """Sums and products of gradients in bfloat16 would pick others."""
+    torch.manual_seed(0)
+    net = vector_net(nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)))
+    X = np.random.default_rng(1).normal(size=(200, 4)).astype("float32")
+    alone, inside = FisherMask(0.9), FisherMask(0.9)
+    alone.select(net, X, 20, X_labeled=X[:0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside.select(net, X, 20, X_labeled=X[:0])
+    assert inside.query_idx_.tolist() == alone.query_idx_.tolist()
+    np.testing.assert_array_equal(inside.trace_reductions_, alone.trace_reductions_)
+
+
 def select(strategy, net=None, n_instances=3, **kwargs):
     kwargs.setdefault("X_labeled", images(N_LABELED, seed=1))
     strategy.select(net or fitted(), images(N_POOL), n_instances, **kwargs)
