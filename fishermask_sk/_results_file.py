@@ -169,7 +169,7 @@ def differences(known: Any, wanted: Any, path: str = "") -> list[str]:
     >>> differences({"n_queries": 10, "data": "a"}, {"n_queries": 20, "data": "a"})
     ['n_queries is 10 in the file and 20 now']
     """
-    if known == wanted:
+    if _text(known) == _text(wanted):  # 1 is not 1.0 here, and NaN is NaN
         return []
     if isinstance(known, dict) and isinstance(wanted, dict):
         found = []
@@ -192,6 +192,10 @@ def _refuse_others(
             f"results={str(path)!r} belongs to other settings: {'; '.join(found[:5])}. Give another path, or the "
             "settings of the file to go on with it."
         )
+
+
+def _text(settings: Any) -> str:
+    return json.dumps(settings, sort_keys=True)
 
 
 def _line(record: Record) -> bytes:

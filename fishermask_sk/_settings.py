@@ -60,7 +60,8 @@ def describe(thing: Any, _above: tuple[int, ...] = ()) -> Any:
     if isinstance(thing, torch.Tensor):
         thing = thing.detach().cpu().numpy()
     if isinstance(thing, np.ndarray):
-        return f"{thing.dtype}{list(thing.shape)} {joblib.hash(thing, coerce_mmap=True)}"
+        content = np.ascontiguousarray(thing)  # whatever its layout in memory
+        return f"{thing.dtype}{list(thing.shape)} {joblib.hash(content, coerce_mmap=True)}"
     if issparse(thing):
         return describe([thing.tocsr().data, thing.tocsr().indices, thing.tocsr().indptr], above)
     if hasattr(thing, "iloc"):  # pandas: content, not memory layout

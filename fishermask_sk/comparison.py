@@ -142,9 +142,9 @@ def compare_strategies(
         )
     settings = {
         "estimator": describe(estimator),
-        "n_initial": n_initial,
-        "n_instances": n_instances,
-        "n_queries": n_queries,
+        "n_initial": int(n_initial),
+        "n_instances": int(n_instances),
+        "n_queries": int(n_queries),
         "initial": describe(initial),
         "data": {"X": digest(X), "y": digest(y), "X_test": digest(X_test), "y_test": digest(y_test)},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -211,9 +212,9 @@ def _strategy(estimator: Any, query_strategy: Any) -> FisherMask:
 
 
 def _checked_size(n_pool: Any) -> int:
-    if not isinstance(n_pool, int) or isinstance(n_pool, bool) or n_pool < 1:
+    if not isinstance(n_pool, Integral) or isinstance(n_pool, bool) or n_pool < 1:
         raise ValueError(f"n_pool={n_pool!r} must be an int >= 1, the number of samples in the pool.")
-    return n_pool
+    return int(n_pool)
 
 
 def _parameters(plan: Plan) -> tuple[ParameterReport, ...]:

@@ -20,12 +20,15 @@ from scipy import sparse, stats
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.naive_bayes import GaussianNB
+from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 from torch.utils.data import TensorDataset
 
+from fishermask_sk._results_file import differences
 from fishermask_sk._settings import describe, digest
 from fishermask_sk.baselines import entropy_sampling, margin_sampling, random_sampling
 from fishermask_sk.comparison import ComparisonResults, compare_strategies, load_results
@@ -388,6 +391,7 @@ def test_a_second_run_on_one_file(tmp_path):
         ),
         ({"split": (*SPLIT[:3], SPLIT[3][::-1])}, "data.y_test is '.*' in the file"),
         ({"split": (SPLIT[0] + 1, *SPLIT[1:])}, "data.X is '.*' in the file"),
+        ({"estimator": GaussianNB(var_smoothing=0)}, "var_smoothing is 1e-09 in the file and 0 now"),
         (
             {"strategies": {"margin": entropy_sampling}},
             r"strategies\['margin'\] is 'fishermask_sk.baselines.margin_samp",
@@ -513,6 +517,24 @@ DIFFERENT = [
     sparse.csr_matrix(np.eye(3)),
     sparse.csr_matrix(2 * np.eye(3)),
 ]
+
+
+def test_an_int_is_no_float_and_nan_is_nan(tmp_path):
+    """FisherMask(1) keeps one weight and FisherMask(1.0) all; SimpleImputer's missing_values is NaN."""
+    assert differences(describe(FisherMask(1.0)), describe(FisherMask(1))) == [
+        "params.sparsity is 1.0 in the file and 1 now"
+    ]
+    imputing = make_pipeline(SimpleImputer(), GaussianNB())
+    whole = compare(estimator=imputing, results=tmp_path / "results.jsonl", n_initial=np.int64(8))
+    again = compare(estimator=imputing, results=tmp_path / "results.jsonl", n_initial=8)
+    assert list(again) == list(whole)
+
+
+def test_the_layout_in_memory_is_no_content():
+    values = np.arange(12.0).reshape(4, 3)
+    others = [np.asfortranarray(values), np.repeat(values, 2, axis=0)[::2], torch.tensor(values.T.copy()).T]
+    assert {digest(each) for each in (values, *others)} == {digest(values)}
+    assert digest(values) != digest(values.T)
 
 
 def test_descriptions_tell_things_apart_and_survive_json():

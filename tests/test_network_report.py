@@ -76,6 +76,7 @@ def test_the_pool_may_be_larger_than_the_samples(net):
         for n in (1_000, 100_000)
     )
     assert large.n_pool == 100_000
+    assert check_network(net, X, 5, query_strategy=FisherMask(40), n_pool=np.int64(500)).n_pool == 500
     assert large.bytes["embeddings"] == 100 * small.bytes["embeddings"] == 8 * 100_000 * 2 * 40
     assert large.bytes["total"] == large.bytes["embeddings"] + large.bytes["matrices"]
     assert large.seconds["embeddings"] > 10 * small.seconds["embeddings"]
