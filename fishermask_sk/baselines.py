@@ -19,10 +19,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fishermask_sk._rows import as_rows, n_rows
-from fishermask_sk.layers import find_layout
+from fishermask_sk.layers import find_layout, holds_layers
 from fishermask_sk.modules import undisturbed
 from fishermask_sk.query_strategy import FisherMask, answer, check_n_instances, labeled_samples
-from fishermask_sk.skorch_adapter import FittedNet, fitted_net, preserved_rng
+from fishermask_sk.skorch_adapter import FittedNet, fitted_net, preserved_rng, unwrapped
 
 __all__ = [
     "badge_sampling",
@@ -566,13 +566,25 @@ def _describe(
         fitted = fitted_net(learner)
     except TypeError:  # there is no net inside
         estimator = learner.estimator if hasattr(learner, "query") else learner
-        inputs = estimator[:-1].transform(X) if isinstance(estimator, Pipeline) and len(estimator) > 1 else X
-        inputs = check_array(inputs, ensure_2d=False, allow_nd=True, dtype=np.float64, input_name=name)
+        inputs = check_array(
+            _inputs_of_last(estimator, X), ensure_2d=False, allow_nd=True, dtype=np.float64, input_name=name
+        )
         p = estimator.predict_proba(X) if probabilities else np.empty((len(inputs), 0))
         return inputs.reshape(len(inputs), -1), np.asarray(p, dtype=np.float64)
     with preserved_rng(), undisturbed(fitted.module):
         dataset, _ = fitted.dataset(X, name)
         return _penultimate(fitted, dataset, head, batch_size)
+
+
+def _inputs_of_last(estimator: Any, X: Any) -> Any:
+    """X after the earlier steps of a pipeline, which may lie in a search or another wrapper, or hold one."""
+    while estimator is not None:
+        if isinstance(estimator, Pipeline):
+            X = estimator[:-1].transform(X) if len(estimator) > 1 else X
+            estimator = estimator.steps[-1][1]
+        else:
+            estimator = unwrapped(estimator)
+    return X
 
 
 def _penultimate(
@@ -589,15 +601,20 @@ def _penultimate(
         )
     path = layout.head[0].split(".")  # of a parameter; a parametrised weight lies deeper
     owner = path[: path.index("parametrizations")] if "parametrizations" in path else path[:-1]
+    layer = fitted.module.get_submodule(".".join(owner))
+    if holds_layers(layer):
+        raise ValueError(
+            f"The features are the inputs of the head, and {layout.head[0]!r} is a parameter of a "
+            f"{type(layer).__name__} that holds other layers: what it is multiplied with cannot be seen. Make it the "
+            "weight of a layer, or name another with head='...'."
+        )
     entered: dict[str, torch.Tensor] = {}
 
     def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entered["head"] = args[0] if args else next(iter(kwargs.values()))
 
     features, p = [], []
-    handle = fitted.module.get_submodule(".".join(owner)).register_forward_pre_hook(
-        remember, with_kwargs=True
-    )
+    handle = layer.register_forward_pre_hook(remember, with_kwargs=True)
     try:
         with torch.no_grad():
             for batch in fitted.batches(dataset, batch_size):

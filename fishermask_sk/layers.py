@@ -67,7 +67,7 @@ def find_layout(
     bare = {
         p: m
         for m in owners
-        if m not in outputs or _holds_layers(m)
+        if m not in outputs or holds_layers(m)
         for p in _own_parameters(m)
         if p.ndim == 2 and n_outputs in p.shape
     }
@@ -215,7 +215,7 @@ def _nearest(
     names: dict[int, str],
 ) -> tuple[str, ...]:
     """Parameters of the layer whose output, or of the bare parameter, that is met first on the way back."""
-    at = {node: m for m, node in places.items() if not _holds_layers(m)}
+    at = {node: m for m, node in places.items() if not holds_layers(m)}
     if scores.grad_fn is None:
         return ()
     queue, met = deque([scores.grad_fn]), {scores.grad_fn}
@@ -234,7 +234,7 @@ def _nearest(
     return ()
 
 
-def _holds_layers(module: nn.Module) -> bool:
+def holds_layers(module: nn.Module) -> bool:
     """Whether other layers with parameters lie inside: a network that owns a class token is no head."""
     return any(
         name != "parametrizations" and any(True for _ in child.parameters())

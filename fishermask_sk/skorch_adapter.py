@@ -219,7 +219,7 @@ def fitted_net(learner: Any) -> FittedNet:
             )
             estimator = estimator.steps[-1][1]
         else:
-            estimator = _unwrap(estimator)
+            estimator = _net_inside(estimator)
     if not getattr(estimator, "initialized_", False):
         raise NotFittedError(
             f"This {type(estimator).__name__} is not fitted yet; fit it, or give the learner its first labelled "
@@ -265,27 +265,41 @@ def preserved_rng() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _unwrap(estimator: Any) -> Any:
-    """The fitted estimator inside one wrapper, where the wrapper changes neither X nor the probabilities."""
+def unwrapped(estimator: Any) -> Any:
+    """The fitted estimator inside one wrapper that changes neither X nor the probabilities; None for any other.
+
+    Raises
+    ------
+    sklearn.exceptions.NotFittedError
+    """
+    kind = type(estimator).__name__
+    attributes = [
+        TRANSPARENT[base.__name__] for base in type(estimator).__mro__ if base.__name__ in TRANSPARENT
+    ]
+    if not attributes:
+        return None
+    if not hasattr(estimator, attributes[0]):
+        raise NotFittedError(
+            f"This {kind} has no {attributes[0]} yet; fit it (a search with refit=True) first."
+        )
+    return getattr(estimator, attributes[0])
+
+
+def _net_inside(estimator: Any) -> Any:
+    """What `unwrapped` finds; an error in words where there is nothing."""
     kind = type(estimator).__name__
     if kind == "CalibratedClassifierCV":
         raise TypeError(
             "A CalibratedClassifierCV changes the probabilities of the net inside, so its Fisher information is not "
             "the net's; pass calibrated.calibrated_classifiers_[0].estimator to mean the net as it was fitted."
         )
-    attributes = [
-        TRANSPARENT[base.__name__] for base in type(estimator).__mro__ if base.__name__ in TRANSPARENT
-    ]
-    if not attributes:
+    inside = unwrapped(estimator)
+    if inside is None:
         raise TypeError(
             f"FisherMask needs the gradients of a skorch net, and there is none in this {kind}; wrap the torch module "
             "in skorch.NeuralNetClassifier, or use fishermask_sk.ResNet18Classifier."
         )
-    if not hasattr(estimator, attributes[0]):
-        raise NotFittedError(
-            f"This {kind} has no {attributes[0]} yet; fit it (a search with refit=True) first."
-        )
-    return getattr(estimator, attributes[0])
+    return inside
 
 
 def _eager(module: nn.Module) -> nn.Module:

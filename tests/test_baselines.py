@@ -12,6 +12,7 @@ from scipy import sparse
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
@@ -307,6 +308,20 @@ def test_without_a_net_features_are_the_inputs_after_the_pipeline(strategy):
     assert strategy(pipe, X_POOL, 6, **labeled(strategy, X_LABELED)).tolist() == expected
 
 
+@pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling])
+def test_a_search_around_a_pipeline_is_that_pipeline(strategy):
+    pipe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    scale = np.geomspace(1, 1e3, X_POOL.shape[1])
+    search = GridSearchCV(pipe, {"logisticregression__C": [1.0]}, cv=2).fit(X_LABELED * scale, Y_LABELED)
+    expected = strategy(search.best_estimator_, X_POOL * scale, 6, **labeled(strategy, X_LABELED * scale))
+    found = strategy(search, X_POOL * scale, 6, **labeled(strategy, X_LABELED * scale))
+    np.testing.assert_array_equal(found, expected)
+    bare = strategy(
+        pipe[-1].fit(X_LABELED * scale, Y_LABELED), X_POOL * scale, 6, **labeled(strategy, X_LABELED * scale)
+    )
+    assert found.tolist() != bare.tolist()
+
+
 # --- ties, duplicates, no labels ------------------------------------------------------------------------------
 
 
@@ -443,6 +458,23 @@ def test_sparse_samples(regression):
     learner = PoolLearner(regression, None, sparse.csr_matrix(X_LABELED), Y_LABELED)
     with pytest.raises(TypeError, match="Sparse data was passed"):
         kcenter_sampling(learner, sparse.csr_matrix(X_POOL), 2)
+
+
+@pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling])
+def test_a_bare_parameter_as_the_head_shows_no_features(strategy):
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.rows = nn.Linear(64, 20), nn.Parameter(torch.randn(20, 10))
+
+        def forward(self, X):
+            return self.body(X).tanh() @ self.rows
+
+    net = NeuralNetClassifier(Bare, criterion=nn.CrossEntropyLoss, verbose=0).initialize()
+    with pytest.raises(
+        ValueError, match=r"'rows' is a parameter of a Bare that holds other layers.*Make it the"
+    ):
+        strategy(PoolLearner(net, None, X_LABELED.astype("float32"), Y_LABELED), X_POOL.astype("float32"), 2)
 
 
 @pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling])
