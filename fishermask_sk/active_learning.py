@@ -383,7 +383,9 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             )
         if n_samples == 0:
             raise ValueError("Found array with 0 samples, a minimum of 1 is required; pass samples.")
-        history = [np.asarray(batch, dtype=np.intp) for batch in labeled_iter or ()]
+        history = [
+            np.asarray(batch, dtype=np.intp) for batch in (() if labeled_iter is None else labeled_iter)
+        ]
         if history:
             _check_positions(np.concatenate(history), n_samples, "labeled_iter")
         return self._rounds(X, y, n_samples, history)
@@ -410,7 +412,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             learner = PoolLearner(estimator, strategy, X_training, labels)
             yield Round(number, learner, batches[-1], labeled, metrics, query_seconds, fit_seconds)
             pool = np.setdiff1d(np.arange(n_samples), labeled)
-            if number == self.n_queries or not len(pool):
+            if number >= self.n_queries or not len(pool):
                 return
             X_pool, n_instances = take_rows(X, pool), min(self.n_instances, len(pool))
             started = time.perf_counter()

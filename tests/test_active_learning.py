@@ -181,6 +181,12 @@ def test_going_on_from_a_history_gives_what_would_have_followed(n_known, estimat
         np.testing.assert_array_equal(played.learner.predict_proba(X), expected.learner.predict_proba(X))
 
 
+def test_a_history_beyond_the_budget_is_its_last_round():
+    history = np.arange(40).reshape(8, 5)
+    rounds = list(loop(n_queries=2).iter_rounds(X_IRIS[::-1], Y_IRIS[::-1], labeled_iter=history))
+    assert [played.number for played in rounds] == [7]
+
+
 # --- the oracle ---------------------------------------------------------------------------------------------
 
 
