@@ -114,8 +114,8 @@ def per_layer_mask(
     kept = [] if head is None else [head]
     for place in slices.values():
         inside = candidates[(candidates >= place.start) & (candidates < place.stop)]
-        share = max(1, ceil(fraction * len(inside) - ROUNDING)) if len(inside) else 0
-        kept.append(inside[top_k(scores[inside], share)])
+        share = max(1, ceil(fraction * len(inside) - ROUNDING))
+        kept.append(inside[top_k(scores[inside], min(share, len(inside)))])
     return torch.unique(torch.cat(kept))
 
 

@@ -51,6 +51,7 @@ def test_per_layer_mask_takes_a_share_of_every_parameter():
     candidates = torch.arange(12)
     assert per_layer_mask(scores, 0.3, slices, candidates).tolist() == [2, 3, 4, 9, 10, 11]
     hundred = torch.arange(100.0)
+    assert per_layer_mask(scores, 1.7, slices, candidates).tolist() == list(range(12))
     assert len(per_layer_mask(hundred, 0.07, {"a": slice(0, 100)}, torch.arange(100))) == 7
     head = torch.arange(0, 4)
     assert per_layer_mask(scores, 0.3, slices, candidates, head).tolist() == [0, 1, 2, 3, 4, 9, 10, 11]
