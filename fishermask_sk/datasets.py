@@ -337,10 +337,20 @@ def _files(folder: Path) -> Iterator[_Image]:
             yield relative, path
 
 
+class _Header(tarfile.TarInfo):
+    """A member's header, which may not break off: tarfile takes that for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        if len(buf) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("the archive breaks off in a header, or has no end")
+        return super().frombuf(buf, encoding, errors)
+
+
 def _members(archive: Path) -> Iterator[_Image]:
     """Images in an archive, undecoded; nothing is unpacked to disk."""
     try:
-        with tarfile.open(archive, "r|*") as tar:
+        with tarfile.open(archive, "r|*", tarinfo=_Header) as tar:
             for member in tar:
                 path = PurePosixPath(member.name)
                 file = tar.extractfile(member) if member.isfile() and _is_image(path) else None

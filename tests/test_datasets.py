@@ -295,9 +295,13 @@ def test_only_the_images_that_stay_are_decoded(tmp_path, form):
 
 def test_an_archive_that_breaks_off_is_named(tmp_path):
     archive = pack(write_images(tmp_path / "images"), tmp_path / "a.tar")
-    archive.write_bytes(archive.read_bytes()[:-12000])
-    with pytest.raises(ValueError, match=r"a.tar is no readable tar archive; pass a folder, or a whole"):
-        load_images("cifar10", data_home=archive)
+    whole = archive.read_bytes()
+    with tarfile.open(archive) as tar:
+        last = tar.getmembers()[-1]
+    for length in (len(whole) - 12000, last.offset + 100, last.offset, last.offset_data + 1):
+        archive.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"a.tar is no readable tar archive; pass a folder, or a whole"):
+            load_images("cifar10", data_home=archive)
 
 
 # ---------------------------------------------------------------------- where nothing is found
