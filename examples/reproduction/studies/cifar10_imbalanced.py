@@ -27,7 +27,7 @@ STUDY = Study(
         )
         for strategies in (
             STRATEGIES,
-            {f"FisherMask {sparsity}": FisherMask(sparsity) for sparsity in (0.001, 0.01)},
+            {f"sparsity {sparsity}": FisherMask(sparsity) for sparsity in (0.001, 0.01)},
         )
     ],
 )
