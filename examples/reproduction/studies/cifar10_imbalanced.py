@@ -2,7 +2,8 @@
 
 Fixed before the first run: everything here. Cut to fit two CPU cores: three queries of 40 labels, to 180, where eight,
 to 380, were planned, and 500 test images a class. A learner's speed and its accuracy with random labels were looked at
-for one seed. Of the sparsities 0.005 was cut, before the second part was played.
+for one seed. Of the sparsities 0.005 was cut before the second part was played, and 0.01 when its first query, of 7,014
+weights on one thread, had taken a quarter of an hour.
 """
 
 from functools import partial
@@ -27,7 +28,7 @@ STUDY = Study(
         )
         for strategies in (
             STRATEGIES,
-            {f"sparsity {sparsity}": FisherMask(sparsity) for sparsity in (0.001, 0.01)},
+            {f"sparsity {sparsity}": FisherMask(sparsity) for sparsity in (0.001,)},
         )
     ],
 )
