@@ -30,6 +30,8 @@ TAIL_SHARES = ((1 / 16, 1e-4), (1 / 8, 1e-3), (3 / 8, 1e-2))
 # share of tr(F̄) that was float32. Where the sum of them passes this share of a gain, M⁻¹, A and B are computed afresh
 # before the next pick.
 ERROR_LIMIT = 1e-4
+# An update that would add more than this share of the next gain in float32 is made in float64.
+PASS_LIMIT = 1e-5
 # Picks made ahead among the leading candidates, at most, before all candidates are brought up to date; and as long as
 # directions are float64, when gains fall fast and a pick that is taken back is dear.
 MAX_AHEAD, MAX_EXACT_AHEAD = 16, 8
@@ -108,15 +110,21 @@ class Candidates:
         self._before: tuple[Tensor, Tensor, Tensor] | None = None
         self.refresh()
 
-    def set_precision(self, t: int, n_picks: int) -> int:
-        """Choose the directions that go in float64 at pick t of `n_picks`; the first pick that may choose others."""
+    def set_precision(self, t: int, n_picks: int, gain: Tensor) -> int:
+        """Choose the directions that go in float64 at pick t of `n_picks`; the first pick that may choose others.
+
+        `gain` is that of the pick: where float32 would soon ask for a refresh, more directions are float64.
+        """
         rungs = [(EXACT_PICKS, self.k, 0.0)]
         for (share, tail), n_leading in zip(TAIL_SHARES, self.leading, strict=True):
             rungs.append((ceil(share * n_picks), n_leading, tail))
-        end, self.n_exact, self.tail = next((rung for rung in rungs if t < rung[0]), (n_picks, 0, 1.0))
-        if self.exact:
-            self.n_exact = self.k
-        return min(end, n_picks)
+        rungs.append((n_picks, 0, 1.0))
+        place = 0 if self.exact else next(i for i, (end, _, _) in enumerate(rungs) if t < end)
+        limit, largest = PASS_LIMIT * float(gain), float(self._largest_trace())
+        while place and self._rounding(*rungs[place][1:]) * largest > limit:
+            place -= 1
+        _, self.n_exact, self.tail = rungs[place]
+        return min(n_picks, next(end for end, _, _ in rungs if t < end))
 
     @property
     def max_ahead(self) -> int:
@@ -218,7 +226,7 @@ class Candidates:
         self._before = None  # its memory goes before new copies are made
         if len(steps) > 1:
             self._before = self.a.clone(), self.b.clone(), self.error
-        self.error = self.error + self._rounding()
+        self.error = self.error + self._rounding(self.n_exact, self.tail) * self._largest_trace()
         bounds_of_others = self.screen.bounds()
         after = [bounds_of_others.clone() for _ in steps]
         waiting: list[tuple[Tensor, Tensor]] = []
@@ -283,12 +291,15 @@ class Candidates:
         """Whether too much of a gain this small may be rounding of what was larger before the last updates."""
         return bool(self.error > ERROR_LIMIT * gain)
 
-    def _rounding(self) -> Tensor:
-        """How wrong one more update may leave any gain."""
+    def _rounding(self, n_exact: int, tail: float) -> float:
+        """What share of the largest tr B one more update may leave as an error in any gain."""
+        in_float32 = tail if n_exact < self.k else 0.0
+        return torch.finfo(torch.float64).eps + torch.finfo(torch.float32).eps * in_float32
+
+    def _largest_trace(self) -> Tensor:
+        """The largest tr B of those that take part."""
         traces = self.b.diagonal(dim1=1, dim2=2).sum(1).masked_fill(self.screen.out, 0)
-        in_float32 = self.tail if self.n_exact < self.k else 0.0
-        share = torch.finfo(torch.float64).eps + torch.finfo(torch.float32).eps * in_float32
-        return share * self.shard.best(traces, tolerance=0.0).gain
+        return self.shard.best(traces, tolerance=0.0).gain
 
     def restrict(self, samples: Tensor) -> Candidates:
         """The same M, with these samples alone as candidates, all of them here; A and B are computed afresh."""

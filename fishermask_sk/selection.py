@@ -173,7 +173,7 @@ def _pick(
             reductions, best = best_of(state.reductions())
         state.leave_out(reductions, best.gain)
         t = len(indices)
-        n_left = state.set_precision(t, n_picks) - t
+        n_left = state.set_precision(t, n_picks, best.gain) - t
         # What `choose` draws must not depend on picks that are taken back.
         steps = state.look_ahead(best, reductions, 1 if choose else min(n_ahead, n_left), tie_tolerance)
         accept(best)

@@ -186,6 +186,34 @@ def test_float64_does_not_lose_late_gains_beside_huge_early_ones():
     assert min(gains) >= 0
 
 
+@pytest.mark.parametrize("form", ["eigenvectors", "embeddings"])
+def test_where_float32_would_ask_for_a_refresh_after_every_pick_it_is_not_used(form, monkeypatch, device):
+    refreshed = []
+    refresh = candidates.Candidates.refresh
+
+    def counted(self):
+        refreshed.append(len(self.picked))
+        refresh(self)
+
+    monkeypatch.setattr(candidates.Candidates, "refresh", counted)
+    rng = np.random.default_rng(0)
+    v = 20 * rng.normal(size=(200, 3, 100)) * np.geomspace(1, 1e-2, 100) * rng.uniform(0.2, 2, (200, 1, 1))
+    v = torch.as_tensor(v, dtype=torch.float32, device=device)
+    exact, exact_gains = run(v.cpu(), v[:0].cpu(), 60)
+
+    def refreshes():
+        refreshed.clear()
+        target = information(v.double()) / 200 if form == "eigenvectors" else None
+        picks, gains = select(v, target, 60)
+        assert picks.tolist() == exact
+        np.testing.assert_allclose(gains.cpu(), exact_gains, rtol=1e-3)
+        return len(refreshed) - 1  # the first is the start
+
+    assert refreshes() <= 2
+    monkeypatch.setattr(candidates, "PASS_LIMIT", np.inf)
+    assert refreshes() > 10
+
+
 def gains_from_scratch(v, target, picked):
     """Of all samples, λ = 1 and nothing labelled, by triangular solves: good to the condition of a Cholesky factor."""
     m = torch.eye(v.shape[2], dtype=v.dtype) + information(v[picked])
