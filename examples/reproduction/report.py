@@ -13,7 +13,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -340,9 +340,8 @@ def forest(ax: Any, results: ComparisonResults, baseline: str, label: str) -> No
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def figures(folder: Path) -> dict[str, Any]:
-    """Every figure that the files give, by name."""
-    made = {}
+def figures(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Every figure that the files give, with its name."""
     for path in sorted(folder.glob("*.csv")):
         rows = read(folder, path.stem)
         if "accuracy" not in rows[0]:
@@ -352,12 +351,10 @@ def figures(folder: Path) -> dict[str, Any]:
             names = {row["strategy"] for row in own}
             name = re.sub(r"[^a-z0-9]+", "-", f"results-{path.stem}-{setting}".lower())
             if {"margin", "random", "FisherMask"} <= names:
-                made[name] = strategies_figure(own, f"{own[0]['dataset']}, {setting}")
+                yield name, strategies_figure(own, f"{own[0]['dataset']}, {setting}")
             if "FisherMask" in names and names - set(STRATEGIES):
-                made[f"{name}-variants"] = variants_figure(
-                    own, f"{own[0]['dataset']}, {setting}: one change each"
-                )
-    return made
+                title = f"{own[0]['dataset']}, {setting}: one change each"
+                yield f"{name}-variants", variants_figure(own, title)
 
 
 def main() -> None:
@@ -366,7 +363,7 @@ def main() -> None:
     docs = parser.parse_args().docs
     page = docs / "results.md"
     page.write_text(filled(page.read_text(encoding="utf-8"), docs / "results"), encoding="utf-8")
-    for name, figure in figures(docs / "results").items():
+    for name, figure in figures(docs / "results"):
         figure.savefig(docs / "images" / f"{name}.png", dpi=90)
         plt.close(figure)
         print(docs / "images" / f"{name}.png")
