@@ -30,7 +30,7 @@ TAIL_SHARES = ((1 / 16, 1e-4), (1 / 8, 1e-3), (3 / 8, 1e-2))
 # share of tr(F̄) that was float32. Where the sum of them passes this share of a gain, M⁻¹, A and B are computed afresh
 # before the next pick.
 ERROR_LIMIT = 1e-4
-# An update that would add more than this share of the next gain in float32 is made in float64.
+# An update that would add more than this share of the next gain has more directions in float64.
 PASS_LIMIT = 1e-5
 # Picks made ahead among the leading candidates, at most, before all candidates are brought up to date; and as long as
 # directions are float64, when gains fall fast and a pick that is taken back is dear.

@@ -117,9 +117,8 @@ def from_rows(
     like = torch.empty(0, dtype=torch.float64, device=parts[-1].device)
     pool = EmbeddedInformation(parts, 1 / (n_samples + n_labeled) / weight)
     largest = pool.trace(like)
-    inverse = InverseInformation(
-        torch.full_like(like.sum(), weight / damping), n_weights, (n_labeled + n_steps) * n_rows
-    )
+    base = like.new_tensor(weight / damping)
+    inverse = InverseInformation(base, n_weights, (n_labeled + n_steps) * n_rows)
     if labeled is not None:
         known = EmbeddedInformation([labeled], (1 - weight) / weight / n_labeled)
         largest = largest + known.trace(like)

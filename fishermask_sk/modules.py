@@ -69,7 +69,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
 @contextmanager
 def _without_autocast(devices: set[str]) -> Iterator[None]:
     with ExitStack() as stack:
-        for device in {"cpu", *devices}:
+        for device in filter(torch.amp.is_autocast_available, {"cpu", *devices}):
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
