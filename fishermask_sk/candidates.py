@@ -38,7 +38,9 @@ MAX_AHEAD, MAX_EXACT_AHEAD = 16, 8
 # The leading candidates: this share of all, or this many.
 ACTIVE_SHARE, MIN_ACTIVE = 1 / 16, 64
 # Rows of embeddings brought up to date at a time.
-UPDATE_ROWS = 2**11
+UPDATE_ROWS = 2**12
+# Entries of embeddings that are float64 at a time, where the leading directions are.
+EXACT_ENTRIES = 2**21
 # How far below a claimed gain a bound must be to spare a candidate: more than what is called equal, or rounding.
 CLAIM_MARGIN = 1e-3
 # As soon as candidates with more rows than these wait that no bound spares, they are followed from step to step.
@@ -210,7 +212,7 @@ class Candidates:
         n_leading = max(MIN_ACTIVE, ceil(ACTIVE_SHARE * share_left * self.screen.n_kept))
         return gains.topk(min(n_leading, len(gains))).indices.sort().values
 
-    def add(self, steps: Sequence[Step]) -> list[Tensor]:
+    def add(self, steps: Sequence[Step]) -> Tensor:
         """Bring every candidate up to date with these picks, in one pass over the embeddings.
 
         Parameters
@@ -219,16 +221,17 @@ class Candidates:
 
         Returns
         -------
-        list of Tensors of shape (n,)
+        Tensor of shape (n_steps, n)
             The gains after each of the steps. After all but the last of them a candidate that cannot be as good as
             the next step's may have an upper bound of its gain instead; one that is left out always has.
         """
+        if not steps:
+            return self.a.new_empty(0, self.n)
         self._before = None  # its memory goes before new copies are made
         if len(steps) > 1:
             self._before = self.a.clone(), self.b.clone(), self.error
         self.error = self.error + self._rounding(self.n_exact, self.tail) * self._largest_trace()
-        bounds_of_others = self.screen.bounds()
-        after = [bounds_of_others.clone() for _ in steps]
+        after = self.screen.bounds().repeat(len(steps), 1)
         waiting: list[tuple[Tensor, Tensor]] = []
         for part in self._parts(UPDATE_ROWS):
             products = self._products(self._here(part), steps, self.n_exact)
@@ -236,12 +239,11 @@ class Candidates:
             _update(a, b, products, sign=1)
             self.a[part], self.b[part] = a, b
             if self._before is None:
-                after[0][part] = trace_reductions(a, b)
+                after[0, part] = trace_reductions(a, b)
                 continue
             y, vh = products.unbind(2)
             last, bounds = reductions_and_bounds(a, b, y, vh, a_before=self._before[0][part])
-            for gains, found in zip(after, [*bounds, last], strict=True):
-                gains[part] = found
+            after[-1, part], after[:-1, part] = last, bounds.mT
             samples = self._samples[part]
             rows = self._contenders(samples, bounds, steps[1:])
             waiting.append((samples[rows], products[rows]))
@@ -252,14 +254,15 @@ class Candidates:
         self.picked += [step.sample for step in steps]
         return after
 
-    def _contenders(self, samples: Tensor, bounds: Sequence[Tensor], following: Sequence[Step]) -> Tensor:
+    def _contenders(self, samples: Tensor, bounds: Tensor, following: Sequence[Step]) -> Tensor:
         """Which of these may be the best after some step, and which are claimed to be, by their place among them."""
-        contends = torch.isin(samples + self.shard.start, torch.stack([step.sample for step in following]))
-        for bound, step in zip(bounds, following, strict=True):
-            contends |= ~(bound < step.gain * (1 - CLAIM_MARGIN))
+        claimed = torch.stack([step.sample for step in following])
+        gains = torch.stack([step.gain for step in following])
+        contends = ~(bounds < gains * (1 - CLAIM_MARGIN)).all(1)
+        contends |= torch.isin(samples + self.shard.start, claimed)
         return contends.nonzero()[:, 0]
 
-    def _follow(self, waiting: list[tuple[Tensor, Tensor]], after: Sequence[Tensor]) -> None:
+    def _follow(self, waiting: list[tuple[Tensor, Tensor]], after: Tensor) -> None:
         """Put the gains of those who wait after each of the steps in the place of bounds; nobody waits any more."""
         assert self._before is not None  # for the type checker: there are several steps
         contenders, products = (torch.cat(parts) for parts in zip(*waiting, strict=True))
@@ -269,14 +272,14 @@ class Candidates:
             _update(a, b, of_step, sign=1)
             gains[contenders] = trace_reductions(a, b)
 
-    def keep(self, steps: Sequence[Step], n_added: int, n_kept: int) -> list[Tensor]:
+    def keep(self, steps: Sequence[Step], n_added: int, n_kept: int) -> Tensor | None:
         """Take back all but the first `n_kept` of the last steps, of which `n_added` were added.
 
         Returns the gains after each that is kept, or nothing where none that was added was taken back.
         """
         self.inverse.drop_last(self.c * (len(steps) - n_kept))
         if n_added == n_kept:
-            return []
+            return None
         assert self._before is not None  # for the type checker: there were several steps
         self.a, self.b, self.error = self._before
         del self.picked[len(self.picked) - n_added :]
@@ -330,9 +333,9 @@ class Candidates:
             product = v @ stored
         else:
             product = right.new_empty(*v.shape[:2], right.shape[1])
-            for part in blocks(v):
-                leading = v[part, :, :n_exact].to(right.dtype) @ right[:n_exact]
-                product[part] = leading + v[part, :, n_exact:] @ stored[n_exact:]
+            for part in blocks(v, EXACT_ENTRIES // n_exact):
+                torch.matmul(v[part, :, :n_exact].to(right.dtype), right[:n_exact], out=product[part])
+                product[part] += v[part, :, n_exact:] @ stored[n_exact:]
         return product.unflatten(2, (2, -1))
 
     def _compute(self, part: slice | Tensor) -> None:

@@ -34,7 +34,7 @@ def trace_reductions(a: Tensor, b: Tensor) -> Tensor:
 
 def reductions_and_bounds(
     a: Tensor, b: Tensor, y: Tensor, vh: Tensor, a_before: Tensor
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor]:
     r"""Trace reductions after the last of several picks, and what they cannot exceed after each before it.
 
     A only shrinks from pick to pick, so that :math:`K = (I + A)^{-1}` with the A after the last pick m is the largest:
@@ -55,21 +55,23 @@ def reductions_and_bounds(
     -------
     gains : Tensor of shape (n,)
         tr K B, after the last pick.
-    bounds : list of m − 1 Tensors of shape (n,)
+    bounds : Tensor of shape (n, m − 1)
         Infinity where A is, or was before these picks, so large that rounding could spoil K.
     """
     c, columns = y.shape[1:]
     factor, failed = torch.linalg.cholesky_ex(plus_identity(a))
     safe = (failed == 0) & (a_before.diagonal(dim1=1, dim2=2).sum(1) < MAX_TRACE)
     unsafe = (~safe).nonzero()[:, 0]
-    factor[unsafe] = torch.eye(c, dtype=a.dtype, device=a.device)
+    if len(unsafe):
+        factor[unsafe] = torch.eye(c, dtype=a.dtype, device=a.device)
     k = torch.cholesky_inverse(factor)
     gains = (k * b).sum((1, 2))
-    gains[unsafe] = trace_reductions(a[unsafe], b[unsafe])
     lowered = 2 * (k.to(y.dtype) @ y).mul_(vh).sum(1).unflatten(1, (columns // c, c)).sum(2).to(gains.dtype)
     bounds = gains[:, None] + lowered[:, 1:].flip(1).cumsum(1).flip(1)
-    bounds[unsafe] = torch.inf
-    return gains, list(bounds.unbind(1))
+    if len(unsafe):
+        gains[unsafe] = trace_reductions(a[unsafe], b[unsafe])
+        bounds[unsafe] = torch.inf
+    return gains, bounds
 
 
 def trace_increases(a: Tensor, b: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 r"""Where the selection starts: the candidates with M_∅⁻¹ and F̄ in the form that suits their size.
 
-Up to `MAX_ROTATED` weights everything moves to a basis where M_∅ = I and F̄ is diagonal; beyond it both are matrices, or
-stay in the form of the embeddings where there are few samples. M and F̄ are divided by the weight b/(L+b) of a pick,
-which gives the same gains and leaves V as it is. This file sees tensors only.
+Everything moves to a basis where M_∅ = I and F̄ is diagonal, unless there are many weights and few candidates, for whom
+that would cost more than it saves: then both are matrices, or stay in the form of the embeddings. M and F̄ are divided
+by the weight b/(L+b) of a pick, which gives the same gains and leaves V as it is. This file sees tensors only.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from fishermask_sk._warnings import warn_user
 from fishermask_sk.candidates import MAX_AHEAD, Candidates
 from fishermask_sk.gains import plus_identity
 from fishermask_sk.operators import (
-    DenseInformation,
     DiagonalInformation,
     EmbeddedInformation,
+    FactoredInformation,
     InverseInformation,
     blocks,
 )
 
-# The eigenvectors of F̄ cost k³; beyond this many weights M and F̄ are used as they are.
-MAX_ROTATED = 6_000
+# The eigenvectors of F̄ cost about 20 k³ flops. Up to this many weights that takes seconds ...
+FEW_WEIGHTS = 6_000
+# ... and beyond them less than products of all embeddings with two matrices, if there are so many rows a weight ...
+MIN_ROWS_PER_WEIGHT = 6
+# ... but LAPACK counts what they need beside with 32 bits.
+MAX_ROTATED = 32_000
 # Where λ is this close to the rounding of the information, gains may be rounding too.
 ROUNDING_SHARE = 1e-3
 
@@ -75,10 +79,10 @@ def from_matrices(
     if known is not None:
         known *= (1 - weight) / weight
     n_weights, n_rows = len(target), embeddings.shape[1]
-    if n_weights > MAX_ROTATED:
+    if not _is_rotated(shard.total * n_rows, n_weights):
         base = _inverse(torch.zeros_like(target) if known is None else known, damping / weight)
         inverse = InverseInformation(base, n_weights, MAX_AHEAD * n_rows)
-        return Candidates(embeddings, DenseInformation(target), inverse, shard)
+        return Candidates(embeddings, FactoredInformation(target), inverse, shard)
     basis, eigenvalues = shard.from_first(lambda: _basis(target, known, damping / weight), target, target[0])
     basis = basis.to(embeddings.dtype)
     for part in blocks(embeddings):
@@ -127,6 +131,12 @@ def from_rows(
     return Candidates(embeddings, pool, inverse, Shard(n_samples))
 
 
+def _is_rotated(n_rows: int, n_weights: int) -> bool:
+    """Whether all embeddings, so many rows, move to another basis."""
+    is_cheaper = n_weights <= FEW_WEIGHTS or n_rows >= MIN_ROWS_PER_WEIGHT * n_weights
+    return is_cheaper and n_weights <= MAX_ROTATED
+
+
 def _check_rounding(largest: Tensor, damping: float) -> None:
     """`largest` is the trace of all information: it must be finite, and should not drown λ."""
     if not bool(torch.isfinite(largest)):
@@ -160,13 +170,13 @@ def _basis(pool_information: Tensor, known: Tensor | None, damping: float) -> tu
 
 
 def _inverse(known: Tensor, damping: float) -> Tensor:
-    """(λI + known)⁻¹; `known` is overwritten."""
+    """(λI + known)⁻¹, in the memory of `known`."""
     known.diagonal().add_(damping)
     factor, failed = torch.linalg.cholesky_ex(known)
     if not bool(failed):
-        return torch.cholesky_inverse(factor)
+        return known.copy_(torch.cholesky_inverse(factor))
     values, vectors = torch.linalg.eigh(known)
-    return (vectors / values.clamp_min(damping)) @ vectors.mT
+    return known.copy_((vectors / values.clamp_min(damping)) @ vectors.mT)
 
 
 def _columns(inverse: InverseInformation, rows: Tensor) -> Tensor:

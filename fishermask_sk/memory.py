@@ -16,16 +16,17 @@ from torch import Tensor
 
 from fishermask_sk.candidates import (
     ACTIVE_SHARE,
+    EXACT_ENTRIES,
     MAX_AHEAD,
     MAX_WAITING,
     MIN_ACTIVE,
     UPDATE_ROWS,
 )
-from fishermask_sk.initial import MAX_ROTATED
+from fishermask_sk.initial import FEW_WEIGHTS
 
 # Of the free memory, the share that a query may take where `max_memory` is not given.
 SHARE_OF_FREE = 0.8
-# Beyond MAX_ROTATED weights, embeddings with at most this many rows a weight stand in for k×k matrices: the first
+# Beyond FEW_WEIGHTS, embeddings with at most this many rows a weight stand in for k×k matrices: the first
 # gains then cost less from the rows.
 ROWS_PER_WEIGHT = 4
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -44,7 +45,7 @@ class Needs(NamedTuple):
 
 def uses_rows(n_samples: int, n_rows: int, k: int) -> bool:
     """Whether the selection works on the embeddings of all samples instead of on k×k matrices."""
-    return k > MAX_ROTATED and n_samples * n_rows <= ROWS_PER_WEIGHT * k
+    return k > FEW_WEIGHTS and n_samples * n_rows <= ROWS_PER_WEIGHT * k
 
 
 def needs(
@@ -62,6 +63,7 @@ def needs(
     waiting = min(n_pool * n_rows, MAX_WAITING)  # those that no bound spares: their products, twice
     of_blocks += 8 * waiting * n_rows * 4 * MAX_AHEAD
     of_blocks += updated * row  # gathered, where some are left out
+    of_blocks += 8 * min(EXACT_ENTRIES, updated * k)
     active = min(n_pool, max(MIN_ACTIVE, int(ACTIVE_SHARE * n_pool) + 1)) * n_rows * row
     picking = of_candidates + of_blocks + active
     if uses_rows(n_pool + n_labeled, n_rows, k) if in_rows is None else in_rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 # Rows of embeddings handled at a time where they change dtype or basis: what fits into a processor's cache.
@@ -34,17 +35,30 @@ class DiagonalInformation:
         return self.times(p) @ p.mT
 
 
-class DenseInformation(DiagonalInformation):
-    """F̄ as a matrix.
+class FactoredInformation:
+    """F̄ = R Rᵀ.
+
+    P F̄ Pᵀ from the factor keeps the digits that picks leave small; from F̄ itself it has the rounding of the largest.
 
     Parameters
     ----------
-    values : Tensor of shape (k, k)
+    matrix : Tensor of shape (k, k)
+        F̄, which may be singular.
     """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.root, failed = torch.linalg.cholesky_ex(matrix)
+        if bool(failed):
+            self.root = _pivoted_cholesky(matrix)
 
     def times(self, rows: Tensor) -> Tensor:
         """P F̄, for rows P (..., k)."""
-        return rows @ self.values
+        return (rows @ self.root) @ self.root.mT
+
+    def quadratic(self, p: Tensor) -> Tensor:
+        """P F̄ Pᵀ for each of n blocks P (n, c, k)."""
+        half = p @ self.root
+        return half @ half.mT
 
 
 class EmbeddedInformation:
@@ -87,7 +101,7 @@ class EmbeddedInformation:
                 yield part[block].to(like).flatten(0, 1)
 
 
-PoolInformation = DiagonalInformation | EmbeddedInformation
+PoolInformation = DiagonalInformation | FactoredInformation | EmbeddedInformation
 
 
 class InverseInformation:
@@ -148,6 +162,14 @@ class InverseInformation:
     def drop_last(self, n_columns: int) -> None:
         """Take back the last columns, which `reserve` made room for."""
         self.n_columns -= n_columns
+
+
+def _pivoted_cholesky(matrix: Tensor) -> Tensor:
+    """R (k, rank) with R Rᵀ = matrix up to rounding, where the matrix (k, k) is singular."""
+    factor, pivots, rank, _ = dpstrf(matrix.mT.cpu().numpy(), lower=1)
+    root = torch.empty(len(matrix), rank, dtype=matrix.dtype)
+    root[torch.as_tensor(pivots - 1, dtype=torch.int64)] = torch.as_tensor(factor[:, :rank]).tril()
+    return root.to(matrix.device)
 
 
 def blocks(embeddings: Tensor, rows: int | None = None) -> Iterator[slice]:

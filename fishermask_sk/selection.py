@@ -30,6 +30,9 @@ FLOAT32_DAMPING = 0.1
 # Gains closer than this, relative to the best, are equal: of these the lowest index wins.
 TIE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
+# Picks made ahead at the start; twice as many after each time that all of them were right.
+START_AHEAD = 4
+
 
 class Selection(NamedTuple):
     """Positions in the pool in the order of picking, and the trace reduction of each pick as it was made."""
@@ -147,7 +150,7 @@ def _pick(
     indices: list[Tensor] = []
     gains: list[Tensor] = []
     closed = torch.zeros(state.n, dtype=torch.bool, device=state.a.device)
-    n_ahead = 2
+    n_ahead = START_AHEAD
 
     def best_of(all_reductions: Tensor, bring_back: bool = True) -> tuple[Tensor, Best]:
         """The open candidates' gains, and the largest."""
@@ -179,7 +182,7 @@ def _pick(
         accept(best)
         is_last = t + len(steps) == n_picks and not add_last
         added = steps[:-1] if is_last else steps
-        after = state.add(added) if added else []
+        after = state.add(added)
         n_right = 1
         for step, all_reductions in zip(steps[1:], after, strict=False):
             reductions, best = best_of(all_reductions, bring_back=False)
@@ -188,7 +191,8 @@ def _pick(
             accept(best)
             n_right += 1
         if n_right < len(steps):
-            after = state.keep(steps, len(added), n_right) or after
+            kept = state.keep(steps, len(added), n_right)
+            after = after if kept is None else kept
             n_ahead = n_right
         else:
             n_ahead = min(2 * n_ahead, state.max_ahead)

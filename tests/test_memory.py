@@ -117,7 +117,8 @@ def test_a_budget_of_what_is_free_where_the_system_does_not_say():
 def test_many_weights_and_few_samples_need_no_matrix(net, monkeypatch):
     expected = query(net)
     for module in (initial, memory):
-        monkeypatch.setattr(module, "MAX_ROTATED", 1)
+        monkeypatch.setattr(module, "FEW_WEIGHTS", 1)
+    monkeypatch.setattr(initial, "MIN_ROWS_PER_WEIGHT", 100)
     assert not uses_rows(N_POOL, N_CLASSES - 1, 196)
     assert query(net).query_idx_.tolist() == expected.query_idx_.tolist()  # with k×k matrices
     monkeypatch.setattr(memory, "ROWS_PER_WEIGHT", 100)

@@ -5,9 +5,10 @@ import pytest
 import reference
 import torch
 
-from fishermask_sk import candidates
+from fishermask_sk import candidates, initial
 from fishermask_sk.fisher import information
 from fishermask_sk.gains import reductions_and_bounds
+from fishermask_sk.operators import FactoredInformation
 from fishermask_sk.selection import select
 
 
@@ -87,12 +88,12 @@ def test_no_gain_is_above_its_bound(scale, dtype):
     y, vh = (torch.as_tensor(np.concatenate(parts, axis=2), dtype=dtype) for parts in (ys, vhs))
     last, bounds = reductions_and_bounds(a, b, y, vh, a_before)
     np.testing.assert_allclose(last, gains[-1], rtol=1e-9)
-    assert len(bounds) == n_picks - 1
+    assert bounds.shape == (n, n_picks - 1)
     rounding = {torch.float32: 1e-5, torch.float64: 1e-9}[dtype]
-    for bound, exact in zip(bounds, gains, strict=False):
+    for bound, exact in zip(bounds.T, gains, strict=False):
         assert (bound.numpy() >= np.array(exact) * (1 - rounding)).all()
     if scale < 1:  # A is nearly nothing, and so is what the bound gives away
-        np.testing.assert_allclose(bounds[0], gains[0], rtol=1e-3)
+        np.testing.assert_allclose(bounds[:, 0], gains[0], rtol=1e-3)
 
 
 def test_there_is_no_bound_where_rounding_could_spoil_it():
@@ -100,8 +101,8 @@ def test_there_is_no_bound_where_rounding_could_spoil_it():
     a = torch.stack([small, large, lost, small]).double()
     a_before = torch.stack([small, large, small, large]).double()
     y, vh = torch.ones(2, 4, 2, 4).double()
-    gains, (bound,) = reductions_and_bounds(a, a, y, vh, a_before)
-    assert bound.isinf().tolist() == [False, True, True, True]
+    gains, bounds = reductions_and_bounds(a, a, y, vh, a_before)
+    assert bounds.isinf().tolist() == [[False], [True], [True], [True]]
     np.testing.assert_allclose(gains[[0, 1, 3]], [1, 2, 1], rtol=1e-6)
 
 
@@ -121,7 +122,7 @@ def test_bounds_spare_candidates_and_change_no_pick(monkeypatch, device):
 
     def no_bounds(a, b, y, vh, a_before):
         gains = reductions(a, b)
-        return gains, [torch.full_like(gains, torch.inf)] * (y.shape[2] // y.shape[1] - 1)
+        return gains, gains.new_full((len(gains), y.shape[2] // y.shape[1] - 1), torch.inf)
 
     monkeypatch.setattr(candidates, "reductions_and_bounds", no_bounds)
     every, every_gains = run(pool, labeled, 60, device)
@@ -159,6 +160,7 @@ def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(refreshed, monke
     ("name", "value"),
     [
         ("initial.MAX_ROTATED", 1),
+        ("initial.FEW_WEIGHTS", 1),
         ("candidates.UPDATE_ROWS", 7),
         ("gains.MAX_UNROLLED_CLASSES", 0),
         ("gains.MIN_UNROLLED", 0),
@@ -225,22 +227,39 @@ def gains_from_scratch(v, target, picked):
 
 
 @pytest.mark.filterwarnings("ignore:damping=1 is")
-@pytest.mark.parametrize("form", ["eigenvectors", "embeddings"])
-@pytest.mark.parametrize("seed", range(5))
-def test_what_rounding_leaves_of_huge_gains_is_not_taken_for_a_gain(seed, form, device):
+@pytest.mark.parametrize("form", ["eigenvectors", "factor", "embeddings"])
+@pytest.mark.parametrize("seed", [0, 1, 2, 8, 12, 27])
+def test_what_rounding_leaves_of_huge_gains_is_not_taken_for_a_gain(seed, form, monkeypatch, device):
     """Eight clusters with norms over four decades: B falls by sixteen orders of magnitude when theirs is picked."""
     rng = np.random.default_rng(seed)
     clusters = rng.normal(size=(8, 2, 30)) * 10 ** rng.uniform(2, 6, size=(8, 1, 1))
     v = clusters[rng.integers(0, 8, 200)] + 10 * rng.normal(size=(200, 2, 30)) * np.geomspace(1, 1e-3, 30)
     v = torch.as_tensor(v)
     target = information(v) / 200
-    picks, gains = select(
-        v.to(device), target.to(device) if form == "eigenvectors" else None, 12, damping=1.0
-    )
+    if form == "factor":
+        monkeypatch.setattr(initial, "MAX_ROTATED", 1)
+    picks, gains = select(v.to(device), None if form == "embeddings" else target.to(device), 12, damping=1.0)
     for t, (pick, gain) in enumerate(zip(picks.tolist(), gains.tolist(), strict=True)):
         expected = gains_from_scratch(v, target, picks[:t].cpu())
         assert expected[pick] >= expected.max() * (1 - 1e-3)
         assert gain == pytest.approx(float(expected[pick]), rel=1e-2)
+
+
+@pytest.mark.parametrize("rank", [0, 3, 12])
+def test_information_that_is_singular_has_a_factor(rank, device):
+    rows = np.random.default_rng(0).normal(size=(rank, 12)) * np.geomspace(1, 1e4, 12)
+    matrix = torch.as_tensor(rows.T @ rows, device=device)
+    factored = FactoredInformation(matrix)
+    torch.testing.assert_close(factored.times(torch.eye(12).to(matrix)), matrix, rtol=0, atol=1e-6)
+    v = torch.as_tensor(random_embeddings(4, k=12), device=device)
+    torch.testing.assert_close(factored.quadratic(v), v @ matrix @ v.mT, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n_rows", "n_weights", "expected"), [
+    (1, 6_000, True), (41_999, 7_000, False), (42_000, 7_000, True), (10**9, 40_000, False),
+])  # fmt: skip
+def test_the_basis_is_changed_where_that_is_cheap(n_rows, n_weights, expected):
+    assert initial._is_rotated(n_rows, n_weights) is expected
 
 
 def test_embeddings_are_overwritten_only_when_asked():
