@@ -275,7 +275,7 @@ class Candidates:
     def keep(self, steps: Sequence[Step], n_added: int, n_kept: int) -> Tensor | None:
         """Take back all but the first `n_kept` of the last steps, of which `n_added` were added.
 
-        Returns the gains after each that is kept, or nothing where none that was added was taken back.
+        Returns the gains after each that is kept, or None where none that was added was taken back.
         """
         self.inverse.drop_last(self.c * (len(steps) - n_kept))
         if n_added == n_kept:
@@ -333,7 +333,7 @@ class Candidates:
             product = v @ stored
         else:
             product = right.new_empty(*v.shape[:2], right.shape[1])
-            for part in blocks(v, EXACT_ENTRIES // n_exact):
+            for part in blocks(v, max(1, EXACT_ENTRIES // n_exact)):
                 torch.matmul(v[part, :, :n_exact].to(right.dtype), right[:n_exact], out=product[part])
                 product[part] += v[part, :, n_exact:] @ stored[n_exact:]
         return product.unflatten(2, (2, -1))

@@ -1,8 +1,9 @@
 r"""Where the selection starts: the candidates with M_∅⁻¹ and F̄ in the form that suits their size.
 
 Everything moves to a basis where M_∅ = I and F̄ is diagonal, unless there are many weights and few candidates, for whom
-that would cost more than it saves: then both are matrices, or stay in the form of the embeddings. M and F̄ are divided
-by the weight b/(L+b) of a pick, which gives the same gains and leaves V as it is. This file sees tensors only.
+that would cost more than it saves: then M⁻¹ is a matrix and F̄ a Cholesky factor, or both stay in the form of the
+embeddings. M and F̄ are divided by the weight b/(L+b) of a pick, which gives the same gains and leaves V as it is. This
+file sees tensors only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fishermask_sk.operators import (
     blocks,
 )
 
-# The eigenvectors of F̄ cost about 20 k³ flops. Up to this many weights that takes seconds ...
+# The eigenvectors of F̄ cost about 20 k³ flops. Up to this many weights that takes less than a minute ...
 FEW_WEIGHTS = 6_000
 # ... and beyond them less than products of all embeddings with two matrices, if there are so many rows a weight ...
 MIN_ROWS_PER_WEIGHT = 6
@@ -175,6 +176,7 @@ def _inverse(known: Tensor, damping: float) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(known)
     if not bool(failed):
         return known.copy_(torch.cholesky_inverse(factor))
+    del factor  # its memory goes first
     values, vectors = torch.linalg.eigh(known)
     return known.copy_((vectors / values.clamp_min(damping)) @ vectors.mT)
 

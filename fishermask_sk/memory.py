@@ -58,18 +58,18 @@ def needs(
     """
     row = k * itemsize
     updated = min(n_pool, UPDATE_ROWS // n_rows + 1) * n_rows
-    of_candidates = 8 * n_pool * (4 * n_rows**2 + MAX_AHEAD + 5)
+    of_candidates = 8 * n_pool * (4 * n_rows**2 + 2 * MAX_AHEAD + 5)
     of_blocks = 8 * updated * n_rows * (8 + 3 * MAX_AHEAD)  # products, and half as much for the bounds
     waiting = min(n_pool * n_rows, MAX_WAITING)  # those that no bound spares: their products, twice
     of_blocks += 8 * waiting * n_rows * 4 * MAX_AHEAD
     of_blocks += updated * row  # gathered, where some are left out
-    of_blocks += 8 * min(EXACT_ENTRIES, updated * k)
+    of_blocks += 8 * min(max(EXACT_ENTRIES, n_rows * k), updated * k)
     active = min(n_pool, max(MIN_ACTIVE, int(ACTIVE_SHARE * n_pool) + 1)) * n_rows * row
     picking = of_candidates + of_blocks + active
     if uses_rows(n_pool + n_labeled, n_rows, k) if in_rows is None else in_rows:
         matrices = n_labeled * n_rows * row + 8 * k * n_rows * (3 * n_labeled + n_steps) + picking
-    else:  # five at the start, of which three stay or come again
-        matrices = max(8 * 5 * k * k, 8 * 3 * k * k + picking)
+    else:  # five at the start, of which four stay or come again
+        matrices = max(8 * 5 * k * k, 8 * 4 * k * k + picking)
     return Needs(n_pool * n_rows * row, matrices)
 
 

@@ -43,13 +43,15 @@ class FactoredInformation:
     Parameters
     ----------
     matrix : Tensor of shape (k, k)
-        F̄, which may be singular.
+        F̄. It is singular where a whole head is in the mask: over the classes, its gradients sum to zero.
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        self.root, failed = torch.linalg.cholesky_ex(matrix)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
         if bool(failed):
-            self.root = _pivoted_cholesky(matrix)
+            del factor  # its memory goes first
+            factor = _pivoted_cholesky(matrix)
+        self.root = factor
 
     def times(self, rows: Tensor) -> Tensor:
         """P F̄, for rows P (..., k)."""
@@ -166,10 +168,18 @@ class InverseInformation:
 
 def _pivoted_cholesky(matrix: Tensor) -> Tensor:
     """R (k, rank) with R Rᵀ = matrix up to rounding, where the matrix (k, k) is singular."""
-    factor, pivots, rank, _ = dpstrf(matrix.mT.cpu().numpy(), lower=1)
-    root = torch.empty(len(matrix), rank, dtype=matrix.dtype)
-    root[torch.as_tensor(pivots - 1, dtype=torch.int64)] = torch.as_tensor(factor[:, :rank]).tril()
-    return root.to(matrix.device)
+    scale = (
+        matrix.diagonal().sqrt()
+    )  # LAPACK ends where what is left is small beside the largest: none may be larger
+    scale = torch.where(scale > 0, scale, 1)
+    factor, pivots, rank, _ = dpstrf(
+        (matrix / scale).div_(scale[:, None]).cpu().numpy().T, lower=1, overwrite_a=1
+    )
+    root = matrix.new_empty(len(matrix), rank)
+    root[torch.as_tensor(pivots - 1, device=root.device).long()] = (
+        torch.as_tensor(factor[:, :rank]).tril_().to(root)
+    )
+    return root.mul_(scale[:, None])
 
 
 def blocks(embeddings: Tensor, rows: int | None = None) -> Iterator[slice]:

@@ -7,8 +7,9 @@ With L labelled samples, b to pick and damping λ:
 * picking x adds :math:`\frac{b}{L+b} V_x^\top V_x`.
 
 The gain of a candidate needs only two c×c matrices, A = V M⁻¹ Vᵀ and B = V M⁻¹ F̄ M⁻¹ Vᵀ: `initial` makes them, in
-a basis where M_∅ = I and F̄ is diagonal if there are not too many weights, and `candidates` keeps them. Source: Ash
-et al., "Gone Fishing" (BAIT), arXiv 2106.09675, with the scaling of its authors' code. This file sees tensors only.
+a basis where M_∅ = I and F̄ is diagonal unless there are too many weights for so few candidates, and `candidates` keeps
+them. Source: Ash et al., "Gone Fishing" (BAIT), arXiv 2106.09675, with the scaling of its authors' code. This file sees
+tensors only.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from fishermask_sk.initial import TOO_LARGE, from_matrices, from_rows
 FLOAT32_DAMPING = 0.1
 # Gains closer than this, relative to the best, are equal: of these the lowest index wins.
 TIE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-
 # Picks made ahead at the start; twice as many after each time that all of them were right.
 START_AHEAD = 4
 
@@ -108,7 +108,7 @@ def select(
     are the leading directions in the pass of the first picks; all else has the dtype of the embeddings (float64
     throughout for λ < 0.1).
 
-    Beside the embeddings it holds, in float64, five k×k matrices at the start and up to three later, four numbers for
+    Beside the embeddings it holds, in float64, five k×k matrices at the start and up to four later, four numbers for
     each of n·c², and blocks of products.
 
     Examples
@@ -192,7 +192,8 @@ def _pick(
             n_right += 1
         if n_right < len(steps):
             kept = state.keep(steps, len(added), n_right)
-            after = after if kept is None else kept
+            if kept is not None:
+                after = kept
             n_ahead = n_right
         else:
             n_ahead = min(2 * n_ahead, state.max_ahead)

@@ -5,6 +5,7 @@ import os
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, candidates, screening
+from fishermask_sk import FisherMask, candidates, initial, screening
 from fishermask_sk.baselines import margin_sampling
 
 N_POOL, N_LABELED, N_CLASSES = 60, 13, 4
@@ -72,6 +73,7 @@ CASES = {
     "streamed": {"max_memory": 10**6},
     "candidates": {"n_proposed": 31},
     "no labels": {"no_labels": True},
+    "many weights": {"max_rotated": 1},
 }
 OF_CALL = {"kind", "n_instances", "n_proposed", "random_tie_break"}
 
@@ -81,8 +83,10 @@ def run_case(name, rank, counts, labeled_counts):
     if settings.pop("no_labels", False):
         labeled_counts = [0] * len(labeled_counts)
     of_call = {key: settings.pop(key) for key in OF_CALL & settings.keys()}
+    max_rotated = settings.pop("max_rotated", initial.MAX_ROTATED)
     strategy = FisherMask(0.8, **{"damping": 0.5, "random_state": 0, **settings})
-    return ask(rank, counts, labeled_counts, strategy, **of_call)
+    with mock.patch.object(initial, "MAX_ROTATED", max_rotated):
+        return ask(rank, counts, labeled_counts, strategy, **of_call)
 
 
 LEFT_OUT = []

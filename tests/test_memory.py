@@ -32,9 +32,9 @@ def vectors(n, seed=0):
     return np.random.default_rng(seed).normal(size=(n, 8)).astype("float32")
 
 
-def query(net, **kwargs):
+def query(net, candidates=None, **kwargs):
     strategy = FisherMask(0.9, damping=0.1, random_state=0, **kwargs)
-    strategy.select(net, vectors(N_POOL), 12, X_labeled=vectors(N_LABELED, 1))
+    strategy.select(net, vectors(N_POOL), 12, X_labeled=vectors(N_LABELED, 1), candidates=candidates)
     return strategy
 
 
@@ -115,12 +115,13 @@ def test_a_budget_of_what_is_free_where_the_system_does_not_say():
 
 
 def test_many_weights_and_few_samples_need_no_matrix(net, monkeypatch):
-    expected = query(net)
+    expected, of_some = query(net), query(net, candidates=np.arange(30))
     for module in (initial, memory):
         monkeypatch.setattr(module, "FEW_WEIGHTS", 1)
     monkeypatch.setattr(initial, "MIN_ROWS_PER_WEIGHT", 100)
     assert not uses_rows(N_POOL, N_CLASSES - 1, 196)
     assert query(net).query_idx_.tolist() == expected.query_idx_.tolist()  # with k×k matrices
+    assert query(net, candidates=np.arange(30)).query_idx_.tolist() == of_some.query_idx_.tolist()
     monkeypatch.setattr(memory, "ROWS_PER_WEIGHT", 100)
     assert uses_rows(N_POOL, N_CLASSES - 1, 196)
     from_rows = query(net)
