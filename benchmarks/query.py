@@ -497,7 +497,7 @@ def fidelity(n_pool=2_000, n_picks=100):
 
 
 def large(n_pool=2_000, n_picks=50):
-    X, y, X_pool, source = load(n_pool)
+    X, y, X_pool, _, source = load(n_pool)
     # A few epochs: this is about the size of the net, not about its accuracy.
     net = train(X, y, width=64, max_epochs=2, min_steps=8)
     lines = []  # each is written when it is there
