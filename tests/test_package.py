@@ -11,6 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import fishermask_sk
 
@@ -65,7 +66,9 @@ def run(*arguments, cwd):
 def built(tmp_path_factory):
     """The folder with wheel and sdist; the wheel is made from the sdist, as `build` does it."""
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
+    # Two builds at once, in two of pytest's processes, would write the same egg-info.
+    with FileLock(tmp_path_factory.getbasetemp().parent / "build.lock"):
+        run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
     return folder
 
 
@@ -78,7 +81,13 @@ def test_an_index_takes_both(built):
     with tarfile.open(built / names[1]) as sdist:
         held = {path.partition("/")[2] for path in sdist.getnames()}
         text = sdist.extractfile(f"fishermask_sk-{version}/PKG-INFO").read().decode()
-    assert {"docs/modal.md", "docs/images/demo-digits.png", "examples/demo.py", "tests/reference.py"} <= held
+    assert {
+        "docs/modal.md",
+        "docs/images/demo-digits.png",
+        "examples/demo.py",
+        "tests/reference.py",
+        "benchmarks/query.py",
+    } <= held
     assert not any(path.startswith(("docs/_build", "docs/auto_examples", "docs/generated")) for path in held)
     assert "(`docs/modal.md`)" in text
 
