@@ -26,8 +26,8 @@ from fishermask_sk.initial import FEW_WEIGHTS
 
 # Of the free memory, the share that a query may take where `max_memory` is not given.
 SHARE_OF_FREE = 0.8
-# Beyond FEW_WEIGHTS, embeddings with at most this many rows a weight stand in for k×k matrices: the first
-# gains then cost less from the rows.
+# Beyond FEW_WEIGHTS, embeddings with at most this many rows a weight stand in for k×k matrices: the first gains then
+# cost less from the rows.
 ROWS_PER_WEIGHT = 4
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{name}i": 2 ** (10 * power) for power, name in enumerate("KMGT", start=1)}

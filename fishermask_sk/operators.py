@@ -168,17 +168,14 @@ class InverseInformation:
 
 def _pivoted_cholesky(matrix: Tensor) -> Tensor:
     """R (k, rank) with R Rᵀ = matrix up to rounding, where the matrix (k, k) is singular."""
-    scale = (
-        matrix.diagonal().sqrt()
-    )  # LAPACK ends where what is left is small beside the largest: none may be larger
+    # LAPACK ends where what is left is small beside the largest entry: with a diagonal of ones none is larger.
+    scale = matrix.diagonal().sqrt()
     scale = torch.where(scale > 0, scale, 1)
-    factor, pivots, rank, _ = dpstrf(
-        (matrix / scale).div_(scale[:, None]).cpu().numpy().T, lower=1, overwrite_a=1
-    )
+    scaled = (matrix / scale).div_(scale[:, None]).cpu().numpy()
+    factor, pivots, rank, _ = dpstrf(scaled.T, lower=1, overwrite_a=1)
     root = matrix.new_empty(len(matrix), rank)
-    root[torch.as_tensor(pivots - 1, device=root.device).long()] = (
-        torch.as_tensor(factor[:, :rank]).tril_().to(root)
-    )
+    place = torch.as_tensor(pivots - 1, device=root.device).long()
+    root[place] = torch.as_tensor(factor[:, :rank]).tril_().to(root)
     return root.mul_(scale[:, None])
 
 
