@@ -1,9 +1,12 @@
-"""One process with one thread against two with one each: seconds and bytes on the wire, a pick and a query.
+"""One process with one thread against two with one each: seconds and bytes on the wire,
+a pick and a query.
 
-    OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python benchmarks/distributed.py [--samples 3000] [--weights 1402]
+    OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python benchmarks/distributed.py [--samples
+    3000] [--weights 1402]
 
-On a busy machine compare rank 0's seconds on its core (CPU, of a pick and of the query) instead of those that pass.
-Bytes are those that went through the loopback device meanwhile, by the kernel's count, headers and all.
+On a busy machine compare rank 0's seconds on its core (CPU, of a pick and of the query)
+instead of those that pass. Bytes are those that went through the loopback device
+meanwhile, by the kernel's count, headers and all.
 """
 
 import argparse
@@ -33,10 +36,14 @@ def loopback_bytes():
 def work(rank, size, n_samples, n_weights, folder):
     torch.set_num_threads(1)
     if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
+        )
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 10))
-    net = NeuralNetClassifier(module, criterion=nn.CrossEntropyLoss, verbose=0, train_split=None).initialize()
+    net = NeuralNetClassifier(
+        module, criterion=nn.CrossEntropyLoss, verbose=0, train_split=None
+    ).initialize()
     X = np.random.default_rng(0).normal(size=(n_samples, 64)).astype("float32")
     X = X[rank * n_samples // size : (rank + 1) * n_samples // size]
     strategy, found = FisherMask(n_weights, random_state=0), {}
@@ -72,9 +79,7 @@ def measure(size, n_samples, n_weights):
     bytes_per_pick = (many["bytes"] - few["bytes"]) / (MANY - FEW)
     once = few["bytes"] - FEW * bytes_per_pick
     print(
-        f"{size:9}{n_samples:9,}{many['embeddings']:14.2f}{per_pick * 1000:10.1f}{many['total']:11.2f}"
-        f"{cpu_per_pick * 1000:8.1f}{many['cpu']:8.2f}"
-        f"{bytes_per_pick / 1000:15.1f}{once / 1e6:13.1f}",
+        f"{size:9}{n_samples:9,}{many['embeddings']:14.2f}{per_pick * 1000:10.1f}{many['total']:11.2f}{cpu_per_pick * 1000:8.1f}{many['cpu']:8.2f}{bytes_per_pick / 1000:15.1f}{once / 1e6:13.1f}",
         flush=True,
     )
 
@@ -86,10 +91,12 @@ def main():
     args = parser.parse_args()
     load = os.getloadavg()[0]
     print(
-        f"torch {torch.__version__}, {os.cpu_count()} cores, load average {load:.1f} before; C = 10, k = {args.weights}"
+        f"torch {torch.__version__}, {os.cpu_count()} cores, load average {load:.1f} "
+        f"before; C = 10, k = {args.weights}"
     )
     print(
-        "processes  samples  embeddings s  ms a pick  query of 50  CPU ms   CPU s  kB a pick (lo)  MB once (lo)"
+        "processes  samples  embeddings s  ms a pick  query of 50  CPU ms   CPU s  kB "
+        "a pick (lo)  MB once (lo)"
     )
     for size, share in ((1, 1), (2, 1), (1, 0.5), (2, 1)):  # strong scaling, then weak
         measure(size, int(args.samples * share), args.weights)

@@ -1,14 +1,16 @@
-"""What a query costs, each step beside the floor of its arithmetic and beside the naive form, in one run.
+"""What a query costs, each step beside the floor of its arithmetic and beside the naive
+form, in one run.
 
-    python benchmarks/query.py steps      # embeddings, diagonal Fisher information, a pick, the whole query
-    python benchmarks/query.py memory     # peak of the selection; 60,000 samples within 2 GiB
-    python benchmarks/query.py screening  # picks where the net is more and more sure of the pool
-    python benchmarks/query.py fidelity   # what fewer classes and fewer directions keep of the exact gain
-    python benchmarks/query.py large      # a ResNet-18 of width 64
+    python benchmarks/query.py steps # embeddings, diagonal Fisher information, a pick,
+    the whole query python benchmarks/query.py memory # peak of the selection; 60,000
+    samples within 2 GiB python benchmarks/query.py screening # picks where the net is
+    more and more sure of the pool python benchmarks/query.py fidelity # what fewer
+    classes and fewer directions keep of the exact gain python benchmarks/query.py large
+    # a ResNet-18 of width 64
 
-A narrow ResNet-18 on 28×28 images, trained on 250 labels of FashionMNIST, or of random images where
-it is absent; for screening on more labels, too.
-Prints tables, and writes each to docs/benchmarks/.
+A narrow ResNet-18 on 28×28 images, trained on 250 labels of FashionMNIST, or of random
+images where it is absent; for screening on more labels, too. Prints tables, and writes
+each to docs/benchmarks/.
 """
 
 import argparse
@@ -47,7 +49,10 @@ def load(n_pool, n_labeled=N_LABELED):
     """Images and labels, those of a pool, and where they come from."""
     try:
         data, source = load_images("fashion-mnist"), "FashionMNIST"
-        X, y = np.concatenate([data.X_train, data.X_test]), np.concatenate([data.y_train, data.y_test])
+        X, y = (
+            np.concatenate([data.X_train, data.X_test]),
+            np.concatenate([data.y_train, data.y_test]),
+        )
         order = np.random.default_rng(0).permutation(len(X))
         X, y = X[order], y[order]
     except (OSError, RuntimeError):
@@ -60,7 +65,12 @@ def load(n_pool, n_labeled=N_LABELED):
 
 def train(X, y, width=16, **kwargs):
     net = ResNet18Classifier(
-        width=width, head_bias=False, classes=range(N_CLASSES), random_state=0, device=DEVICE, **kwargs
+        width=width,
+        head_bias=False,
+        classes=range(N_CLASSES),
+        random_state=0,
+        device=DEVICE,
+        **kwargs,
     )
     return net.fit(X, y)
 
@@ -81,7 +91,9 @@ def seconds(function, n_runs=5):
 
 
 def alternating(*functions, n_runs=3):
-    """Median seconds of each, in turn, so that a machine that changes its pace changes it for all of them."""
+    """Median seconds of each, in turn, so that a machine that changes its pace changes
+    it for all of them.
+    """
     for function in functions:
         timed(function)
     spent = [[timed(function) for function in functions] for _ in range(n_runs)]
@@ -95,7 +107,11 @@ def wait():
 
 def machine(source):
     name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    ):
         if line.startswith("model name"):
             name = line.split(":")[1].strip()
     if DEVICE == "cuda":
@@ -104,13 +120,21 @@ def machine(source):
     threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
     return (
         f"{source}; {name}, {threads} of {os.cpu_count()} cores; Python "
-        f"{platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}; {time.strftime('%Y-%m-%d')}."
+        f"{platform.python_version()}, torch {torch.__version__}, numpy "
+        f"{np.__version__}; {time.strftime('%Y-%m-%d')}."
     )
 
 
 def write(section, title, source, lines):
     text = "\n".join(
-        [f"# {title}", "", f"`python benchmarks/query.py {section}`. {machine(source)}", "", *lines, ""]
+        [
+            f"# {title}",
+            "",
+            f"`python benchmarks/query.py {section}`. {machine(source)}",
+            "",
+            *lines,
+            "",
+        ]
     )
     print(text)
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -121,11 +145,15 @@ class Setup:
     """A fitted net, its per-sample gradients and batches of the pool."""
 
     def __init__(self, n_pool=N_POOL, n_labeled=N_LABELED):
-        self.X_labeled, y, self.X_pool, self.y_pool, self.source = load(n_pool, n_labeled)
+        self.X_labeled, y, self.X_pool, self.y_pool, self.source = load(
+            n_pool, n_labeled
+        )
         self.net = train(self.X_labeled, y)
         self.fitted = fitted_net(self.net)
         self.module = self.fitted.module.eval()
-        self.gradients = PerSampleGradients(self.module, self.fitted.logits, self.batch(8))
+        self.gradients = PerSampleGradients(
+            self.module, self.fitted.logits, self.batch(8)
+        )
 
     def batch(self, n, start=0):
         return torch.as_tensor(self.X_pool[start : start + n]).to(DEVICE)
@@ -159,8 +187,13 @@ def masked_parameters(setup, mask_indices):
 
 
 def gradients_through_a_graph(setup, parameters, n_graph, n_timed):
-    """Seconds a sample: one gradient per sample and class, through a graph of `n_graph` samples."""
-    batches = [setup.batch(n_graph, start) for start in range(0, max(n_timed, n_graph), n_graph)]
+    """Seconds a sample: one gradient per sample and class, through a graph of `n_graph`
+    samples.
+    """
+    batches = [
+        setup.batch(n_graph, start)
+        for start in range(0, max(n_timed, n_graph), n_graph)
+    ]
     wait()
     start, n_done = time.perf_counter(), 0
     for batch in batches:
@@ -175,7 +208,9 @@ def gradients_through_a_graph(setup, parameters, n_graph, n_timed):
 
 
 def direct_pick(embeddings, n_timed=550):
-    """Seconds a pick: A and B of every candidate as two batched products with k×k matrices that are at hand."""
+    """Seconds a pick: A and B of every candidate as two batched products with k×k
+    matrices that are at hand.
+    """
     n, c, k = embeddings.shape
     left, right = (torch.randn(k, k, device=embeddings.device) for _ in range(2))
     v = embeddings[:n_timed]
@@ -197,9 +232,13 @@ def seconds_a_pick(embedded, n_labeled):
         times.append(time.perf_counter())
 
     select(
-        embedded.pool, embedded.pool_information, N_PICKS, n_labeled=n_labeled,
-        labeled_information=embedded.labeled_information, on_pick=note,
-    )  # fmt: skip
+        embedded.pool,
+        embedded.pool_information,
+        N_PICKS,
+        n_labeled=n_labeled,
+        labeled_information=embedded.labeled_information,
+        on_pick=note,
+    )
     return (times[-1] - times[0]) / (N_PICKS - 1)
 
 
@@ -217,12 +256,18 @@ def steps():
             setup.module(part)
 
     sizes = (64, 128, 256)
-    fastest = sizes[np.argmin(alternating(*(lambda size=size: forward(size) for size in sizes), n_runs=5))]
+    fastest = sizes[
+        np.argmin(
+            alternating(*(lambda size=size: forward(size) for size in sizes), n_runs=5)
+        )
+    ]
     forwards = []
 
     def beside_forward(step):
         """Seconds a sample, of the step and of a forward pass in turn."""
-        found, one_pass = (took / len(images) for took in alternating(step, lambda: forward(fastest)))
+        found, one_pass = (
+            took / len(images) for took in alternating(step, lambda: forward(fastest))
+        )
         forwards.append(one_pass)
         return found, one_pass
 
@@ -237,7 +282,8 @@ def steps():
         relative = f"{found / floor:.2f} ×"
         faster = "" if naive is None else f"{naive / found:,.0f} × faster"
         rows.append(
-            f"| {step} | {1e3 * found:.2f} {unit} | {1e3 * floor:.2f} | {relative} | {target} | {faster} |"
+            f"| {step} | {1e3 * found:.2f} {unit} | {1e3 * floor:.2f} | {relative} | "
+            f"{target} | {faster} |"
         )
 
     every = list(setup.gradients.parameters.values())
@@ -251,10 +297,18 @@ def steps():
                 setup.gradients.embeddings(part, mask_indices, reduced=True)
 
         found, per_forward = beside_forward(embed)
-        plain[name] = gradients_through_a_graph(setup, masked_parameters(setup, mask_indices), 1, 24)
-        floor, target = (per_forward, "≤ 1.3 ×") if "last" in name else ((1 + c) * per_forward, "≤ 1.6 ×")
+        plain[name] = gradients_through_a_graph(
+            setup, masked_parameters(setup, mask_indices), 1, 24
+        )
+        floor, target = (
+            (per_forward, "≤ 1.3 ×")
+            if "last" in name
+            else ((1 + c) * per_forward, "≤ 1.6 ×")
+        )
         row(f"embeddings, {name}", "ms a sample", found, floor, plain[name], target)
-    fisher, per_forward = beside_forward(lambda: setup.gradients.diagonal_fisher(images.split(128)))
+    fisher, per_forward = beside_forward(
+        lambda: setup.gradients.diagonal_fisher(images.split(128))
+    )
     chosen = "the mask that the method picks"
     row(
         "diagonal Fisher information, 1,024 samples",
@@ -267,7 +321,10 @@ def steps():
 
     embedded = setup.embedded(masks[chosen])
     k = embedded.pool.shape[2]
-    whole, skinny = torch.randn(n * c, k, device=DEVICE), torch.randn(k, 2 * c, device=DEVICE)
+    whole, skinny = (
+        torch.randn(n * c, k, device=DEVICE),
+        torch.randn(k, 2 * c, device=DEVICE),
+    )
     rows_of_all = torch.cat([embedded.pool, embedded.pool[:, :1]], dim=1)
     found = [
         (
@@ -279,7 +336,14 @@ def steps():
     ]
     pick, direct, product = (median(column) for column in zip(*found, strict=True))
     whole = rows_of_all = None
-    row(f"one pick, mean of {N_PICKS - 1}", "ms", pick, product, direct, "≤ 1.3 ×, 120 × faster")
+    row(
+        f"one pick, mean of {N_PICKS - 1}",
+        "ms",
+        pick,
+        product,
+        direct,
+        "≤ 1.3 ×, 120 × faster",
+    )
     del embedded
 
     strategy = FisherMask(random_state=0)
@@ -287,33 +351,43 @@ def steps():
     strategy.select(setup.net, setup.X_pool, N_PICKS, X_labeled=setup.X_labeled)
     query = time.perf_counter() - start
     authors = (n + N_LABELED + 1024) * authors_gradient + N_PICKS * direct
-    best_plain = (n + N_LABELED) * plain[chosen] + 1024 * plain_gradient + N_PICKS * direct
-    took = ", ".join(f"{name} {spent:.1f} s" for name, spent in strategy.timings_.items())
+    best_plain = (
+        (n + N_LABELED) * plain[chosen] + 1024 * plain_gradient + N_PICKS * direct
+    )
+    took = ", ".join(
+        f"{name} {spent:.1f} s" for name, spent in strategy.timings_.items()
+    )
     write(
         "steps",
         "Time of a query, step by step",
         setup.source,
         [
-            f"C = {c}, k = {k:,}, N = {n:,}, L = {N_LABELED}, b = {N_PICKS}, float32. A forward pass takes "
-            f"{1e3 * median(forwards):.3f} ms a sample (batch {fastest}, the fastest of 64, 128, 256). Floors: (1 + C) "
-            "forward passes for embeddings, one for the last layer, (1 + 2C) for the diagonal Fisher information, and "
-            "for a pick the product of the (N·C, k) embeddings with a (k, 2C) matrix. Times may be below: C − 1 rows a "
-            "sample do, and one wide product serves several picks. Naive forms: gradients through graphs of one "
-            "sample; a pick by two batched products with k×k matrices. Medians of 3 runs, each in turn with its floor.",
+            f"C = {c}, k = {k:,}, N = {n:,}, L = {N_LABELED}, b = {N_PICKS}, float32. "
+            f"A forward pass takes {1e3 * median(forwards):.3f} ms a sample (batch "
+            f"{fastest}, the fastest of 64, 128, 256). Floors: (1 + C) forward passes "
+            "for embeddings, one for the last layer, (1 + 2C) for the diagonal "
+            "Fisher information, and for a pick the product of the (N·C, k) "
+            "embeddings with a (k, 2C) matrix. Times may be below: C − 1 rows a "
+            "sample do, and one wide product serves several picks. Naive forms: "
+            "gradients through graphs of one sample; a pick by two batched products "
+            "with k×k matrices. Medians of 3 runs, each in turn with its floor.",
             "",
-            "| step | time | floor | beside the floor | to reach | beside the naive form |",
+            "| step | time | floor | beside the floor | to reach | beside the naive "
+            "form |",
             "|---|---:|---:|---:|---:|---:|",
             *rows,
             "",
-            f"The whole query took {query:.1f} s ({took}). The authors' form (one gradient of all weights per sample "
-            f"and class through a graph of 128 samples, {1e3 * authors_gradient:,.0f} ms a sample; direct picks, "
-            f"{1e3 * direct:,.0f} ms each) would take {authors / 60:,.0f} min, **{authors / query:,.0f} times** as "
-            f"long; the best plain form (graphs of one sample, {1e3 * plain[chosen]:.1f} ms for the masked layers, "
-            f"{1e3 * plain_gradient:.1f} ms for all) {best_plain / 60:,.1f} min, **{best_plain / query:,.0f} times**. "
-            "Both were timed on a part and scaled: gradients on 4 and 24 "
-            "samples, picks on a tenth of the pool.",
+            f"The whole query took {query:.1f} s ({took}). The authors' form (one "
+            "gradient of all weights per sample and class through a graph of 128 "
+            f"samples, {1e3 * authors_gradient:,.0f} ms a sample; direct picks, "
+            f"{1e3 * direct:,.0f} ms each) would take {authors / 60:,.0f} min, "
+            f"**{authors / query:,.0f} times** as long; the best plain form (graphs "
+            f"of one sample, {1e3 * plain[chosen]:.1f} ms for the masked layers, "
+            f"{1e3 * plain_gradient:.1f} ms for all) {best_plain / 60:,.1f} min, "
+            f"**{best_plain / query:,.0f} times**. Both were timed on a part and "
+            "scaled: gradients on 4 and 24 samples, picks on a tenth of the pool.",
         ],
-    )  # fmt: skip
+    )
 
 
 def screened():
@@ -336,12 +410,15 @@ def screened():
             pick = seconds_a_pick(embedded, n_labeled)
             left_out.append(np.mean(shares))
             screening.FIRST_SCREENING = N_PICKS
-            found.append((pick, seconds_a_pick(embedded, n_labeled), direct_pick(rows_of_all)))
+            found.append(
+                (pick, seconds_a_pick(embedded, n_labeled), direct_pick(rows_of_all))
+            )
             screening.FIRST_SCREENING = first
         pick, without, direct = (median(column) for column in zip(*found, strict=True))
         rows.append(
-            f"| {n_labeled:,} | {accuracy:.2f} | {np.mean(left_out):.2f} | {1e3 * pick:.1f} ms | "
-            f"{1e3 * without:.1f} ms | {1e3 * direct:,.0f} ms | {direct / pick:.0f} × faster |"
+            f"| {n_labeled:,} | {accuracy:.2f} | {np.mean(left_out):.2f} | "
+            f"{1e3 * pick:.1f} ms | {1e3 * without:.1f} ms | {1e3 * direct:,.0f} ms | "
+            f"{direct / pick:.0f} × faster |"
         )
         k, source = embedded.pool.shape[2], setup.source
     write(
@@ -349,13 +426,16 @@ def screened():
         "Picks where the net is sure of most of the pool",
         source,
         [
-            f"C = {N_CLASSES}, k = {k:,}, N = {N_POOL:,}, b = {N_PICKS}, float32. Candidates that a bound keeps far "
-            "from the largest gain are left out of the updates; the picks are the same. Nets trained on so many "
-            "labels, each with a pool of its own. Left out: the share of the candidates, mean over the passes. One "
-            f"pick: mean of {N_PICKS - 1}, median of 3 runs, in turn with picks on all candidates and with direct ones "
-            "(two batched products with k×k matrices, a tenth of the pool, scaled).",
+            f"C = {N_CLASSES}, k = {k:,}, N = {N_POOL:,}, b = {N_PICKS}, float32. "
+            "Candidates that a bound keeps far from the largest gain are left out of "
+            "the updates; the picks are the same. Nets trained on so many labels, "
+            "each with a pool of its own. Left out: the share of the candidates, "
+            f"mean over the passes. One pick: mean of {N_PICKS - 1}, median of 3 "
+            "runs, in turn with picks on all candidates and with direct ones (two "
+            "batched products with k×k matrices, a tenth of the pool, scaled).",
             "",
-            "| labels | accuracy on the pool | left out | one pick | on all candidates | direct | beside direct |",
+            "| labels | accuracy on the pool | left out | one pick | on all "
+            "candidates | direct | beside direct |",
             "|---:|---:|---:|---:|---:|---:|---:|",
             *rows,
         ],
@@ -370,7 +450,9 @@ def resident(field):
 
 
 class PeakAnonymous(threading.Thread):
-    """The most anonymous memory that this process held, looked at a hundred times a second."""
+    """The most anonymous memory that this process held, looked at a hundred times a
+    second.
+    """
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -392,7 +474,9 @@ class PeakAnonymous(threading.Thread):
 
 
 def memory():
-    """Each in a process of its own; where a few megabytes count, freed memory goes back to the system at once."""
+    """Each in a process of its own; where a few megabytes count, freed memory goes back
+    to the system at once.
+    """
     at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     found = [
         subprocess.run(
@@ -417,16 +501,22 @@ def peak():
     inputs = 8 * 2 * k * k
     with PeakAnonymous() as found:
         select(
-            pool, total, N_PICKS, labeled_information=known, n_labeled=N_LABELED, overwrite=True,
-        )  # fmt: skip
+            pool,
+            total,
+            N_PICKS,
+            labeled_information=known,
+            n_labeled=N_LABELED,
+            overwrite=True,
+        )
     block = UPDATE_ROWS * 2 * rows * MAX_AHEAD * pool.itemsize
     floor = 8 * (4 * k * k + 2 * n * N_CLASSES**2) + block
     used = found.grown + inputs
     print(
-        f"**Selection**, embeddings excluded, the two k×k matrices that it is given included, float64: "
-        f"{used / 1e6:.0f} MB at the most, {used / floor:.2f} × of 4 k×k + 2·N·C² + one block "
-        f"({floor / 1e6:.0f} MB, the block of products {block / 1e6:.0f} MB); N = {n:,}, k = {k:,}, b = {N_PICKS}. "
-        "To reach: ≤ 1.25 ×."
+        "**Selection**, embeddings excluded, the two k×k matrices that it is given "
+        f"included, float64: {used / 1e6:.0f} MB at the most, {used / floor:.2f} × of "
+        f"4 k×k + 2·N·C² + one block ({floor / 1e6:.0f} MB, the block of products "
+        f"{block / 1e6:.0f} MB); N = {n:,}, k = {k:,}, b = {N_PICKS}. To reach: ≤ 1.25 "
+        "×."
     )
 
 
@@ -438,9 +528,12 @@ def budget():
         strategy.select(setup.net, setup.X_pool, 100, X_labeled=setup.X_labeled)
         took = time.perf_counter() - start
     size = 4 * len(setup.X_pool) * (N_CLASSES - 1) * len(strategy.mask_indices_)
-    parts = ", ".join(f"{name} {spent:.0f} s" for name, spent in strategy.timings_.items())
+    parts = ", ".join(
+        f"{name} {spent:.0f} s" for name, spent in strategy.timings_.items()
+    )
     print(
-        f"**A pool of {len(setup.X_pool):,}**, whose embeddings take {size / 2**30:.2f} GiB, with "
+        f"**A pool of {len(setup.X_pool):,}**, whose embeddings take "
+        f"{size / 2**30:.2f} GiB, with "
         f'`max_memory="1.5GiB"`: {found.grown / 2**30:.2f} GiB of anonymous memory above the process before the query '
         f"(to reach: ≤ 2 GiB); 100 picks in {took:.0f} s ({parts})."
     )
@@ -454,7 +547,10 @@ def gain(picks, embedded):
     m = (1 - weight) * embedded.labeled_information
     m.diagonal().add_(1)
     after = m + weight * information(embedded.pool[picks].double())
-    return float(torch.linalg.solve(m, target).trace() - torch.linalg.solve(after, target).trace())
+    return float(
+        torch.linalg.solve(m, target).trace()
+        - torch.linalg.solve(after, target).trace()
+    )
 
 
 def fidelity(n_pool=2_000, n_picks=100):
@@ -464,32 +560,42 @@ def fidelity(n_pool=2_000, n_picks=100):
     rows, exact, exact_picks = [], None, set()
     cases = [("exact", {})]
     cases += [(f"`n_top_classes={m}`", {"n_top_classes": m}) for m in (5, 3, 2)]
-    cases += [(f"`n_components={r}`", {"n_components": r}) for r in (700, 350, 175, 90, 45)]
+    cases += [
+        (f"`n_components={r}`", {"n_components": r}) for r in (700, 350, 175, 90, 45)
+    ]
     for name, params in cases:
         strategy = FisherMask(random_state=0, **params)
-        picks = strategy.select(setup.net, setup.X_pool, n_picks, X_labeled=setup.X_labeled)
+        picks = strategy.select(
+            setup.net, setup.X_pool, n_picks, X_labeled=setup.X_labeled
+        )
         share = gain(torch.as_tensor(picks), embedded)
         if exact is None:
             exact, exact_picks = share, set(picks)
         same = len(exact_picks.intersection(picks))
         spent = strategy.timings_
         rows.append(
-            f"| {name} | {share / exact:.4f} | {same} of {n_picks} | {spent['mask']:.1f} | {spent['embeddings']:.1f} | "
+            f"| {name} | {share / exact:.4f} | {same} of {n_picks} | "
+            f"{spent['mask']:.1f} | {spent['embeddings']:.1f} | "
             f"{spent['selection']:.1f} |"
         )
     rng = np.random.default_rng(0)
-    random = [gain(torch.as_tensor(rng.choice(n_pool, n_picks, replace=False)), embedded) for _ in range(5)]
+    random = [
+        gain(torch.as_tensor(rng.choice(n_pool, n_picks, replace=False)), embedded)
+        for _ in range(5)
+    ]
     rows.append(f"| random picks, mean of 5 | {np.mean(random) / exact:.4f} | | | | |")
     write(
         "fidelity",
         "What fewer classes and fewer directions cost",
         setup.source,
         [
-            f"Share of the exact gain, tr(M⁻¹F̄) before minus after all picks, in float64 on the exact mask "
-            f"and embeddings (C = {N_CLASSES}, k = {len(mask_indices):,}, N = {n_pool:,}, b = {n_picks}); one net, "
-            "one seed.",
+            "Share of the exact gain, tr(M⁻¹F̄) before minus after all picks, in "
+            f"float64 on the exact mask and embeddings (C = {N_CLASSES}, k = "
+            f"{len(mask_indices):,}, N = {n_pool:,}, b = {n_picks}); one net, one "
+            "seed.",
             "",
-            "| | share of the gain kept | same picks | mask, s | embeddings, s | selection, s |",
+            "| | share of the gain kept | same picks | mask, s | embeddings, s | "
+            "selection, s |",
             "|---|---:|---:|---:|---:|---:|",
             *rows,
         ],
@@ -507,27 +613,37 @@ def large(n_pool=2_000, n_picks=50):
             start = time.perf_counter()
             strategy.select(net, X_pool, n_picks, X_labeled=X)
             took = time.perf_counter() - start
-        parts = ", ".join(f"{step} {spent:.0f} s" for step, spent in strategy.timings_.items())
+        parts = ", ".join(
+            f"{step} {spent:.0f} s" for step, spent in strategy.timings_.items()
+        )
         lines.append(
-            f"| {name} | {len(strategy.mask_indices_):,} | {took / 60:.1f} min ({parts}) | "
-            f"{found.grown / 2**30:.1f} GiB | {strategy.trace_reductions_.sum():.4g} |"
+            f"| {name} | {len(strategy.mask_indices_):,} | {took / 60:.1f} min "
+            f"({parts}) | {found.grown / 2**30:.1f} GiB | "
+            f"{strategy.trace_reductions_.sum():.4g} |"
         )
         write(
             "large",
             "A query on a ResNet-18 of width 64",
             source,
             [
-                f"11.2 million weights, sparsity 0.002, N = {n_pool:,}, L = {len(X)}, b = {n_picks}, "
-                f"C = {N_CLASSES}; the net was trained for 2 epochs.",
+                f"11.2 million weights, sparsity 0.002, N = {n_pool:,}, L = {len(X)}, "
+                f"b = {n_picks}, C = {N_CLASSES}; the net was trained for 2 epochs.",
                 "",
-                "| | k | time | anonymous memory above the process before | sum of its own gains |",
+                "| | k | time | anonymous memory above the process before | sum of "
+                "its own gains |",
                 "|---|---:|---|---:|---:|",
                 *lines,
             ],
         )
 
 
-SECTIONS = {"steps": steps, "screening": screened, "memory": memory, "fidelity": fidelity, "large": large}
+SECTIONS = {
+    "steps": steps,
+    "screening": screened,
+    "memory": memory,
+    "fidelity": fidelity,
+    "large": large,
+}
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -1,7 +1,8 @@
 """How the site is built: `make docs`, or `make docs-fast` without running the examples.
 
-The pages are Markdown that also reads on its own; the API comes from the docstrings, the tutorials from examples/.
-No network is needed: where the inventories of other projects cannot be fetched, those written here stand in.
+The pages are Markdown that also reads on its own; the API comes from the docstrings,
+the tutorials from examples/. No network is needed: where the inventories of other
+projects cannot be fetched, those written here stand in.
 """
 
 import re
@@ -34,7 +35,9 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_saved", "results"]  # data of pages, not pages
 templates_path = ["_templates"]
-suppress_warnings = ["config.cache"]  # the gallery's settings hold what cannot be pickled
+suppress_warnings = [
+    "config.cache"
+]  # the gallery's settings hold what cannot be pickled
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -52,9 +55,25 @@ numpydoc_xref_aliases = {
     "Path": "pathlib.Path",
     "Bunch": "sklearn.utils.Bunch",
 }
-numpydoc_xref_ignore = {"of", "or", "shape", "default", "optional", "in", "with", "to", "type", "same"}
-# Some of numpydoc's links go to glossaries, which the inventories written here do not have.
-for word in [word for word, target in DEFAULT_LINKS.items() if target.startswith((":term:", ":ref:"))]:
+numpydoc_xref_ignore = {
+    "of",
+    "or",
+    "shape",
+    "default",
+    "optional",
+    "in",
+    "with",
+    "to",
+    "type",
+    "same",
+}
+# Some of numpydoc's links go to glossaries, which the inventories written here do not
+# have.
+for word in [
+    word
+    for word, target in DEFAULT_LINKS.items()
+    if target.startswith((":term:", ":ref:"))
+]:
     del DEFAULT_LINKS[word]
 
 intersphinx_mapping = write_inventories(DOCS / "_build" / "inventories")
@@ -66,7 +85,9 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 # Pages without pages below them have nothing to show at the left.
-html_sidebars = {page.stem: [] for page in DOCS.glob("*.md") if page.stem != "benchmarks"}
+html_sidebars = {
+    page.stem: [] for page in DOCS.glob("*.md") if page.stem != "benchmarks"
+}
 html_theme_options = {
     "logo": {"text": "fishermask_sk"},
     "navbar_align": "left",
@@ -77,8 +98,16 @@ html_theme_options = {
     "footer_end": ["sphinx-version"],
 }
 
-# Run for the site: what takes seconds. The others are shown with the output that docs/_saved keeps of a run.
-RUN = ["pictures", "custom_mask", "modal_loop", "tabular_pipeline", "text_transformer", "vision_transformer"]
+# Run for the site: what takes seconds. The others are shown with the output that
+# docs/_saved keeps of a run.
+RUN = [
+    "pictures",
+    "custom_mask",
+    "modal_loop",
+    "tabular_pipeline",
+    "text_transformer",
+    "vision_transformer",
+]
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
@@ -137,9 +166,11 @@ LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
 def link_to_site(app, docname, source):
-    """Turn links that are meant for the files' own folders into links to the site's pages.
+    """Turn links that are meant for the files' own folders into links to the site's
+    pages.
 
-    Where a page, one of its sections or a picture is not there yet, its words remain; tests/test_docs.py asks for it.
+    Where a page, one of its sections or a picture is not there yet, its words remain;
+    tests/test_docs.py asks for it.
     """
     folder = (DOCS / docname).parent
 
@@ -167,16 +198,26 @@ def link_to_site(app, docname, source):
 def anchors(page):
     """The anchors that GitHub, and here MyST, give to a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
 
 
 def keep_names(app, what, name, obj, options, lines):
-    """A name that ends in an underscore is what an estimator has learnt; reStructuredText takes it for a link."""
-    lines[:] = [re.sub(r"(?<![\w`.:_])(_?[A-Za-z]\w*)_(?=$|[\s,.;:)])", r"\1\\_", line) for line in lines]
+    """A name that ends in an underscore is what an estimator has learnt;
+    reStructuredText takes it for a link.
+    """
+    lines[:] = [
+        re.sub(r"(?<![\w`.:_])(_?[A-Za-z]\w*)_(?=$|[\s,.;:)])", r"\1\\_", line)
+        for line in lines
+    ]
 
 
 def skip_request_methods(app, what, name, obj, skip, options):
-    """scikit-learn adds `set_fit_request` and the like to every estimator; its own guide tells of them."""
+    """scikit-learn adds `set_fit_request` and the like to every estimator; its own
+    guide tells of them.
+    """
     return True if re.fullmatch(r"set_\w+_request", name) else skip
 
 

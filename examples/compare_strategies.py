@@ -6,9 +6,11 @@ FisherMask and six other query strategies on an imbalanced pool, seed by seed.
 .. code-block:: sh
 
     python examples/compare_strategies.py            # digits and a narrow ResNet-18
-    python examples/compare_strategies.py --quick    # a tiny net, hardly trained: does it run?
+    python examples/compare_strategies.py --quick # a tiny net, hardly trained: does it
+    run?
 
-Stop it whenever you like and start it again: rounds that are in the results file are not played again.
+Stop it whenever you like and start it again: rounds that are in the results file are
+not played again.
 """
 
 import argparse
@@ -29,13 +31,21 @@ from fishermask_sk.plotting import LearningCurveDisplay
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--quick", action="store_true", help="a tiny net, hardly trained")
 parser.add_argument("--n-jobs", type=int, default=1, help="processes")
-parser.add_argument("--output", type=Path, default=Path("results"), help="folder for numbers and picture")
+parser.add_argument(
+    "--output",
+    type=Path,
+    default=Path("results"),
+    help="folder for numbers and picture",
+)
 args = parser.parse_args()
 args.output.mkdir(parents=True, exist_ok=True)
 
-# Three common classes and seven rare ones in the pool, all as common as each other in the test set.
+# Three common classes and seven rare ones in the pool, all as common as each other in
+# the test set.
 images = load_images(
-    "digits", subset=dict.fromkeys(range(3), 60) | dict.fromkeys(range(3, 10), 12), random_state=0
+    "digits",
+    subset=dict.fromkeys(range(3), 60) | dict.fromkeys(range(3, 10), 12),
+    random_state=0,
 )
 results = compare_strategies(
     ResNet18Classifier(
@@ -70,7 +80,7 @@ results = compare_strategies(
 
 print(results.summary(baseline="random", metric="balanced_accuracy"))
 picture = args.output / "compare.png"
-LearningCurveDisplay.from_results(results, metric="balanced_accuracy").plot().figure_.savefig(
-    picture, dpi=110
-)
+LearningCurveDisplay.from_results(
+    results, metric="balanced_accuracy"
+).plot().figure_.savefig(picture, dpi=110)
 print(f"Picture: {picture}")

@@ -8,8 +8,9 @@ Which weights describe a sample can be left to you.
     python examples/custom_mask.py            # digits and a narrow ResNet-18
     python examples/custom_mask.py --quick    # a tiny net, hardly trained: does it run?
 
-A rule is a function ``(scores, k, slices) -> positions``: the diagonal Fisher information of all weights, how
-many to keep, and where in the scores the weights of each parameter lie.
+A rule is a function ``(scores, k, slices) -> positions``: the diagonal Fisher
+information of all weights, how many to keep, and where in the scores the weights of
+each parameter lie.
 """
 
 import argparse
@@ -25,7 +26,9 @@ quick = parser.parse_args().quick
 
 
 def equal_shares(scores, k, slices):
-    """Give every stage of the net, and its head, the same number of weights, or all it has: the best ones."""
+    """Give every stage of the net, and its head, the same number of weights, or all it
+    has: the best ones.
+    """
     stages = {}
     for name, place in slices.items():
         positions = torch.arange(place.start, place.stop, device=scores.device)
@@ -39,9 +42,16 @@ def equal_shares(scores, k, slices):
 
 
 images = load_images("digits", subset=dict.fromkeys(range(10), 30), random_state=0)
-X_labeled, y_labeled, X_pool = images.X_train[::5], images.y_train[::5], images.X_train[1::5]
+X_labeled, y_labeled, X_pool = (
+    images.X_train[::5],
+    images.y_train[::5],
+    images.X_train[1::5],
+)
 net = ResNet18Classifier(
-    width=4 if quick else 16, classes=range(10), max_epochs=1 if quick else 200, random_state=0
+    width=4 if quick else 16,
+    classes=range(10),
+    max_epochs=1 if quick else 200,
+    random_state=0,
 ).fit(X_labeled, y_labeled)
 
 for name, mask in {"fisher": "fisher", "equal shares": equal_shares}.items():

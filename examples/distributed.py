@@ -26,9 +26,16 @@ N_LABELED, N_POOL, N_INSTANCES = 100, 600, 10
 
 
 def make_net():
-    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    module = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
     return NeuralNetClassifier(
-        module, criterion=nn.CrossEntropyLoss, lr=0.1, max_epochs=20, train_split=None, verbose=0
+        module,
+        criterion=nn.CrossEntropyLoss,
+        lr=0.1,
+        max_epochs=20,
+        train_split=None,
+        verbose=0,
     )
 
 
@@ -37,13 +44,16 @@ def main():
         "RANK" in os.environ
     ):  # set by torchrun; on GPUs the backend is "nccl", and every rank takes its own device
         dist.init_process_group("gloo", timeout=timedelta(minutes=5))
-    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, size = (
+        (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    )
 
     digits = load_images("digits", random_state=0)
     X_labeled, y_labeled = digits.X_train[:N_LABELED], digits.y_train[:N_LABELED]
     X_pool = digits.X_train[N_LABELED : N_LABELED + N_POOL]
 
-    # The same net everywhere: trained from one seed here; in earnest, train once and load it on every rank.
+    # The same net everywhere: trained from one seed here; in earnest, train once and
+    # load it on every rank.
     torch.manual_seed(0)
     net = make_net().fit(X_labeled, y_labeled)
 
@@ -51,10 +61,18 @@ def main():
     mine = np.array_split(np.arange(N_POOL), size)[rank]
     known = np.array_split(np.arange(N_LABELED), size)[rank]
     strategy = FisherMask(500, random_state=0)
-    query_idx = strategy.select(net, X_pool[mine], N_INSTANCES, X_labeled=X_labeled[known])
+    query_idx = strategy.select(
+        net, X_pool[mine], N_INSTANCES, X_labeled=X_labeled[known]
+    )
 
-    print(f"rank {rank} of {size} holds {len(mine)} of {N_POOL} samples; all ranks pick {query_idx.tolist()}")
-    print(f"rank {rank} is asked for {query_idx[np.isin(query_idx, mine)] - mine[0]} of its own")
+    print(
+        f"rank {rank} of {size} holds {len(mine)} of {N_POOL} samples; all ranks pick "
+        f"{query_idx.tolist()}"
+    )
+    print(
+        f"rank {rank} is asked for {query_idx[np.isin(query_idx, mine)] - mine[0]} of "
+        "its own"
+    )
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -5,12 +5,13 @@ What decides is the score after the label budget is spent.
 
 .. code-block:: sh
 
-    python examples/tune_sparsity.py            # digits and the paper's narrow ResNet-18
-    python examples/tune_sparsity.py --quick    # a tiny net, hardly trained: does it run?
+    python examples/tune_sparsity.py # digits and the paper's narrow ResNet-18 python
+    examples/tune_sparsity.py --quick # a tiny net, hardly trained: does it run?
 
-This needs a data set that is **labelled already**. A search plays active learning many times over and judges
-by held-out labels; on the pool that is to be labelled, that would cost more labels than it could ever save.
-Take a labelled set that resembles yours, a proxy, and carry the sparsity over.
+This needs a data set that is **labelled already**. A search plays active learning many
+times over and judges by held-out labels; on the pool that is to be labelled, that would
+cost more labels than it could ever save. Take a labelled set that resembles yours, a
+proxy, and carry the sparsity over.
 """
 
 import argparse
@@ -23,11 +24,18 @@ from fishermask_sk.results import Table
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--quick", action="store_true", help="a tiny net, hardly trained")
-parser.add_argument("--n-jobs", type=int, default=1, help="processes; each holds a pool and its k×k matrices")
+parser.add_argument(
+    "--n-jobs",
+    type=int,
+    default=1,
+    help="processes; each holds a pool and its k×k matrices",
+)
 args = parser.parse_args()
 
 # Imbalanced, as pools often are: three common classes and seven rare ones.
-pool = dict.fromkeys(range(3), 60) | dict.fromkeys(range(3, 10), 12 if args.quick else 20)
+pool = dict.fromkeys(range(3), 60) | dict.fromkeys(
+    range(3, 10), 12 if args.quick else 20
+)
 images = load_images("digits", subset=pool, random_state=0)
 
 net = ResNet18Classifier(
@@ -40,7 +48,8 @@ net = ResNet18Classifier(
 )
 loop = ActiveLearningClassifier(
     net,
-    # At a width of 4, a thousandth of the weights is less than the head; at 16 FisherMask warns that it is.
+    # At a width of 4, a thousandth of the weights is less than the head; at 16
+    # FisherMask warns that it is.
     FisherMask(keep_head=not args.quick),
     n_initial=24,
     n_instances=24 if args.quick else 48,
@@ -68,5 +77,11 @@ print(
     )
 )
 print(f"best sparsity: {search.best_params_['query_strategy__sparsity']}")
-print(f"labels spent per candidate: {len(search.best_estimator_.labeled_indices_)} of {len(images.y_train)}")
-print(f"accuracy on the test images: {search.score(images.X_test, images.y_test):.3f} (balanced)")
+print(
+    f"labels spent per candidate: {len(search.best_estimator_.labeled_indices_)} of "
+    f"{len(images.y_train)}"
+)
+print(
+    f"accuracy on the test images: {search.score(images.X_test, images.y_test):.3f} "
+    "(balanced)"
+)

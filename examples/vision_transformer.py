@@ -5,8 +5,8 @@ First what a query on it would cost, then the loop, then another device.
 
 .. code-block:: sh
 
-    python examples/vision_transformer.py            # digits, on two layers and 16 patches
-    python examples/vision_transformer.py --quick    # hardly trained: does it run?
+    python examples/vision_transformer.py # digits, on two layers and 16 patches python
+    examples/vision_transformer.py --quick # hardly trained: does it run?
 """
 
 import argparse
@@ -35,12 +35,21 @@ class DigitTransformer(VisionTransformer):
 
     def __init__(self):
         super().__init__(
-            8, 2, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=10, dropout=0.1
+            8,
+            2,
+            num_layers=2,
+            num_heads=4,
+            hidden_dim=32,
+            mlp_dim=64,
+            num_classes=10,
+            dropout=0.1,
         )
         self.conv_proj = nn.Conv2d(1, 32, kernel_size=2, stride=2)
 
 
-images = load_images("digits", subset=dict.fromkeys(range(10), 10 if quick else 80), random_state=0)
+images = load_images(
+    "digits", subset=dict.fromkeys(range(10), 10 if quick else 80), random_state=0
+)
 net = NeuralNetClassifier(
     DigitTransformer,
     criterion=nn.CrossEntropyLoss,  # the module returns logits
@@ -57,7 +66,8 @@ X_pool, y_pool, n = images.X_train, images.y_train, 40
 learner = ActiveLearner(net, FisherMask(0.05, random_state=0), X_pool[:n], y_pool[:n])
 X_pool, y_pool = X_pool[n:], y_pool[n:]
 
-# Before anything is spent: how gradients are found, what the mask may touch, and a query on a pool of 60,000.
+# Before anything is spent: how gradients are found, what the mask may touch, and a
+# query on a pool of 60,000.
 print(check_network(learner, X_pool, n_instances=20, n_pool=60_000))
 
 
@@ -67,7 +77,10 @@ def ask_and_teach():
     query_idx, X_query = learner.query(X_pool, n_instances=20)
     learner.teach(X_query, y_pool[query_idx])
     X_pool, y_pool = np.delete(X_pool, query_idx, axis=0), np.delete(y_pool, query_idx)
-    print(f"{len(learner.X_training)} labels: accuracy {learner.score(images.X_test, images.y_test):.3f}")
+    print(
+        f"{len(learner.X_training)} labels: accuracy "
+        f"{learner.score(images.X_test, images.y_test):.3f}"
+    )
 
 
 for _ in range(1 if quick else 4):
@@ -76,7 +89,9 @@ for _ in range(1 if quick else 4):
 # A saved learner goes on where it was, on whatever device the next machine has.
 with tempfile.TemporaryDirectory() as folder:
     joblib.dump(learner, Path(folder) / "learner.pkl")
-    learner = joblib.load(Path(folder) / "learner.pkl")  # weights of an absent GPU come to the CPU
+    learner = joblib.load(
+        Path(folder) / "learner.pkl"
+    )  # weights of an absent GPU come to the CPU
 learner.estimator.set_params(device="cuda" if torch.cuda.is_available() else "cpu")
 learner.estimator.module_.to(learner.estimator.device)
 ask_and_teach()

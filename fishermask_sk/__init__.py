@@ -1,4 +1,6 @@
-"""FisherMask for modAL and scikit-learn: which samples to label next, by sparse Fisher information."""
+"""FisherMask for modAL and scikit-learn: which samples to label next, by sparse Fisher
+information.
+"""
 
 from fishermask_sk._version import __version__
 from fishermask_sk.active_learning import ActiveLearningClassifier

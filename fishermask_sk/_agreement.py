@@ -18,9 +18,13 @@ ROUNDING = 1e-9
 
 
 def check_same_question(
-    processes: Processes, params: dict[str, Any], module: nn.Module, settings: dict[str, Any]
+    processes: Processes,
+    params: dict[str, Any],
+    module: nn.Module,
+    settings: dict[str, Any],
 ) -> None:
-    """Refuse a query whose processes have other parameters, other settings or another net.
+    """Refuse a query whose processes have other parameters, other settings or another
+    net.
 
     Parameters
     ----------
@@ -38,21 +42,28 @@ def check_same_question(
     """
     if processes.size == 1:
         return
-    own = {name: describe(value) for name, value in params.items() if name not in OWN} | settings
-    question = (own, {name: _sums(tensor) for name, tensor in module.state_dict().items()})
+    own = {
+        name: describe(value) for name, value in params.items() if name not in OWN
+    } | settings
+    question = (
+        own,
+        {name: _sums(tensor) for name, tensor in module.state_dict().items()},
+    )
     (expected, weights), *others = processes.objects(question)
     for rank, (found, found_weights) in enumerate(others, start=1):
         for name, value in expected.items():
             if found[name] != value:
                 raise ValueError(
-                    f"{name} is {value!r:.80} on rank 0 and {found[name]!r:.80} on rank {rank}; every rank must ask "
-                    "the same question: give all the same parameters."
+                    f"{name} is {value!r:.80} on rank 0 and {found[name]!r:.80} on "
+                    f"rank {rank}; every rank must ask the same question: give all the "
+                    "same parameters."
                 )
         for name in {**weights, **found_weights}:
             if not _alike(weights.get(name), found_weights.get(name)):
                 raise ValueError(
-                    f"{name} of the net differs between rank 0 and rank {rank}; every rank must hold the same net, "
-                    "buffers included: train it once and load it everywhere, or broadcast its state."
+                    f"{name} of the net differs between rank 0 and rank {rank}; every "
+                    "rank must hold the same net, buffers included: train it once and "
+                    "load it everywhere, or broadcast its state."
                 )
 
 

@@ -1,6 +1,8 @@
-"""Seconds and bytes of a query, from small pieces of one: each step is timed on few samples and scaled up.
+"""Seconds and bytes of a query, from small pieces of one: each step is timed on few
+samples and scaled up.
 
-What scales, and with which power of samples N, weights k and picks, is written in `_scaled_selection`.
+What scales, and with which power of samples N, weights k and picks, is written in
+`_scaled_selection`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from fishermask_sk.candidates import EXACT_PICKS, TAIL_SHARES
 from fishermask_sk.fisher import information
 from fishermask_sk.selection import select
 
-# Each step may take about this many seconds, and the selection's embeddings this many bytes, on this many weights.
+# Each step may take about this many seconds, and the selection's embeddings this many
+# bytes, on this many weights.
 STEP_SECONDS, SELECTION_BYTES, SELECTION_WEIGHTS = 1.0, 2**26, 1500
 # Picks that are timed: those that are made in float64 first, and twice as many.
 PICKS = 3 * EXACT_PICKS
@@ -35,7 +38,8 @@ class SelectionTimes(NamedTuple):
 
 
 def calibrate(query: Query, plan: Plan, n_pool: int) -> tuple[Tensor, dict[str, float]]:
-    """Time each step of the query on some of its samples, and scale to a pool of `n_pool`.
+    """Time each step of the query on some of its samples, and scale to a pool of
+    `n_pool`.
 
     Returns
     -------
@@ -47,8 +51,12 @@ def calibrate(query: Query, plan: Plan, n_pool: int) -> tuple[Tensor, dict[str, 
     n_samples = _affordable(query, plan)
     scores = _rank(query, plan, n_samples)
     n_drawn = min(query.params.n_mask_samples, n_all)
-    per_ranked = _seconds(lambda: _rank(query, plan, n_samples), scores.device) / n_samples
-    with warnings.catch_warnings():  # the report says what the warning about the head says
+    per_ranked = (
+        _seconds(lambda: _rank(query, plan, n_samples), scores.device) / n_samples
+    )
+    with (
+        warnings.catch_warnings()
+    ):  # the report says what the warning about the head says
         warnings.simplefilter("ignore", UserWarning)
         mask_indices = query.mask(plan, scores)
     sub = Query(
@@ -60,10 +68,15 @@ def calibrate(query: Query, plan: Plan, n_pool: int) -> tuple[Tensor, dict[str, 
         0,
         query.n_instances,
     )
-    per_embedded = _seconds(lambda: sub._embed(plan.gradients, mask_indices), scores.device) / n_samples
+    per_embedded = (
+        _seconds(lambda: sub._embed(plan.gradients, mask_indices), scores.device)
+        / n_samples
+    )
     embeddings = sub._embed(plan.gradients, mask_indices).pool
     n_weights = min(query.params.n_components or len(mask_indices), len(mask_indices))
-    if n_weights < len(mask_indices):  # all of `sub` were embedded twice, once to find the directions
+    if n_weights < len(
+        mask_indices
+    ):  # all of `sub` were embedded twice, once to find the directions
         per_embedded, n_embedded = per_embedded / 2, n_all + n_drawn
     else:
         n_embedded = n_all
@@ -75,7 +88,9 @@ def calibrate(query: Query, plan: Plan, n_pool: int) -> tuple[Tensor, dict[str, 
 
 
 def _affordable(query: Query, plan: Plan) -> int:
-    """How many samples fit into a step's time, by the time of the first few; at most a batch."""
+    """How many samples fit into a step's time, by the time of the first few; at most a
+    batch.
+    """
     few = min(EXAMPLES, query.n_pool)
     _rank(query, plan, few)  # whatever is only slow once
     seconds = _seconds(lambda: _rank(query, plan, few), plan.candidates.device)
@@ -85,17 +100,26 @@ def _affordable(query: Query, plan: Plan) -> int:
 
 def _rank(query: Query, plan: Plan, n_samples: int) -> Tensor:
     batch = next(query.fitted.batches(query.pool, n_samples, range(n_samples)))
-    return plan.gradients.diagonal_fisher([batch], names=plan.names, n_top_classes=query.params.n_top_classes)
+    return plan.gradients.diagonal_fisher(
+        [batch], names=plan.names, n_top_classes=query.params.n_top_classes
+    )
 
 
-def _scaled_selection(embeddings: Tensor, n_pool: int, n_weights: int, query: Query) -> float:
-    """Seconds of the selection: linear in N; for k that is too large to try, setup as k³ + N·k², picks as k² + N·k."""
+def _scaled_selection(
+    embeddings: Tensor, n_pool: int, n_weights: int, query: Query
+) -> float:
+    """Seconds of the selection: linear in N; for k that is too large to try, setup as
+    k³ + N·k², picks as k² + N·k.
+    """
     n_rows, k = embeddings.shape[1:]
     k_tried = min(k, SELECTION_WEIGHTS)
     most = SELECTION_BYTES // (n_rows * k_tried * embeddings.itemsize)
     large = min(n_pool, max(64, most))
     small = max(1, large // 4)
-    times = {n: _time_selection(_like(embeddings[..., :k_tried], n), query) for n in {small, large}}
+    times = {
+        n: _time_selection(_like(embeddings[..., :k_tried], n), query)
+        for n in {small, large}
+    }
     growth = n_weights / k_tried
     n_picks = min(ceil(query.params.oversample * query.n_instances), n_pool)
     n_early = min(n_picks, max(EXACT_PICKS, ceil(TAIL_SHARES[0][0] * n_picks)))
@@ -103,7 +127,11 @@ def _scaled_selection(embeddings: Tensor, n_pool: int, n_weights: int, query: Qu
     def at_n_pool(step: str, fixed_power: int, per_sample_power: int) -> float:
         if small == large:
             return getattr(times[large], step) * growth**fixed_power
-        slope = max(0.0, (getattr(times[large], step) - getattr(times[small], step)) / (large - small))
+        slope = max(
+            0.0,
+            (getattr(times[large], step) - getattr(times[small], step))
+            / (large - small),
+        )
         fixed = max(0.0, getattr(times[large], step) - slope * large)
         return fixed * growth**fixed_power + slope * n_pool * growth**per_sample_power
 
@@ -115,10 +143,13 @@ def _scaled_selection(embeddings: Tensor, n_pool: int, n_weights: int, query: Qu
 
 
 def _like(embeddings: Tensor, n: int) -> Tensor:
-    """As many as are wanted that resemble the few that there are, no two the same: mixtures of pairs."""
+    """As many as are wanted that resemble the few that there are, no two the same:
+    mixtures of pairs.
+    """
     generator = torch.Generator().manual_seed(0)
     first, second = (
-        torch.randint(len(embeddings), (n,), generator=generator).to(embeddings.device) for _ in range(2)
+        torch.randint(len(embeddings), (n,), generator=generator).to(embeddings.device)
+        for _ in range(2)
     )
     angle = torch.rand((n, 1, 1), generator=generator).to(embeddings)
     return embeddings[first] * angle.cos() + embeddings[second] * angle.sin()
@@ -136,7 +167,9 @@ def _time_selection(embeddings: Tensor, query: Query) -> SelectionTimes:
         _wait(embeddings.device)
         times.append(perf_counter())
 
-    with warnings.catch_warnings():  # about a damping that is lost in rounding: the query itself will say so
+    with (
+        warnings.catch_warnings()
+    ):  # about a damping that is lost in rounding: the query itself will say so
         warnings.simplefilter("ignore", UserWarning)
         select(
             embeddings,

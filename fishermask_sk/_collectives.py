@@ -1,4 +1,5 @@
-"""What processes that share a query tell each other. One process alone has nothing to tell: all is the identity.
+"""What processes that share a query tell each other. One process alone has nothing to
+tell: all is the identity.
 
 The only file that sees `torch.distributed`.
 """
@@ -17,7 +18,9 @@ from torch import Tensor
 
 
 class Processes:
-    """One process that holds everything, and the functions that `Group` has for several."""
+    """One process that holds everything, and the functions that `Group` has for
+    several.
+    """
 
     rank, size = 0, 1
 
@@ -63,7 +66,8 @@ class Group(Processes):
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._step = "start"
-        # gloo knows few operations on an accelerator's tensors: they travel by way of main memory.
+        # gloo knows few operations on an accelerator's tensors: they travel by way of
+        # main memory.
         self._by_cpu = dist.get_backend() == "gloo"
 
     def shard(self, n: int) -> Shard:
@@ -82,7 +86,10 @@ class Group(Processes):
             raise
         for rank, message in enumerate(self.objects(None)):
             if message is not None:
-                raise RuntimeError(f"Rank {rank} of {self.size} failed in the step {self._step!r}: {message}")
+                raise RuntimeError(
+                    f"Rank {rank} of {self.size} failed in the step {self._step!r}: "
+                    f"{message}"
+                )
 
     def objects(self, value: Any) -> list[Any]:
         found: list[Any] = [None] * self.size
@@ -113,7 +120,9 @@ class Group(Processes):
         counts = self.objects(len(rows))
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
-        return torch.cat([part[:n] for part, n in zip(self.stack(padded), counts, strict=True)])
+        return torch.cat(
+            [part[:n] for part, n in zip(self.stack(padded), counts, strict=True)]
+        )
 
     def send(self, source: int, tensor: Tensor) -> Tensor:
         own = self._carried(tensor)
@@ -130,9 +139,10 @@ class Group(Processes):
             yield
         except RuntimeError as error:
             raise RuntimeError(
-                f"Rank {self.rank} of {self.size} lost the others in the step {self._step!r}: "
-                f"{str(error).splitlines()[0]}. Another process has died or raised, is not in this call, or needs more "
-                "time than init_process_group was told; look at what the others print."
+                f"Rank {self.rank} of {self.size} lost the others in the step "
+                f"{self._step!r}: {str(error).splitlines()[0]}. Another process has "
+                "died or raised, is not in this call, or needs more time than "
+                "init_process_group was told; look at what the others print."
             ) from error
 
 
@@ -154,7 +164,9 @@ class Best(NamedTuple):
 
 
 class Shard:
-    """The part of all samples that a process holds: here all `n` of them. `SharedOut` is for several processes."""
+    """The part of all samples that a process holds: here all `n` of them. `SharedOut`
+    is for several processes.
+    """
 
     def __init__(self, n: int) -> None:
         self.n = self.total = n
@@ -175,7 +187,8 @@ class Shard:
         choose: Callable[[Tensor], Tensor] | None = None,
         places: Tensor | None = None,
     ) -> Best:
-        """The largest gain of all processes. Of those that are equal the lowest position, or what `choose` says.
+        """The largest gain of all processes. Of those that are equal the lowest
+        position, or what `choose` says.
 
         Parameters
         ----------
@@ -189,13 +202,15 @@ class Shard:
         Returns
         -------
         Best
-            Where the largest is no finite number, the gain says so and the position means nothing.
+            Where the largest is no finite number, the gain says so and the position
+            means nothing.
         """
         tied = _tied(gains, largest := gains.amax(), tolerance)
         if not len(tied):
             return Best(tied.new_zeros(()), largest)
         i = (choose or torch.amin)(tied)
-        # Copies: views would keep all the gains in memory for as long as the pick is remembered.
+        # Copies: views would keep all the gains in memory for as long as the pick is
+        # remembered.
         return Best((i if places is None else places[i]).clone(), gains[i].clone())
 
     def take(self, positions: Tensor, fetch: Callable[[Tensor], Tensor]) -> Tensor:
@@ -216,8 +231,12 @@ class Shard:
         """The first process's tensor, in place of everyone's."""
         return tensor
 
-    def from_first(self, compute: Callable[[], Sequence[Tensor]], *like: Tensor) -> Sequence[Tensor]:
-        """What the first process computes, tensors of the shapes of `like`: work that is better done once."""
+    def from_first(
+        self, compute: Callable[[], Sequence[Tensor]], *like: Tensor
+    ) -> Sequence[Tensor]:
+        """What the first process computes, tensors of the shapes of `like`: work that
+        is better done once.
+        """
         return compute()
 
 
@@ -251,7 +270,8 @@ class SharedOut(Shard):
             largest = found[:, 0].amax()
             if not bool(torch.isfinite(largest)):
                 return Best(positions.new_zeros(()), largest)
-            # Where the lowest of a process's own best is none of the best of all, it has to look again.
+            # Where the lowest of a process's own best is none of the best of all, it
+            # has to look again.
             level = _level(largest, tolerance)
             leaders = found[found[:, 0] >= level]
             if bool((leaders[:, 2] >= level).all()):
@@ -275,9 +295,15 @@ class SharedOut(Shard):
     def same(self, tensor: Tensor) -> Tensor:
         return self._processes.send(0, tensor)
 
-    def from_first(self, compute: Callable[[], Sequence[Tensor]], *like: Tensor) -> Sequence[Tensor]:
+    def from_first(
+        self, compute: Callable[[], Sequence[Tensor]], *like: Tensor
+    ) -> Sequence[Tensor]:
         with self._processes.together():
-            found = compute() if self._processes.rank == 0 else [torch.empty_like(tensor) for tensor in like]
+            found = (
+                compute()
+                if self._processes.rank == 0
+                else [torch.empty_like(tensor) for tensor in like]
+            )
         return [self.same(tensor.contiguous()) for tensor in found]
 
     def _is_here(self, positions: Tensor) -> Tensor:
@@ -294,7 +320,13 @@ def _tied(gains: Tensor, largest: Tensor, tolerance: float) -> Tensor:
 
 
 def _lowest(largest: Tensor, positions: Tensor, gains: Tensor) -> Tensor:
-    """The largest gain, and the first of the tied positions with its gain, in float64: exact up to 2⁵³ samples."""
+    """The largest gain, and the first of the tied positions with its gain, in float64:
+    exact up to 2⁵³ samples.
+    """
     nothing = largest.new_tensor([torch.inf, -torch.inf], dtype=torch.float64)
-    first = torch.stack([positions[0].double(), gains[0].double()]) if len(gains) else nothing
+    first = (
+        torch.stack([positions[0].double(), gains[0].double()])
+        if len(gains)
+        else nothing
+    )
     return torch.cat([largest.double()[None], first])

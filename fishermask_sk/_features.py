@@ -1,4 +1,6 @@
-"""What k-center and BADGE look at: the inputs of a net's head, or of the last step where there is no net."""
+"""What k-center and BADGE look at: the inputs of a net's head, or of the last step
+where there is no net.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +19,31 @@ from fishermask_sk.skorch_adapter import FittedNet, fitted_net, preserved_rng, u
 
 
 def describe_samples(
-    learner: Any, X: Any, name: str, head: str | None, batch_size: int, probabilities: bool = False
+    learner: Any,
+    X: Any,
+    name: str,
+    head: str | None,
+    batch_size: int,
+    probabilities: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, d) and class probabilities (n, c); the latter empty where they cost more and nobody asks."""
+    """Features (n, d) and class probabilities (n, c); the latter empty where they cost
+    more and nobody asks.
+    """
     if hasattr(learner, "learner_list"):
         raise TypeError(
-            f"A {type(learner).__name__} has several estimators, each with features of its own; query its learners "
-            "one by one, or use an ActiveLearner."
+            f"A {type(learner).__name__} has several estimators, each with features of "
+            "its own; query its learners one by one, or use an ActiveLearner."
         )
     try:
         fitted = fitted_net(learner)
     except TypeError:  # there is no net inside
         estimator = learner.estimator if hasattr(learner, "query") else learner
         inputs = check_array(
-            _inputs_of_last(estimator, X), ensure_2d=False, allow_nd=True, dtype=np.float64, input_name=name
+            _inputs_of_last(estimator, X),
+            ensure_2d=False,
+            allow_nd=True,
+            dtype=np.float64,
+            input_name=name,
         )
         p = estimator.predict_proba(X) if probabilities else np.empty((len(inputs), 0))
         return inputs.reshape(len(inputs), -1), np.asarray(p, dtype=np.float64)
@@ -40,7 +53,9 @@ def describe_samples(
 
 
 def _inputs_of_last(estimator: Any, X: Any) -> Any:
-    """X after the earlier steps of a pipeline, which may lie in a search or another wrapper, or hold one."""
+    """X after the earlier steps of a pipeline, which may lie in a search or another
+    wrapper, or hold one.
+    """
     while estimator is not None:
         if isinstance(estimator, Pipeline):
             X = estimator[:-1].transform(X) if len(estimator) > 1 else X
@@ -53,27 +68,40 @@ def _inputs_of_last(estimator: Any, X: Any) -> Any:
 def _penultimate(
     fitted: FittedNet, dataset: Dataset[Any], head: str | None, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs of the head (n, d) and class probabilities (n, c), in one forward pass over the samples."""
+    """Inputs of the head (n, d) and class probabilities (n, c), in one forward pass
+    over the samples.
+    """
     example = next(fitted.batches(dataset, min(batch_size, 8)))
     n_outputs = fitted.check_outputs(example)
-    layout = find_layout(fitted.module, lambda: fitted.outputs(example), n_outputs, head)
+    layout = find_layout(
+        fitted.module, lambda: fitted.outputs(example), n_outputs, head
+    )
     if not layout.head:
         raise ValueError(
-            "The features are the inputs of the head, and no layer's output dimension is the number of classes; "
-            "name it with head='...'."
+            "The features are the inputs of the head, and no layer's output dimension "
+            "is the number of classes; name it with head='...'."
         )
-    path = layout.head[0].split(".")  # of a parameter; a parametrised weight lies deeper
-    owner = path[: path.index("parametrizations")] if "parametrizations" in path else path[:-1]
+    path = layout.head[0].split(
+        "."
+    )  # of a parameter; a parametrised weight lies deeper
+    owner = (
+        path[: path.index("parametrizations")]
+        if "parametrizations" in path
+        else path[:-1]
+    )
     layer = fitted.module.get_submodule(".".join(owner))
     if holds_layers(layer):
         raise ValueError(
-            f"The features are the inputs of the head, and {layout.head[0]!r} is a parameter of a "
-            f"{type(layer).__name__} that holds other layers: what it is multiplied with cannot be seen. Make it the "
-            "weight of a layer, or name another with head='...'."
+            f"The features are the inputs of the head, and {layout.head[0]!r} is a "
+            f"parameter of a {type(layer).__name__} that holds other layers: what it "
+            "is multiplied with cannot be seen. Make it the weight of a layer, or "
+            "name another with head='...'."
         )
     entered: dict[str, torch.Tensor] = {}
 
-    def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def remember(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         entered["head"] = args[0] if args else next(iter(kwargs.values()))
 
     h, p = [], []

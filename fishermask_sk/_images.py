@@ -1,4 +1,6 @@
-"""What a learner takes for images and labels; everything else is refused in one sentence."""
+"""What a learner takes for images and labels; everything else is refused in one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-_EXPECTED = (
-    "expected images (n_samples, channels, height, width), or (n_samples, height, width) for one channel"
-)
+_EXPECTED = "expected images (n_samples, channels, height, width), or (n_samples, height, width) for one channel"
 
 
 def as_images(X: Any) -> Any:
@@ -24,8 +24,13 @@ def as_images(X: Any) -> Any:
         Where X is sparse.
     """
     if sparse.issparse(X):
-        raise TypeError(f"X is a sparse matrix of shape {X.shape}; {_EXPECTED}: pass a dense array of them.")
-    if isinstance(X, torch.Tensor) or (not isinstance(X, np.ndarray) and hasattr(X, "dataset")):
+        raise TypeError(
+            f"X is a sparse matrix of shape {X.shape}; {_EXPECTED}: pass a dense array "
+            "of them."
+        )
+    if isinstance(X, torch.Tensor) or (
+        not isinstance(X, np.ndarray) and hasattr(X, "dataset")
+    ):
         return X
     X = np.asarray(X)
     if not X.dtype.isnative or any(stride < 0 for stride in X.strides):
@@ -33,7 +38,9 @@ def as_images(X: Any) -> Any:
     return X
 
 
-def check_images(X: Any, fitted_shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
+def check_images(
+    X: Any, fitted_shape: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
     """Return channels, height and width of images, once they are found sound.
 
     Parameters
@@ -54,7 +61,8 @@ def check_images(X: Any, fitted_shape: tuple[int, ...] | None = None) -> tuple[i
     sample = X if hasattr(X, "dtype") else X[0]
     if not hasattr(sample, "dtype"):
         raise ValueError(
-            f"X holds {type(sample).__name__} objects; {_EXPECTED}: convert them to arrays or tensors."
+            f"X holds {type(sample).__name__} objects; {_EXPECTED}: convert them to "
+            "arrays or tensors."
         )
     shape = tuple(X.shape) if sample is X else (len(X), *sample.shape)
     if len(shape) not in (3, 4) or 0 in shape:
@@ -62,25 +70,31 @@ def check_images(X: Any, fitted_shape: tuple[int, ...] | None = None) -> tuple[i
     dtype = str(sample.dtype).removeprefix("torch.")
     if dtype != "uint8" and not dtype.startswith(("float", "bfloat")):
         raise ValueError(
-            f"X has dtype {dtype}; expected floats, or uint8 from 0 to 255: convert X with astype."
+            f"X has dtype {dtype}; expected floats, or uint8 from 0 to 255: convert X "
+            "with astype."
         )
     if len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] > 4:
-        raise ValueError(f"X has shape {shape}, channels last; {_EXPECTED}: use X.transpose(0, 3, 1, 2).")
+        raise ValueError(
+            f"X has shape {shape}, channels last; {_EXPECTED}: use X.transpose(0, 3, "
+            "1, 2)."
+        )
     image_shape = (1, *shape[1:]) if len(shape) == 3 else shape[1:]
     if fitted_shape is not None and image_shape != fitted_shape:
         raise ValueError(
-            f"X has images of shape {image_shape} (channels, height, width), but the net was fitted on "
-            f"{fitted_shape}: resize them, or fit anew."
+            f"X has images of shape {image_shape} (channels, height, width), but the "
+            f"net was fitted on {fitted_shape}: resize them, or fit anew."
         )
-    # The sum of finite values is finite, short of overflow: one pass and no copy for sound data.
+    # The sum of finite values is finite, short of overflow: one pass and no copy for
+    # sound data.
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = sample is X and dtype != "uint8" and not math.isfinite(X.sum())
     if suspicious:
         finite = torch.isfinite(torch.as_tensor(X)).flatten(1).all(1)
         if not finite.all():
             raise ValueError(
-                f"X has NaN or infinite values in {int((~finite).sum())} of {len(X)} images, the first at "
-                f"position {int((~finite).nonzero()[0])}; drop or repair them."
+                f"X has NaN or infinite values in {int((~finite).sum())} of {len(X)} "
+                f"images, the first at position {int((~finite).nonzero()[0])}; drop or "
+                "repair them."
             )
     return image_shape
 
@@ -99,13 +113,17 @@ def as_labels(y: Any, name: str = "y") -> np.ndarray:
     if y.ndim != 1:
         if name == "classes":
             raise ValueError(
-                f"classes={y.tolist()!r} is no list of labels; name every class, for instance classes=range(10)."
+                f"classes={y.tolist()!r} is no list of labels; name every class, for "
+                "instance classes=range(10)."
             )
         cure = (
-            f"{name}.argmax(axis=1) of one-hot rows" if y.ndim == 2 and y.shape[1] > 1 else f"{name}.ravel()"
+            f"{name}.argmax(axis=1) of one-hot rows"
+            if y.ndim == 2 and y.shape[1] > 1
+            else f"{name}.ravel()"
         )
         raise ValueError(
-            f"{name} has shape {y.shape}; expected one label per sample, (n_samples,): use {cure}."
+            f"{name} has shape {y.shape}; expected one label per sample, (n_samples,): "
+            f"use {cure}."
         )
     if len(y) == 0:
         raise ValueError(f"{name} holds no labels; pass at least one.")
@@ -116,7 +134,8 @@ def as_labels(y: Any, name: str = "y") -> np.ndarray:
     if not (strings or integers or integral):
         kinds = ", ".join(sorted({type(label).__name__ for label in labels}))
         raise ValueError(
-            f"{name} has values of type {kinds}; expected whole numbers or strings, not both: convert {name}."
+            f"{name} has values of type {kinds}; expected whole numbers or strings, "
+            f"not both: convert {name}."
         )
     # pandas gives strings as objects; classes_ and predict shall give them as strings.
     return np.array(labels) if y.dtype.kind == "O" else y
@@ -135,7 +154,7 @@ def encode_labels(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
     unknown = sorted(set(labels) - set(position))
     if unknown:
         raise ValueError(
-            f"y holds {unknown[:5]}, not among the {len(classes)} classes {classes[:20].tolist()}; name every class "
-            "with classes=, and fit anew."
+            f"y holds {unknown[:5]}, not among the {len(classes)} classes "
+            f"{classes[:20].tolist()}; name every class with classes=, and fit anew."
         )
     return np.array([position[label] for label in labels], dtype=np.int64)

@@ -10,11 +10,18 @@ import numpy as np
 from fishermask_sk._axes import COLORS, LINE_STYLES, MARKERS, new_axes
 from fishermask_sk.results import LOWER_IS_BETTER, labels_to_reach
 
-_BANDS = {"se": "±1 standard error", "std": "±1 standard deviation", "range": "lowest to highest", None: ""}
+_BANDS = {
+    "se": "±1 standard error",
+    "std": "±1 standard deviation",
+    "range": "lowest to highest",
+    None: "",
+}
 
 
 def _columns(results: Any, names: Sequence[str]) -> list[np.ndarray]:
-    """The named columns of tidy results, whether these come as rows, as columns or as a DataFrame."""
+    """The named columns of tidy results, whether these come as rows, as columns or as a
+    DataFrame.
+    """
     if not isinstance(results, Mapping) and not hasattr(results, "columns"):
         rows = list(results)
         common = set.intersection(*(set(row) for row in rows)) if rows else set(names)
@@ -22,8 +29,8 @@ def _columns(results: Any, names: Sequence[str]) -> list[np.ndarray]:
     missing = [name for name in names if name not in results]
     if missing:
         raise ValueError(
-            f"results have no column {missing[0]!r}, only {sorted(map(str, results))}; every row needs "
-            f"{list(names)}."
+            f"results have no column {missing[0]!r}, only {sorted(map(str, results))}; "
+            f"every row needs {list(names)}."
         )
     columns = [np.asarray(results[name]) for name in names]
     if not len(columns[0]):
@@ -39,8 +46,8 @@ class LearningCurveDisplay:
     Parameters
     ----------
     curves : mapping of str to (x, scores)
-        For each strategy `x`, ndarray of shape (n_points,), increasing, and `scores`, ndarray of shape
-        (n_points, n_seeds), NaN where a seed has no score.
+        For each strategy `x`, ndarray of shape (n_points,), increasing, and `scores`,
+        ndarray of shape (n_points, n_seeds), NaN where a seed has no score.
     x : str, default="n_labels"
         What `x` counts; names the horizontal axis.
     metric : str, default="accuracy"
@@ -55,7 +62,8 @@ class LearningCurveDisplay:
     bands_ : dict of str to matplotlib collection
         The drawn band of each strategy; empty for ``band=None``.
     labels_saved_ : float
-        Where `labels_saved` was given: how many labels fewer the first strategy needs than the second.
+        Where `labels_saved` was given: how many labels fewer the first strategy needs
+        than the second.
 
     Examples
     --------
@@ -90,9 +98,10 @@ class LearningCurveDisplay:
         Parameters
         ----------
         results : list of dict, mapping of columns, or DataFrame
-            One row for each strategy, seed and round, with the columns "strategy", "seed", `x` and
-            `metric`. Strategies keep the order in which they come. Rows may be missing, as in a run that
-            is not finished, or have NaN for a score: each mean is over the seeds that have one.
+            One row for each strategy, seed and round, with the columns "strategy",
+            "seed", `x` and `metric`. Strategies keep the order in which they come. Rows
+            may be missing, as in a run that is not finished, or have NaN for a score:
+            each mean is over the seeds that have one.
         x : str, default="n_labels"
             The column of the horizontal axis.
         metric : str, default="accuracy"
@@ -105,7 +114,8 @@ class LearningCurveDisplay:
         Raises
         ------
         ValueError
-            For a column that is not there, results without rows, or two rows for the same point.
+            For a column that is not there, results without rows, or two rows for the
+            same point.
         """
         table = _columns(results, ["strategy", "seed", x, metric])
         scored = np.isfinite(table[-1])
@@ -115,12 +125,14 @@ class LearningCurveDisplay:
         for name in dict.fromkeys(strategy.tolist()):
             rows = strategy == name
             points, point_row = np.unique(position[rows], return_inverse=True)
-            cells, counts = np.unique(np.stack([point_row, seed_column[rows]]), axis=1, return_counts=True)
+            cells, counts = np.unique(
+                np.stack([point_row, seed_column[rows]]), axis=1, return_counts=True
+            )
             if counts.max() > 1:
                 point, column = cells[:, counts.argmax()]
                 raise ValueError(
-                    f"results hold {counts.max()} rows for strategy {name!r}, seed {seeds[column]} and "
-                    f"{x}={points[point]}; keep one of them."
+                    f"results hold {counts.max()} rows for strategy {name!r}, seed "
+                    f"{seeds[column]} and {x}={points[point]}; keep one of them."
                 )
             scores = np.full((len(points), len(seeds)), np.nan)
             scores[point_row, seed_column[rows]] = score[rows]
@@ -128,7 +140,11 @@ class LearningCurveDisplay:
         return cls(curves, x=x, metric=metric)
 
     def plot(
-        self, ax: Any = None, *, band: str | None = "se", labels_saved: tuple[str, str] | None = None
+        self,
+        ax: Any = None,
+        *,
+        band: str | None = "se",
+        labels_saved: tuple[str, str] | None = None,
     ) -> LearningCurveDisplay:
         """Draw one line per strategy.
 
@@ -137,14 +153,15 @@ class LearningCurveDisplay:
         ax : matplotlib Axes, default=None
             Where to draw; a new figure for None.
         band : {"se", "std", "range"} or None, default="se"
-            What the band around the mean shows: one standard error of the mean over the seeds (how well
-            the mean is known), one standard deviation (how far single runs scatter), the lowest and
-            highest seed, or nothing. The legend says which. One seed has no standard error: its band
-            has no height.
+            What the band around the mean shows: one standard error of the mean over the
+            seeds (how well the mean is known), one standard deviation (how far single
+            runs scatter), the lowest and highest seed, or nothing. The legend says
+            which. One seed has no standard error: its band has no height.
         labels_saved : (str, str), default=None
-            Two strategies: an arrow shows how many labels the first needs fewer than the second for the best
-            mean score that both reach. (`ComparisonResults.summary` takes that score seed by seed, and
-            averages the labels.)
+            Two strategies: an arrow shows how many labels the first needs fewer than
+            the second for the best mean score that both reach.
+            (`ComparisonResults.summary` takes that score seed by seed, and averages the
+            labels.)
 
         Returns
         -------
@@ -153,7 +170,8 @@ class LearningCurveDisplay:
         Raises
         ------
         ValueError
-            For an unknown `band` or strategy, and for `labels_saved` over another axis than that of labels.
+            For an unknown `band` or strategy, and for `labels_saved` over another axis
+            than that of labels.
         """
         if band not in _BANDS:
             raise ValueError(f"band={band!r} is unknown; choose one of {list(_BANDS)}.")
@@ -173,18 +191,29 @@ class LearningCurveDisplay:
                 markersize=5,
             )
             if band is not None:
-                self.bands_[name] = self.ax_.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+                self.bands_[name] = self.ax_.fill_between(
+                    x, low, high, color=color, alpha=0.15, linewidth=0
+                )
         if labels_saved is not None:
             self._draw_labels_saved(*labels_saved)
-        n_seeds = sorted({int(np.isfinite(scores).any(axis=0).sum()) for _, scores in self.curves.values()})
+        n_seeds = sorted(
+            {
+                int(np.isfinite(scores).any(axis=0).sum())
+                for _, scores in self.curves.values()
+            }
+        )
         seeds = (
             f"{n_seeds[0]} seed{'s' * (n_seeds[0] > 1)}"
             if len(n_seeds) == 1
             else f"{n_seeds[0]}-{n_seeds[-1]} seeds"
         )
-        title = f"mean of {seeds}" if band is None else f"mean of {seeds}, {_BANDS[band]}"
+        title = (
+            f"mean of {seeds}" if band is None else f"mean of {seeds}, {_BANDS[band]}"
+        )
         self.ax_.legend(title=title, alignment="left", frameon=False)
-        self.ax_.set_xlabel({"n_labels": "labels"}.get(self.x, self.x.replace("_", " ")))
+        self.ax_.set_xlabel(
+            {"n_labels": "labels"}.get(self.x, self.x.replace("_", " "))
+        )
         self.ax_.set_ylabel(self.metric.replace("_", " "))
         self.ax_.grid(alpha=0.3)
         self.ax_.spines[["top", "right"]].set_visible(False)
@@ -194,19 +223,27 @@ class LearningCurveDisplay:
         for wanted in (name, baseline):
             if wanted not in self.lines_:
                 raise ValueError(
-                    f"labels_saved names {wanted!r}, which is not among the strategies {list(self.lines_)}."
+                    f"labels_saved names {wanted!r}, which is not among the strategies "
+                    f"{list(self.lines_)}."
                 )
         if self.x != "n_labels":
-            raise ValueError(f"labels_saved needs labels on the horizontal axis, got x={self.x!r}.")
+            raise ValueError(
+                f"labels_saved needs labels on the horizontal axis, got x={self.x!r}."
+            )
         sign = -1 if self.metric in LOWER_IS_BETTER else 1
-        curves = [np.asarray(self.lines_[wanted].get_xydata()) for wanted in (name, baseline)]
+        curves = [
+            np.asarray(self.lines_[wanted].get_xydata()) for wanted in (name, baseline)
+        ]
         target = min((sign * curve[:, 1]).max() for curve in curves)
         own, other = (labels_to_reach(target, curve, sign) for curve in curves)
         self.labels_saved_ = other - own
         ends = {"xy": (own, sign * target), "xytext": (other, sign * target)}
-        self.ax_.annotate("", **ends, arrowprops={"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0})
         self.ax_.annotate(
-            f"{abs(self.labels_saved_):.0f} labels {'saved' if self.labels_saved_ >= 0 else 'more'}",
+            "", **ends, arrowprops={"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0}
+        )
+        self.ax_.annotate(
+            f"{abs(self.labels_saved_):.0f} labels "
+            f"{'saved' if self.labels_saved_ >= 0 else 'more'}",
             ((own + other) / 2, sign * target),
             xytext=(0, 4),
             textcoords="offset points",
@@ -216,13 +253,16 @@ class LearningCurveDisplay:
         )
 
 
-def _mean_and_band(scores: np.ndarray, band: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _mean_and_band(
+    scores: np.ndarray, band: str | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, lower and upper edge over the seeds (columns) that have a score."""
     mean = np.nanmean(scores, axis=1)
     if band == "range":
         return mean, np.nanmin(scores, axis=1), np.nanmax(scores, axis=1)
     n_seeds = np.isfinite(scores).sum(axis=1)
-    # ddof=1: five seeds are a sample of the seeds there are. A single one has no spread to show.
+    # ddof=1: five seeds are a sample of the seeds there are. A single one has no spread
+    # to show.
     squares = np.nansum((scores - mean[:, None]) ** 2, axis=1)
     half_width = np.sqrt(squares / np.maximum(n_seeds - 1, 1))
     if band == "se":

@@ -14,9 +14,11 @@ class MaskDisplay:
     Parameters
     ----------
     weights_per_layer : mapping of str to int
-        Number of weights kept of each parameter, as ``FisherMask.weights_per_layer_`` has them.
+        Number of weights kept of each parameter, as ``FisherMask.weights_per_layer_``
+        has them.
     layer_sizes : mapping of str to int, default=None
-        Number of weights of each parameter; where given, each bar names the share that is kept.
+        Number of weights of each parameter; where given, each bar names the share that
+        is kept.
 
     Attributes
     ----------
@@ -33,7 +35,9 @@ class MaskDisplay:
     """
 
     def __init__(
-        self, weights_per_layer: Mapping[str, int], layer_sizes: Mapping[str, int] | None = None
+        self,
+        weights_per_layer: Mapping[str, int],
+        layer_sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.weights_per_layer = weights_per_layer
         self.layer_sizes = layer_sizes
@@ -61,12 +65,16 @@ class MaskDisplay:
         counts = getattr(strategy, "weights_per_layer_", None)
         if counts is None:
             raise ValueError(
-                f"{type(strategy).__name__} has no weights_per_layer_; run a query with it first."
+                f"{type(strategy).__name__} has no weights_per_layer_; run a query "
+                "with it first."
             )
         if module is None:
             return cls(counts)
         # A compiled module puts this in front of the names that it was written with.
-        sizes = {name.removeprefix("_orig_mod."): p.numel() for name, p in module.named_parameters()}
+        sizes = {
+            name.removeprefix("_orig_mod."): p.numel()
+            for name, p in module.named_parameters()
+        }
         return cls(counts, sizes)
 
     def plot(self, ax: Any = None, *, empty: bool = False) -> MaskDisplay:
@@ -88,18 +96,27 @@ class MaskDisplay:
         ValueError
             For a layer whose size is not given, or a mask that keeps nothing.
         """
-        counts = {name: int(n) for name, n in self.weights_per_layer.items() if n or empty}
+        counts = {
+            name: int(n) for name, n in self.weights_per_layer.items() if n or empty
+        }
         if not counts:
-            raise ValueError("weights_per_layer keeps no weight; expected at least one count above 0.")
+            raise ValueError(
+                "weights_per_layer keeps no weight; expected at least one count above "
+                "0."
+            )
         labels = [f"{n:,}" for n in counts.values()]
         if self.layer_sizes is not None:
             unknown = [name for name in counts if name not in self.layer_sizes]
             if unknown:
                 raise ValueError(
-                    f"layer_sizes lacks {unknown[0]!r}; give the size of every layer in weights_per_layer."
+                    f"layer_sizes lacks {unknown[0]!r}; give the size of every layer "
+                    "in weights_per_layer."
                 )
             shares = [100 * n / self.layer_sizes[name] for name, n in counts.items()]
-            labels = [f"{label} ({share:.3g}%)" for label, share in zip(labels, shares, strict=True)]
+            labels = [
+                f"{label} ({share:.3g}%)"
+                for label, share in zip(labels, shares, strict=True)
+            ]
         self.ax_ = new_axes(ax, figsize=(6.4, 0.8 + 0.22 * len(counts)))
         self.figure_ = self.ax_.figure
         self.bars_ = self.ax_.barh(list(counts), list(counts.values()), color=COLORS[0])

@@ -1,6 +1,8 @@
-"""What a net must do for a sample to have gradients of its own, tried on the first few samples of a query.
+"""What a net must do for a sample to have gradients of its own, tried on the first few
+samples of a query.
 
-Three forward passes, two more of one sample each, and one backward pass, before any expensive work.
+Three forward passes, two more of one sample each, and one backward pass, before any
+expensive work.
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ from torch import Tensor
 from fishermask_sk.generic import samples
 from fishermask_sk.skorch_adapter import FittedNet
 
-# How far apart two passes may be, relative to the largest score: over the same samples, and alone or in a batch,
-# where products are summed in another order (on a GPU in TF32).
+# How far apart two passes may be, relative to the largest score: over the same samples,
+# and alone or in a batch, where products are summed in another order (on a GPU in
+# TF32).
 REPEATED = {torch.float64: 1e-9, torch.float32: 1e-4}
 ALONE = {torch.float64: 1e-6, torch.float32: 2e-2}
 HALF = 0.25
 
 
 def check_samples_apart(fitted: FittedNet, example: Any, n_samples: int) -> None:
-    """Refuse nets whose scores of a sample depend on chance, or on the samples beside it.
+    """Refuse nets whose scores of a sample depend on chance, or on the samples beside
+    it.
 
     Parameters
     ----------
@@ -39,42 +43,51 @@ def check_samples_apart(fitted: FittedNet, example: Any, n_samples: int) -> None
         outputs = fitted.outputs(example)
         if len(outputs) != n_samples:
             raise ValueError(
-                f"The module returned {len(outputs)} rows of scores for {n_samples} samples; expected one row a "
-                "sample, samples along the first axis: batch_first=True, or pool over tokens or patches."
+                f"The module returned {len(outputs)} rows of scores for {n_samples} "
+                "samples; expected one row a sample, samples along the first axis: "
+                "batch_first=True, or pool over tokens or patches."
             )
         apart = _distance(fitted.outputs(example), outputs)
         if apart > _tolerance(REPEATED, fitted, outputs):
             raise ValueError(
-                f"The module's scores of the same samples differ by {apart:.2g} of the largest from one pass to the "
-                "next, in evaluation mode; expected the same scores. Turn off what draws random numbers or keeps "
-                "state there: F.dropout takes training=self.training, noise belongs under `if self.training`."
+                f"The module's scores of the same samples differ by {apart:.2g} of the "
+                "largest from one pass to the next, in evaluation mode; expected the "
+                "same scores. Turn off what draws random numbers or keeps state "
+                "there: F.dropout takes training=self.training, noise belongs under "
+                "`if self.training`."
             )
         for i in {0, n_samples - 1} if n_samples > 1 else ():
             try:
                 alone = fitted.outputs(samples(example, slice(i, i + 1)))
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise ValueError(
-                    f"The module takes {n_samples} samples but not one alone: {str(error).splitlines()[0]}. A sample's "
-                    "gradient is its own only where nothing depends on the batch: give BatchNorm "
-                    "track_running_stats=True (or use LayerNorm, GroupNorm), and squeeze() its axis, squeeze(-1)."
+                    f"The module takes {n_samples} samples but not one alone: "
+                    f"{str(error).splitlines()[0]}. A sample's gradient is its own "
+                    "only where nothing depends on the batch: give BatchNorm "
+                    "track_running_stats=True (or use LayerNorm, GroupNorm), and "
+                    "squeeze() its axis, squeeze(-1)."
                 ) from error
             if alone.shape != (1, *outputs.shape[1:]):
                 raise ValueError(
-                    f"The module returned shape {tuple(alone.shape)} for one sample and {tuple(outputs.shape)} for "
-                    f"{n_samples}; expected {(1, *outputs.shape[1:])}. squeeze() drops the samples' axis: "
+                    f"The module returned shape {tuple(alone.shape)} for one sample "
+                    f"and {tuple(outputs.shape)} for {n_samples}; expected "
+                    f"{(1, *outputs.shape[1:])}. squeeze() drops the samples' axis: "
                     "say squeeze(-1) or flatten(1)."
                 )
             apart = _distance(alone, outputs[i : i + 1], outputs)
             if apart > _tolerance(ALONE, fitted, outputs):
                 raise ValueError(
-                    "The module's scores of a sample depend on the others of its batch: alone they differ by "
-                    f"{apart:.2g} of the largest. A sample's gradient must be its own: give BatchNorm "
-                    "track_running_stats=True (or use LayerNorm, GroupNorm), attention and recurrent layers "
-                    "batch_first=True."
+                    "The module's scores of a sample depend on the others of its "
+                    f"batch: alone they differ by {apart:.2g} of the largest. A "
+                    "sample's gradient must be its own: give BatchNorm "
+                    "track_running_stats=True (or use LayerNorm, GroupNorm), "
+                    "attention and recurrent layers batch_first=True."
                 )
 
 
-def reached_parameters(fitted: FittedNet, example: Any, trainable: Iterable[str]) -> set[str]:
+def reached_parameters(
+    fitted: FittedNet, example: Any, trainable: Iterable[str]
+) -> set[str]:
     """Which trainable parameters the class scores depend on differentiably.
 
     Raises
@@ -88,13 +101,18 @@ def reached_parameters(fitted: FittedNet, example: Any, trainable: Iterable[str]
         logits = fitted.logits(example)
     reached: set[str] = set()
     if logits.requires_grad:
-        found = torch.autograd.grad(logits.sum(), [parameters[name] for name in trainable], allow_unused=True)
-        reached = {name for name, g in zip(trainable, found, strict=True) if g is not None}
+        found = torch.autograd.grad(
+            logits.sum(), [parameters[name] for name in trainable], allow_unused=True
+        )
+        reached = {
+            name for name, g in zip(trainable, found, strict=True) if g is not None
+        }
     if not reached:
         raise ValueError(
-            f"The module's scores depend on none of its {len(trainable)} trainable parameters in a way that autograd "
-            "can follow; expected a differentiable path to some. Look for torch.no_grad(), .detach(), .data, argmax "
-            "or NumPy in its forward, or for weights that it does not use."
+            f"The module's scores depend on none of its {len(trainable)} trainable "
+            "parameters in a way that autograd can follow; expected a differentiable "
+            "path to some. Look for torch.no_grad(), .detach(), .data, argmax or "
+            "NumPy in its forward, or for weights that it does not use."
         )
     return reached
 
@@ -108,8 +126,9 @@ def check_candidates(layers: Any, names: list[str], reached: set[str]) -> None:
     """
     if not reached.intersection(names):
         raise ValueError(
-            f"layers={layers!r} allows {_some(names)}, and the module's scores depend on none of them in a way that "
-            f"autograd can follow; they do on {_some(sorted(reached))}. Choose layers among these, or look for "
+            f"layers={layers!r} allows {_some(names)}, and the module's scores depend "
+            "on none of them in a way that autograd can follow; they do on "
+            f"{_some(sorted(reached))}. Choose layers among these, or look for "
             "torch.no_grad() and .detach() behind the others."
         )
 
@@ -123,12 +142,20 @@ def _distance(a: Tensor, b: Tensor, scale: Tensor | None = None) -> float:
     return float(apart / largest) if apart > 0 else 0.0
 
 
-def _tolerance(tolerances: dict[torch.dtype, float], fitted: FittedNet, outputs: Tensor) -> float:
+def _tolerance(
+    tolerances: dict[torch.dtype, float], fitted: FittedNet, outputs: Tensor
+) -> float:
     """That of the coarsest dtype which takes part."""
-    dtypes = {p.dtype for p in fitted.module.parameters() if p.is_floating_point()} | {outputs.dtype}
+    dtypes = {p.dtype for p in fitted.module.parameters() if p.is_floating_point()} | {
+        outputs.dtype
+    }
     return max(tolerances.get(dtype, HALF) for dtype in dtypes)
 
 
 def _some(names: list[str]) -> str:
     """The names, or the first of many."""
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"
+    return (
+        ", ".join(names)
+        if len(names) <= 6
+        else f"{', '.join(names[:5])} and {len(names) - 5} more"
+    )

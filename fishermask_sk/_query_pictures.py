@@ -14,14 +14,15 @@ from fishermask_sk._rows import as_rows, take_rows
 class QueryDisplay:
     """The images of one query, in the order in which they were picked.
 
-    Every argument has one entry per pick, in pick order. :meth:`from_strategy` takes them from a query
-    strategy that has just been called.
+    Every argument has one entry per pick, in pick order. :meth:`from_strategy` takes
+    them from a query strategy that has just been called.
 
     Parameters
     ----------
-    images : array-like of shape (n_instances, n_channels, height, width) or (n_instances, height, width)
-        The images asked for, of one or three channels. Floats outside [0, 1], as normalised images have
-        them, are stretched to each image's own range.
+    images : array-like of shape (n_instances, n_channels, height, width) or
+    (n_instances, height, width)
+        The images asked for, of one or three channels. Floats outside [0, 1], as
+        normalised images have them, are stretched to each image's own range.
     query_idx : array-like of shape (n_instances,)
         Their positions in the pool.
     trace_reductions : array-like of shape (n_instances,), default=None
@@ -40,7 +41,8 @@ class QueryDisplay:
     axes_ : ndarray of shape (n_shown,)
         The axes of the images.
     shares_ : ndarray of shape (n_instances,)
-        The share of the query's whole gain that is reached after each pick; of :meth:`plot_gains`.
+        The share of the query's whole gain that is reached after each pick; of
+        :meth:`plot_gains`.
     bars_ : matplotlib BarContainer
         The gains; of :meth:`plot_gains`.
     line_ : matplotlib Line2D
@@ -76,7 +78,13 @@ class QueryDisplay:
 
     @classmethod
     def from_strategy(
-        cls, strategy: Any, X_pool: Any, *, estimator: Any = None, y_pool: Any = None, classes: Any = None
+        cls,
+        strategy: Any,
+        X_pool: Any,
+        *,
+        estimator: Any = None,
+        y_pool: Any = None,
+        classes: Any = None,
     ) -> QueryDisplay:
         """Take the picks and their gains from a query strategy, right after its query.
 
@@ -85,9 +93,11 @@ class QueryDisplay:
         strategy : FisherMask
             With `query_idx_` and, where it has gains, `trace_reductions_`.
         X_pool : samples of shape (n_samples, ...)
-            The pool that was queried, before the picks were taken out of it. Of a Dataset only the picks are read.
+            The pool that was queried, before the picks were taken out of it. Of a
+            Dataset only the picks are read.
         estimator : object with predict, default=None
-            Guesses the classes of the picks: the learner or its estimator, not yet taught the new labels.
+            Guesses the classes of the picks: the learner or its estimator, not yet
+            taught the new labels.
         y_pool : array-like of shape (n_samples,), default=None
             Labels of the pool, where they are known.
         classes : sequence of str or mapping, default=None
@@ -104,18 +114,25 @@ class QueryDisplay:
         """
         query_idx = getattr(strategy, "query_idx_", None)
         if query_idx is None:
-            raise ValueError(f"{type(strategy).__name__} has no query_idx_; run a query with it first.")
+            raise ValueError(
+                f"{type(strategy).__name__} has no query_idx_; run a query with it "
+                "first."
+            )
         X_query = take_rows(as_rows(X_pool, "X_pool"), query_idx)
         return cls(
             _images(X_query),
             query_idx,
             trace_reductions=getattr(strategy, "trace_reductions_", None),
             y_pred=None if estimator is None else estimator.predict(X_query),
-            y_true=None if y_pool is None else take_rows(as_rows(y_pool, "y_pool"), query_idx),
+            y_true=None
+            if y_pool is None
+            else take_rows(as_rows(y_pool, "y_pool"), query_idx),
             classes=classes,
         )
 
-    def plot(self, ax: Any = None, *, n_columns: int = 6, max_images: int = 24) -> QueryDisplay:
+    def plot(
+        self, ax: Any = None, *, n_columns: int = 6, max_images: int = 24
+    ) -> QueryDisplay:
         """Draw the first images as a grid, row by row; a wrong guess has a thick frame.
 
         Parameters
@@ -134,8 +151,9 @@ class QueryDisplay:
         Raises
         ------
         ValueError
-            For no picks, arguments that do not have one entry per pick, images that cannot be drawn, or
-            an `ax` that was not made by ``plt.subplots`` or a grid specification.
+            For no picks, arguments that do not have one entry per pick, images that
+            cannot be drawn, or an `ax` that was not made by ``plt.subplots`` or a grid
+            specification.
         """
         n_picks = len(self.query_idx)
         if not n_picks:
@@ -144,8 +162,8 @@ class QueryDisplay:
             values = getattr(self, name)
             if values is not None and len(values) != n_picks:
                 raise ValueError(
-                    f"{name} has {len(values)} entries for {n_picks} picks; expected one per pick, as in "
-                    f"{name}[query_idx]."
+                    f"{name} has {len(values)} entries for {n_picks} picks; expected "
+                    f"one per pick, as in {name}[query_idx]."
                 )
         n_shown = min(n_picks, max_images)
         pictures = [_drawable(self.images[i]) for i in range(n_shown)]
@@ -158,24 +176,39 @@ class QueryDisplay:
         self.figure_ = self.ax_.figure
         place = self.ax_.get_subplotspec()
         if place is None:
-            raise ValueError("ax has no place in a grid to be divided; make it with plt.subplots.")
+            raise ValueError(
+                "ax has no place in a grid to be divided; make it with plt.subplots."
+            )
         grid = place.subgridspec(n_rows, n_columns)
-        self.axes_ = np.array([self.figure_.add_subplot(grid[divmod(i, n_columns)]) for i in range(n_shown)])
+        self.axes_ = np.array(
+            [
+                self.figure_.add_subplot(grid[divmod(i, n_columns)])
+                for i in range(n_shown)
+            ]
+        )
         for i, (image_ax, picture) in enumerate(zip(self.axes_, pictures, strict=True)):
             image_ax.imshow(picture, cmap="gray")
             image_ax.set_xticks([])
             image_ax.set_yticks([])
             image_ax.set_title(titles[i], fontsize=7, pad=3, linespacing=1.1)
-            wrong = self.y_pred is not None and self.y_true is not None and self.y_pred[i] != self.y_true[i]
-            image_ax.spines[:].set(linewidth=2.5 if wrong else 0.5, color="#D55E00" if wrong else "black")
+            wrong = (
+                self.y_pred is not None
+                and self.y_true is not None
+                and self.y_pred[i] != self.y_true[i]
+            )
+            image_ax.spines[:].set(
+                linewidth=2.5 if wrong else 0.5, color="#D55E00" if wrong else "black"
+            )
         return self
 
     def plot_gains(self, ax: Any = None) -> QueryDisplay:
-        """Draw how much each pick was worth: its gain, and the share of the whole query's gain reached with it.
+        """Draw how much each pick was worth: its gain, and the share of the whole
+        query's gain reached with it.
 
-        It shows how many of the picks were worth asking for, so that you can choose `n_instances` of later
-        queries. Gains of different queries cannot be compared, since mask and information are others; they are
-        no ground to stop labelling, and nothing in this package stops by them.
+        It shows how many of the picks were worth asking for, so that you can choose
+        `n_instances` of later queries. Gains of different queries cannot be compared,
+        since mask and information are others; they are no ground to stop labelling, and
+        nothing in this package stops by them.
 
         Parameters
         ----------
@@ -194,8 +227,9 @@ class QueryDisplay:
 
         Notes
         -----
-        After a backward pass (``oversample`` above 1) the gains are those at which the picks that stayed were
-        picked, beside others that did not stay; they need not fall then.
+        After a backward pass (``oversample`` above 1) the gains are those at which the
+        picks that stayed were picked, beside others that did not stay; they need not
+        fall then.
 
         Examples
         --------
@@ -206,23 +240,29 @@ class QueryDisplay:
         array([0.6, 0.9, 1. ])
         """
         if self.trace_reductions is None:
-            raise ValueError("there are no gains to draw; pass trace_reductions, as FisherMask has them.")
+            raise ValueError(
+                "there are no gains to draw; pass trace_reductions, as FisherMask has "
+                "them."
+            )
         gains = np.asarray(self.trace_reductions, dtype=float)
         n_picks = len(self.query_idx)
         if len(gains) != n_picks:
             raise ValueError(
-                f"trace_reductions has {len(gains)} entries for {n_picks} picks; expected one per pick."
+                f"trace_reductions has {len(gains)} entries for {n_picks} picks; "
+                "expected one per pick."
             )
         if not gains.sum() > 0:
             raise ValueError(
-                f"the gains add up to {gains.sum():.3g}, so that no pick has a share of them; the net is certain of "
-                "every sample, or there are no picks."
+                f"the gains add up to {gains.sum():.3g}, so that no pick has a share "
+                "of them; the net is certain of every sample, or there are no picks."
             )
         self.shares_ = gains.cumsum() / gains.sum()
         self.ax_ = new_axes(ax, figsize=(6.4, 3.6))
         self.figure_ = self.ax_.figure
         picks = np.arange(1, n_picks + 1)
-        self.bars_ = self.ax_.bar(picks, gains, color=COLORS[0], alpha=0.45, label="gain of the pick (left)")
+        self.bars_ = self.ax_.bar(
+            picks, gains, color=COLORS[0], alpha=0.45, label="gain of the pick (left)"
+        )
         self.ax_.set_xlabel("pick")
         self.ax_.set_ylabel("gain (trace reduction)")
         self.ax_.xaxis.get_major_locator().set_params(integer=True)
@@ -264,23 +304,34 @@ class QueryDisplay:
 
 
 def _images(X_query: Any) -> Any:
-    """The samples of a query; of a Dataset the first of each pair, for the second is a label."""
+    """The samples of a query; of a Dataset the first of each pair, for the second is a
+    label.
+    """
     if not isinstance(X_query, Dataset):
         return X_query
     samples = [X_query[i] for i in range(len(X_query))]  # type: ignore[arg-type]
-    return [sample[0] if isinstance(sample, (tuple, list)) else sample for sample in samples]
+    return [
+        sample[0] if isinstance(sample, (tuple, list)) else sample for sample in samples
+    ]
 
 
 def _drawable(image_like: Any) -> np.ndarray:
-    """An image as imshow takes it: (height, width), or (height, width, 3) in [0, 1] or in bytes."""
+    """An image as imshow takes it: (height, width), or (height, width, 3) in [0, 1] or
+    in bytes.
+    """
     image: np.ndarray = np.asarray(image_like)
     if image.ndim == 3 and image.shape[0] in (1, 3):
         image = image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, -1)
     elif image.ndim != 2:
         raise ValueError(
-            f"an image of shape {image.shape} cannot be drawn; expected (height, width), "
-            "(1, height, width) or (3, height, width). Of samples that are no images, plot_gains draws the gains."
+            f"an image of shape {image.shape} cannot be drawn; expected (height, "
+            "width), (1, height, width) or (3, height, width). Of samples that are no "
+            "images, plot_gains draws the gains."
         )
-    if image.ndim == 3 and image.dtype.kind == "f" and (image.min() < 0 or image.max() > 1):
+    if (
+        image.ndim == 3
+        and image.dtype.kind == "f"
+        and (image.min() < 0 or image.max() > 1)
+    ):
         image = (image - image.min()) / (np.ptp(image) or 1)
     return image

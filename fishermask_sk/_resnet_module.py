@@ -1,4 +1,6 @@
-"""The torch side of `ResNet18Classifier`: its module, its augmentation, and reproducible training."""
+"""The torch side of `ResNet18Classifier`: its module, its augmentation, and
+reproducible training.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def resnet18(
     weights: Any,
     progress: bool = False,
 ) -> nn.Module:
-    """Torchvision's ResNet-18 of any width as a Sequential, so that it pickles; parameter names are the same."""
+    """Torchvision's ResNet-18 of any width as a Sequential, so that it pickles;
+    parameter names are the same.
+    """
     from torchvision.models import ResNet18_Weights
     from torchvision.models.resnet import BasicBlock, conv1x1
 
@@ -31,7 +35,9 @@ def resnet18(
     if stem == "small":
         layers["conv1"] = nn.Conv2d(n_channels, width, 3, padding=1, bias=False)
     else:
-        layers["conv1"] = nn.Conv2d(n_channels, width, 7, stride=2, padding=3, bias=False)
+        layers["conv1"] = nn.Conv2d(
+            n_channels, width, 7, stride=2, padding=3, bias=False
+        )
     layers["bn1"] = nn.BatchNorm2d(width)
     layers["relu"] = nn.ReLU(inplace=True)
     if stem == "imagenet":
@@ -41,7 +47,9 @@ def resnet18(
         n_out, stride = width * 2**stage, 1 if stage == 0 else 2
         shortcut = None
         if stage > 0:
-            shortcut = nn.Sequential(conv1x1(n_in, n_out, stride), nn.BatchNorm2d(n_out))
+            shortcut = nn.Sequential(
+                conv1x1(n_in, n_out, stride), nn.BatchNorm2d(n_out)
+            )
         layers[f"layer{stage + 1}"] = nn.Sequential(
             BasicBlock(n_in, n_out, stride, shortcut), BasicBlock(n_out, n_out)
         )
@@ -59,20 +67,29 @@ def resnet18(
         except (KeyError, TypeError) as error:
             names = ", ".join(repr(name) for name in ResNet18_Weights.__members__)
             raise ValueError(
-                f"weights={weights!r} is unknown to torchvision's resnet18; pass one of {names}."
+                f"weights={weights!r} is unknown to torchvision's resnet18; pass one "
+                f"of {names}."
             ) from error
-        # Trained on standardised images; the first BatchNorm, trained on, absorbs the scale of [0, 1].
+        # Trained on standardised images; the first BatchNorm, trained on, absorbs the
+        # scale of [0, 1].
         try:
             # torch.hub announces a download, whatever progress says.
             with nullcontext() if progress else redirect_stdout(StringIO()):
                 state = chosen.get_state_dict(progress=progress, check_hash=True)
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"weights={weights!r} could not be loaded from {chosen.url} ({error}); fit once with a network "
-                f"connection, put that file into {torch.hub.get_dir()}/checkpoints, or set weights=None."
+                f"weights={weights!r} could not be loaded from {chosen.url} ({error}); "
+                "fit once with a network connection, put that file into "
+                f"{torch.hub.get_dir()}/checkpoints, or set weights=None."
             ) from error
-        head = {name: tensor for name, tensor in module.state_dict().items() if name.startswith("fc.")}
-        body = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+        head = {
+            name: tensor
+            for name, tensor in module.state_dict().items()
+            if name.startswith("fc.")
+        }
+        body = {
+            name: tensor for name, tensor in state.items() if not name.startswith("fc.")
+        }
         module.load_state_dict({**body, **head})
     return module
 
@@ -81,9 +98,16 @@ def crop_and_flip(x: torch.Tensor) -> torch.Tensor:
     """Shift every image by up to an eighth of its side, and mirror half of them."""
     height, width = x.shape[-2:]
     dy, dx = height // 8, width // 8
-    windows = nn.functional.pad(x, (dx, dx, dy, dy)).unfold(-2, height, 1).unfold(-2, width, 1)
+    windows = (
+        nn.functional.pad(x, (dx, dx, dy, dy))
+        .unfold(-2, height, 1)
+        .unfold(-2, width, 1)
+    )
     # Drawn on the CPU, so that every device sees the same crops.
-    row, column = torch.randint(2 * dy + 1, (len(x),)), torch.randint(2 * dx + 1, (len(x),))
+    row, column = (
+        torch.randint(2 * dy + 1, (len(x),)),
+        torch.randint(2 * dx + 1, (len(x),)),
+    )
     flip = torch.rand(len(x)) < 0.5
     x = windows[torch.arange(len(x)), ..., row, column, :, :]
     flip = flip.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
@@ -92,10 +116,11 @@ def crop_and_flip(x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def reproducible(random_state: Any) -> Iterator[None]:
-    """Seed torch's CPU generator, choose deterministic kernels, flush denormals; undo all of it afterwards.
+    """Seed torch's CPU generator, choose deterministic kernels, flush denormals; undo
+    all of it afterwards.
 
-    Nothing here draws from another generator. Adam's averages drift into denormal numbers, which a CPU
-    computes several times more slowly.
+    Nothing here draws from another generator. Adam's averages drift into denormal
+    numbers, which a CPU computes several times more slowly.
     """
     if random_state is None:
         random_state = np.random.RandomState()

@@ -1,12 +1,16 @@
-"""The file of a comparison: one JSON record per line, appended as rounds end, safe against being killed.
+"""The file of a comparison: one JSON record per line, appended as rounds end, safe
+against being killed.
 
-Knows no estimator and no strategy, only records. The first line names the run that may append, the second holds
-the settings, and then come definitions of strategies and rounds.
+Knows no estimator and no strategy, only records. The first line names the run that may
+append, the second holds the settings, and then come definitions of strategies and
+rounds.
 
-Only one run may hold a file: an advisory lock on ``<path>.lock``, which the system drops with the process. A
-run's worker processes can outlive it when it is killed, and would go on appending. So each run writes the file
-anew under a name of its own in the first line, and a worker appends only where it finds the name it was given:
-what a worker left over from a killed run has to say is refused, or ends in a file that has no name any more.
+Only one run may hold a file: an advisory lock on ``<path>.lock``, which the system
+drops with the process. A run's worker processes can outlive it when it is killed, and
+would go on appending. So each run writes the file anew under a name of its own in the
+first line, and a worker appends only where it finds the name it was given: what a
+worker left over from a killed run has to say is refused, or ends in a file that has no
+name any more.
 """
 
 from __future__ import annotations
@@ -51,10 +55,12 @@ class ResultsFile(NamedTuple):
                 first_line = os.read(fd, 256).partition(b"\n")[0] + b"\n"
                 if _read(first_line).get("run") != self.run:
                     raise RuntimeError(
-                        f"{self.path} was taken over by a later run of compare_strategies; this one ends."
+                        f"{self.path} was taken over by a later run of "
+                        "compare_strategies; this one ends."
                     )
                 left = _line(record)
-                # One write, so that rows of several workers do not mix; a second only where the disk is full, to fail.
+                # One write, so that rows of several workers do not mix; a second only
+                # where the disk is full, to fail.
                 while left:
                     left = left[os.write(fd, left) :]
                 os.fsync(fd)
@@ -65,8 +71,11 @@ class ResultsFile(NamedTuple):
 
 
 @contextmanager
-def hold(path: Path, settings: Record, strategies: Mapping[str, Any]) -> Iterator[tuple[ResultsFile, Rounds]]:
-    """Lock a results file, check that it belongs to these settings, and make it ready to go on.
+def hold(
+    path: Path, settings: Record, strategies: Mapping[str, Any]
+) -> Iterator[tuple[ResultsFile, Rounds]]:
+    """Lock a results file, check that it belongs to these settings, and make it ready
+    to go on.
 
     Parameters
     ----------
@@ -88,21 +97,23 @@ def hold(path: Path, settings: Record, strategies: Mapping[str, Any]) -> Iterato
     RuntimeError
         Where another run holds the file.
     ValueError
-        Where the file is no results file, or one of other settings; nothing of it is changed then.
+        Where the file is no results file, or one of other settings; nothing of it is
+        changed then.
     OSError
         Where it cannot be written.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"results={str(path)!r}: there is no folder {str(path.parent)!r}; make it first."
+            f"results={str(path)!r}: there is no folder {str(path.parent)!r}; make it "
+            "first."
         )
     lock = FileLock(f"{path}.lock", timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
         raise RuntimeError(
-            f"results={str(path)!r} is in use by another run of compare_strategies; wait for its end, or give this "
-            "one a file of its own."
+            f"results={str(path)!r} is in use by another run of compare_strategies; "
+            "wait for its end, or give this one a file of its own."
         ) from error
     try:
         known, definitions, rounds = read(path) if path.exists() else (None, {}, {})
@@ -110,8 +121,13 @@ def hold(path: Path, settings: Record, strategies: Mapping[str, Any]) -> Iterato
             _refuse_others(path, known, settings, definitions, strategies)
         run = uuid.uuid4().hex
         definitions = {**definitions, **strategies}
-        records: list[Record] = [{"run": run}, {"settings": settings, "version": _VERSION}]
-        records += [{"strategy": name, "definition": definitions[name]} for name in definitions]
+        records: list[Record] = [
+            {"run": run},
+            {"settings": settings, "version": _VERSION},
+        ]
+        records += [
+            {"strategy": name, "definition": definitions[name]} for name in definitions
+        ]
         records += [record for curve in rounds.values() for record in curve]
         _replace(path, b"".join(map(_line, records)))
         yield ResultsFile(path, run), rounds
@@ -120,9 +136,11 @@ def hold(path: Path, settings: Record, strategies: Mapping[str, Any]) -> Iterato
 
 
 def read(path: Path) -> tuple[Record | None, dict[str, Any], Rounds]:
-    """Read settings, definitions of strategies, and rounds; None for the settings of an empty file.
+    """Read settings, definitions of strategies, and rounds; None for the settings of an
+    empty file.
 
-    A line that was cut off is passed over, and with it the later rounds of its curve: they are played again.
+    A line that was cut off is passed over, and with it the later rounds of its curve:
+    they are played again.
 
     Raises
     ------
@@ -136,21 +154,25 @@ def read(path: Path) -> tuple[Record | None, dict[str, Any], Rounds]:
     records = [_read(line) for line in lines]
     if records and "run" not in records[0]:
         raise ValueError(
-            f"results={str(path)!r} is not a file of compare_strategies; give another path, it would be overwritten."
+            f"results={str(path)!r} is not a file of compare_strategies; give another "
+            "path, it would be overwritten."
         )
-    unreadable = [number for number, record in enumerate(records[:-1], start=1) if not record]
+    unreadable = [
+        number for number, record in enumerate(records[:-1], start=1) if not record
+    ]
     if unreadable:
         warn_user(
-            f"{str(path)!r}: lines {unreadable} cannot be read and are dropped; a comparison that goes on plays their "
-            "rounds again."
+            f"{str(path)!r}: lines {unreadable} cannot be read and are dropped; a "
+            "comparison that goes on plays their rounds again."
         )
     for record in records:
         if "settings" in record:
             settings = record["settings"]
             if record["version"] != _VERSION:
                 raise ValueError(
-                    f"results={str(path)!r} has version {record['version']} of the format, and this package reads "
-                    f"version {_VERSION}; give another path."
+                    f"results={str(path)!r} has version {record['version']} of the "
+                    f"format, and this package reads version {_VERSION}; give another "
+                    "path."
                 )
         elif "definition" in record:
             definitions[record["strategy"]] = record["definition"]
@@ -181,16 +203,22 @@ def differences(known: Any, wanted: Any, path: str = "") -> list[str]:
 
 
 def _refuse_others(
-    path: Path, known: Record, settings: Record, definitions: Record, strategies: Mapping[str, Any]
+    path: Path,
+    known: Record,
+    settings: Record,
+    definitions: Record,
+    strategies: Mapping[str, Any],
 ) -> None:
     found = differences(known, settings)
     for name in strategies:
         if name in definitions:
-            found += differences(definitions[name], strategies[name], f"strategies[{name!r}]")
+            found += differences(
+                definitions[name], strategies[name], f"strategies[{name!r}]"
+            )
     if found:
         raise ValueError(
-            f"results={str(path)!r} belongs to other settings: {'; '.join(found[:5])}. Give another path, or the "
-            "settings of the file to go on with it."
+            f"results={str(path)!r} belongs to other settings: {'; '.join(found[:5])}. "
+            "Give another path, or the settings of the file to go on with it."
         )
 
 
@@ -214,7 +242,9 @@ def _read(line: bytes) -> Record:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Put a whole new file in the place of the old one, or leave the old one as it is."""
+    """Put a whole new file in the place of the old one, or leave the old one as it
+    is.
+    """
     new = path.with_name(f"{path.name}.new")
     try:
         with new.open("wb") as file:
@@ -236,7 +266,8 @@ def _replace(path: Path, data: bytes) -> None:
 def _not_written(error: OSError, path: Path) -> OSError:
     return OSError(
         error.errno,
-        f"Could not write to the results ({error.strerror or error}). All rounds before are safe: make room, and call "
-        "compare_strategies again with the same arguments to go on",
+        f"Could not write to the results ({error.strerror or error}). All rounds "
+        "before are safe: make room, and call compare_strategies again with the same "
+        "arguments to go on",
         str(path),
     )

@@ -1,6 +1,8 @@
-"""Rows of whatever holds samples: arrays, images, tensors, DataFrames, sparse matrices, dicts, Datasets.
+"""Rows of whatever holds samples: arrays, images, tensors, DataFrames, sparse matrices,
+dicts, Datasets.
 
-Knows no learner and no net. scikit-learn's indexing does what it can; dicts and Datasets are added here.
+Knows no learner and no net. scikit-learn's indexing does what it can; dicts and
+Datasets are added here.
 """
 
 from __future__ import annotations
@@ -16,13 +18,18 @@ from torch.utils.data import Dataset, Subset
 
 
 def as_rows(data: Any, name: str) -> Any:
-    """Return the data such that rows can be taken from it, unchanged wherever that is so already."""
+    """Return the data such that rows can be taken from it, unchanged wherever that is
+    so already.
+    """
     if _is_dict(data):
         return {key: as_rows(value, f"{name}[{key!r}]") for key, value in data.items()}
     if data is None:
         raise ValueError(f"{name} is None; pass the samples, one a row.")
     if getattr(data, "shape", None) == ():
-        raise ValueError(f"{name} is the single value {data!r}; pass an array with one row per sample.")
+        raise ValueError(
+            f"{name} is the single value {data!r}; pass an array with one row per "
+            "sample."
+        )
     return data if isinstance(data, Dataset) else indexable(data)[0]
 
 
@@ -38,20 +45,28 @@ def n_rows(data: Any, name: str) -> int:
         lengths = {key: n_rows(value, name) for key, value in data.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(
-                f"{name} is a dict whose arrays have {lengths} rows; pass one row each per sample."
+                f"{name} is a dict whose arrays have {lengths} rows; pass one row each "
+                "per sample."
             )
         return next(iter(lengths.values()))
-    return len(data) if isinstance(data, Dataset) or not hasattr(data, "shape") else int(data.shape[0])
+    return (
+        len(data)
+        if isinstance(data, Dataset) or not hasattr(data, "shape")
+        else int(data.shape[0])
+    )
 
 
 def take_rows(data: Any, indices: np.ndarray) -> Any:
-    """Return the rows at these positions, in the container they came in; a Dataset is not read for it."""
+    """Return the rows at these positions, in the container they came in; a Dataset is
+    not read for it.
+    """
     if _is_dict(data):
         return {key: take_rows(value, indices) for key, value in data.items()}
     if isinstance(data, SliceDataset):
         return data[indices]
     if isinstance(data, Dataset):
-        # Plain ints: a Dataset's author thinks of lists and file names, not of numpy scalars.
+        # Plain ints: a Dataset's author thinks of lists and file names, not of numpy
+        # scalars.
         return Subset(data, indices.tolist())
     return _safe_indexing(data, indices)
 

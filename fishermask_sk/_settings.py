@@ -1,4 +1,6 @@
-"""What the rows of a comparison depend on, in words that JSON can hold and two runs can compare."""
+"""What the rows of a comparison depend on, in words that JSON can hold and two runs can
+compare.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,12 @@ from scipy.sparse import issparse
 
 
 def describe(thing: Any, _above: tuple[int, ...] = ()) -> Any:
-    """Describe an estimator, strategy or parameter: the same in every process, different where it differs.
+    """Describe an estimator, strategy or parameter: the same in every process,
+    different where it differs.
 
-    Estimators are described by their parameters, functions by name and what they enclose, partials by what they
-    bind, arrays and tensors by a digest of their content, other objects by their attributes.
+    Estimators are described by their parameters, functions by name and what they
+    enclose, partials by what they bind, arrays and tensors by a digest of their
+    content, other objects by their attributes.
 
     Examples
     --------
@@ -45,7 +49,9 @@ def describe(thing: Any, _above: tuple[int, ...] = ()) -> Any:
     if isinstance(thing, MethodType):
         return {"method": thing.__name__, "of": describe(thing.__self__, above)}
     if isinstance(thing, partial):
-        keywords = {key: describe(value, above) for key, value in sorted(thing.keywords.items())}
+        keywords = {
+            key: describe(value, above) for key, value in sorted(thing.keywords.items())
+        }
         return {
             "partial": describe(thing.func, above),
             "args": describe(list(thing.args), above),
@@ -61,45 +67,70 @@ def describe(thing: Any, _above: tuple[int, ...] = ()) -> Any:
         thing = thing.detach().cpu().numpy()
     if isinstance(thing, np.ndarray):
         content = np.ascontiguousarray(thing)  # whatever its layout in memory
-        return f"{thing.dtype}{list(thing.shape)} {joblib.hash(content, coerce_mmap=True)}"
+        return (
+            f"{thing.dtype}{list(thing.shape)} {joblib.hash(content, coerce_mmap=True)}"
+        )
     if issparse(thing):
-        return describe([thing.tocsr().data, thing.tocsr().indices, thing.tocsr().indptr], above)
+        return describe(
+            [thing.tocsr().data, thing.tocsr().indices, thing.tocsr().indptr], above
+        )
     if hasattr(thing, "iloc"):  # pandas: content, not memory layout
         names = [
-            str(name) for name in getattr(thing, "columns", [thing.name if hasattr(thing, "name") else ""])
+            str(name)
+            for name in getattr(
+                thing, "columns", [thing.name if hasattr(thing, "name") else ""]
+            )
         ]
         return {"columns": names, "content": describe(thing.to_numpy(), above)}
     if hasattr(thing, "get_params"):
         params = sorted(thing.get_params(deep=False).items())
-        return {"class": _name(type(thing)), "params": {key: describe(value, above) for key, value in params}}
+        return {
+            "class": _name(type(thing)),
+            "params": {key: describe(value, above) for key, value in params},
+        }
     attributes = getattr(thing, "__dict__", None)
     if attributes is None:  # paths, ranges, generators: they say by what to pickle them
         return {"class": _name(type(thing)), "state": describe(_state(thing), above)}
-    return {"class": _name(type(thing)), **{key: describe(value, above) for key, value in attributes.items()}}
+    return {
+        "class": _name(type(thing)),
+        **{key: describe(value, above) for key, value in attributes.items()},
+    }
 
 
 def digest(data: Any) -> str:
     """A short name for the content of samples or labels."""
-    return hashlib.sha256(json.dumps(describe(data), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps(describe(data), sort_keys=True).encode()
+    ).hexdigest()[:16]
 
 
 def _describe_function(function: FunctionType, above: tuple[int, ...]) -> Any:
-    """Its name, and the values that it was made with where functions of one name may differ."""
+    """Its name, and the values that it was made with where functions of one name may
+    differ.
+    """
     name: Any = _name(function)
     if "<lambda>" in name:  # all lambdas have one name
         name = [name, _describe_code(function.__code__)]
-    if function.__closure__ is None and not ("<" in function.__qualname__ and function.__defaults__):
+    if function.__closure__ is None and not (
+        "<" in function.__qualname__ and function.__defaults__
+    ):
         return name
     return {
         "function": name,
         "defaults": describe(function.__defaults__, above),
-        "encloses": [describe(cell.cell_contents, above) for cell in function.__closure__ or ()],
+        "encloses": [
+            describe(cell.cell_contents, above) for cell in function.__closure__ or ()
+        ],
     }
 
 
 def _describe_code(code: CodeType) -> str:
-    # Not repr(code.co_consts): there code inside of code shows its address, and sets have any order.
-    constants = [_describe_code(c) if isinstance(c, CodeType) else describe(c) for c in code.co_consts]
+    # Not repr(code.co_consts): there code inside of code shows its address, and sets
+    # have any order.
+    constants = [
+        _describe_code(c) if isinstance(c, CodeType) else describe(c)
+        for c in code.co_consts
+    ]
     content = json.dumps([code.co_code.hex(), code.co_names, constants])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -10,8 +10,13 @@ BETWEEN = ("fishermask_sk", "modAL")
 
 
 def warn_user(message: str) -> None:
-    """Give a UserWarning that points at the line which called into this package, through modAL or not."""
+    """Give a UserWarning that points at the line which called into this package,
+    through modAL or not.
+    """
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in BETWEEN:
+    while (
+        frame.f_back is not None
+        and frame.f_globals.get("__name__", "").split(".")[0] in BETWEEN
+    ):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)

@@ -1,6 +1,8 @@
-"""A pool-based active learning loop as a scikit-learn classifier, and the same loop as a generator.
+"""A pool-based active learning loop as a scikit-learn classifier, and the same loop as
+a generator.
 
-Takes any classifier and any modAL-style query strategy; knows neither modAL nor FisherMask by name.
+Takes any classifier and any modAL-style query strategy; knows neither modAL nor
+FisherMask by name.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ __all__ = ["ActiveLearningClassifier", "PoolLearner", "Round"]
 
 
 class PoolLearner:
-    """What a query strategy is handed: a fitted estimator and what it was fitted on, named as in modAL.
+    """What a query strategy is handed: a fitted estimator and what it was fitted on,
+    named as in modAL.
 
     Parameters
     ----------
@@ -58,7 +61,13 @@ class PoolLearner:
 
     on_transformed = False  # modAL's ranked batches look for it
 
-    def __init__(self, estimator: Any, query_strategy: Callable[..., Any], X_training: Any, y_training: Any):
+    def __init__(
+        self,
+        estimator: Any,
+        query_strategy: Callable[..., Any],
+        X_training: Any,
+        y_training: Any,
+    ):
         self.estimator = estimator
         self.query_strategy = query_strategy
         self.X_training = X_training
@@ -76,10 +85,16 @@ class PoolLearner:
         """Score of the estimator."""
         return self.estimator.score(X, y, **score_kwargs)
 
-    # `return_metrics` stands in the signature because strategies look for it there: it is how modAL 0.4.2.1,
-    # which expects a pair of indices and metrics, is told from 0.4.1, which expects indices alone.
+    # `return_metrics` stands in the signature because strategies look for it there: it
+    # is how modAL 0.4.2.1, which expects a pair of indices and metrics, is told from
+    # 0.4.1, which expects indices alone.
     def query(
-        self, X_pool: Any, n_instances: int = 1, *, return_metrics: bool = False, **query_kwargs: Any
+        self,
+        X_pool: Any,
+        n_instances: int = 1,
+        *,
+        return_metrics: bool = False,
+        **query_kwargs: Any,
     ) -> tuple[Any, ...]:
         """Ask the query strategy, once, which samples of the pool to label next.
 
@@ -106,10 +121,15 @@ class PoolLearner:
         Raises
         ------
         ValueError
-            Where the strategy's answer is not `n_instances` different positions in the pool.
+            Where the strategy's answer is not `n_instances` different positions in the
+            pool.
         """
-        answer = self.query_strategy(self, X_pool, n_instances=n_instances, **query_kwargs)
-        query_idx, metrics = _read_answer(answer, n_instances, n_rows(X_pool, "X_pool"), self.query_strategy)
+        answer = self.query_strategy(
+            self, X_pool, n_instances=n_instances, **query_kwargs
+        )
+        query_idx, metrics = _read_answer(
+            answer, n_instances, n_rows(X_pool, "X_pool"), self.query_strategy
+        )
         X_query = take_rows(X_pool, query_idx)
         return (query_idx, X_query, metrics) if return_metrics else (query_idx, X_query)
 
@@ -125,7 +145,8 @@ class Round:
     learner : PoolLearner
         With the estimator fitted in this round.
     query_idx : ndarray of shape (n_instances,)
-        The samples labelled in this round, as positions in the `X` of the whole loop, in pick order.
+        The samples labelled in this round, as positions in the `X` of the whole loop,
+        in pick order.
     labeled_indices : ndarray of shape (n_labeled,)
         All labelled samples so far, in the order in which they were labelled.
     metrics : object or None
@@ -144,7 +165,9 @@ class Round:
 
 
 def _inner_has(method: str) -> Callable[[Any], bool]:
-    """Check that the wrapped estimator has this method; raises AttributeError where it does not."""
+    """Check that the wrapped estimator has this method; raises AttributeError where it
+    does not.
+    """
 
     def check(self: ActiveLearningClassifier) -> bool:
         getattr(getattr(self, "estimator_", self.estimator), method)
@@ -154,43 +177,51 @@ def _inner_has(method: str) -> Callable[[Any], bool]:
 
 
 class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
-    """A classifier that labels a few samples of its training set, chosen by a query strategy.
+    """A classifier that labels a few samples of its training set, chosen by a query
+    strategy.
 
-    `fit` plays pool-based active learning with `y` as the oracle: it labels a first batch, then round by
-    round fits a fresh clone of the estimator, asks the query strategy which samples to label next, and looks
-    up their labels. `y` is read only at queried rows (see `initial` for the one exception). In the end it
-    predicts like the estimator of the last round, so that scikit-learn's searches can tune the query strategy:
-    the held-out score is the score after the label budget is spent. This takes a data set that is labelled
-    already, as a proxy for the one that is not.
+    `fit` plays pool-based active learning with `y` as the oracle: it labels a first
+    batch, then round by round fits a fresh clone of the estimator, asks the query
+    strategy which samples to label next, and looks up their labels. `y` is read only at
+    queried rows (see `initial` for the one exception). In the end it predicts like the
+    estimator of the last round, so that scikit-learn's searches can tune the query
+    strategy: the held-out score is the score after the label budget is spent. This
+    takes a data set that is labelled already, as a proxy for the one that is not.
 
     Parameters
     ----------
     estimator : estimator
-        A classifier, or a pipeline that ends in one. Every round fits a clone of it; itself it is never
-        fitted. Most strategies ask for its `predict_proba`.
+        A classifier, or a pipeline that ends in one. Every round fits a clone of it;
+        itself it is never fitted. Most strategies ask for its `predict_proba`.
     query_strategy : callable
-        A modAL-style strategy, called as ``query_strategy(learner, X_pool, n_instances=b)`` with a
+        A modAL-style strategy, called as ``query_strategy(learner, X_pool,
+        n_instances=b)`` with a
         :class:`PoolLearner`: :class:`~fishermask_sk.FisherMask`, a function of
-        :mod:`fishermask_sk.baselines` or of modAL, or any other. It returns positions in `X_pool`, or a pair
-        of positions and metrics. `fit` uses a clone (a deep copy where it has no `get_params`).
+        :mod:`fishermask_sk.baselines` or of modAL, or any other. It returns positions
+        in `X_pool`, or a pair of positions and metrics. `fit` uses a clone (a deep copy
+        where it has no `get_params`).
     n_initial : int, default=100
         Labels of the first batch.
     n_instances : int, default=100
         Labels per query.
     n_queries : int, default=10
-        Queries after the first batch. A budget beyond the data labels all rows, and the loop ends there.
+        Queries after the first batch. A budget beyond the data labels all rows, and the
+        loop ends there.
     initial : {"random", "stratified"} or array-like of int, default="random"
-        How the first batch is drawn. "stratified" gives every class its share, and at least one label where
-        `n_initial` allows: for that it **reads all of y**, which a real pool could not offer. Positions in
-        `X` are taken as they are, and `n_initial` is passed over.
+        How the first batch is drawn. "stratified" gives every class its share, and at
+        least one label where `n_initial` allows: for that it **reads all of y**, which
+        a real pool could not offer. Positions in `X` are taken as they are, and
+        `n_initial` is passed over.
     random_state : int, RandomState instance or None, default=None
-        With an int, every candidate of a search has the same first batch and the same training noise,
-        whatever its query strategy: in each round every parameter of the estimator's clone that is called
-        ``random_state`` or ends in ``__random_state`` is set to an integer derived from this one and the
-        round, as scikit-learn's ensembles do, and the same is done to the query strategy, from integers of
-        its own. Values given there are overwritten. What has no such parameter (a plain skorch net) draws
-        from the global generators of Python, NumPy and torch: these are seeded during each fit and query,
-        and are afterwards as before. With None, nothing is set.
+        With an int, every candidate of a search has the same first batch and the same
+        training noise, whatever its query strategy: in each round every parameter of
+        the estimator's clone that is called ``random_state`` or ends in
+        ``__random_state`` is set to an integer derived from this one and the round, as
+        scikit-learn's ensembles do, and the same is done to the query strategy, from
+        integers of its own. Values given there are overwritten. What has no such
+        parameter (a plain skorch net) draws from the global generators of Python, NumPy
+        and torch: these are seeded during each fit and query, and are afterwards as
+        before. With None, nothing is set.
     verbose : int, default=0
         Whether to show a progress bar over the rounds.
 
@@ -201,14 +232,15 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
     query_strategy_ : callable
         The clone that was asked, as its last query left it.
     classes_ : ndarray of shape (n_classes,)
-        Labels of the columns of `predict_proba`. A class that no queried row has is unknown, unless the
-        estimator was told of it (``classes=`` of a net).
+        Labels of the columns of `predict_proba`. A class that no queried row has is
+        unknown, unless the estimator was told of it (``classes=`` of a net).
     labeled_indices_ : ndarray of shape (n_labeled,)
         The labelled rows of `X`, in the order in which they were labelled.
     labeled_iter_ : ndarray of shape (n_samples,)
         The round in which each row was labelled: 0 for the first batch, -1 for never.
     learning_curve_ : list of dict
-        One entry per round, with "round", "n_labels" and "accuracy" on `eval_set`. Only with an `eval_set`.
+        One entry per round, with "round", "n_labels" and "accuracy" on `eval_set`. Only
+        with an `eval_set`.
     n_features_in_ : int
         Where `estimator_` has it.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -217,20 +249,24 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
     See Also
     --------
     fishermask_sk.compare_strategies : Several strategies, several seeds, resumable.
-    sklearn.semi_supervised.SelfTrainingClassifier : Its sibling, that asks itself for the labels.
+    sklearn.semi_supervised.SelfTrainingClassifier : Its sibling, that asks itself for
+    the labels.
 
     Notes
     -----
-    `X` may be anything that rows can be taken from: arrays of any dimension (images), sparse matrices,
-    DataFrames, lists, tensors, dicts of arrays, skorch's ``SliceDataset``, and torch Datasets, which are never
-    read as a whole (the net then takes labels from the Dataset, and `y` must be the same ones). Rows are not
-    validated here, but by the estimator. Memory: one copy of the pool and of the labelled rows per round; none
-    for Datasets.
+    `X` may be anything that rows can be taken from: arrays of any dimension (images),
+    sparse matrices, DataFrames, lists, tensors, dicts of arrays, skorch's
+    ``SliceDataset``, and torch Datasets, which are never read as a whole (the net then
+    takes labels from the Dataset, and `y` must be the same ones). Rows are not
+    validated here, but by the estimator. Memory: one copy of the pool and of the
+    labelled rows per round; none for Datasets.
 
     References
     ----------
-    .. [1] B. Settles, "Active Learning Literature Survey", 2009, section 2.3: pool-based sampling.
-    .. [2] S. Gul et al., "FisherMask", arXiv:2411.05752, section 4: the protocol of first batch and rounds.
+    .. [1] B. Settles, "Active Learning Literature Survey", 2009, section 2.3:
+       pool-based sampling.
+    .. [2] S. Gul et al., "FisherMask", arXiv:2411.05752, section 4: the protocol of
+       first batch and rounds.
 
     Examples
     --------
@@ -270,7 +306,9 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, *, eval_set: Any = None, **unsupported: Any) -> ActiveLearningClassifier:
+    def fit(
+        self, X: Any, y: Any, *, eval_set: Any = None, **unsupported: Any
+    ) -> ActiveLearningClassifier:
         """Play all rounds, and keep the estimator of the last one.
 
         Parameters
@@ -280,7 +318,8 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         y : array-like of shape (n_samples,)
             The oracle.
         eval_set : tuple (X, y), default=None
-            Held-out samples to score every round on, for `learning_curve_`. Nothing is chosen by them.
+            Held-out samples to score every round on, for `learning_curve_`. Nothing is
+            chosen by them.
 
         Returns
         -------
@@ -289,26 +328,33 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         Raises
         ------
         TypeError
-            For `sample_weight` and other unknown keywords, and for what is no query strategy.
+            For `sample_weight` and other unknown keywords, and for what is no query
+            strategy.
         ValueError
-            For parameters out of range, samples and labels that do not match, missing labels, and answers of
-            the query strategy that are not positions in the pool.
+            For parameters out of range, samples and labels that do not match, missing
+            labels, and answers of the query strategy that are not positions in the
+            pool.
         """
         if unsupported:
             raise TypeError(
-                f"ActiveLearningClassifier.fit takes X, y and eval_set, and got {sorted(unsupported)}; weights of "
-                "samples that may never be labelled have no meaning here, so leave them out."
+                "ActiveLearningClassifier.fit takes X, y and eval_set, and got "
+                f"{sorted(unsupported)}; weights of samples that may never be labelled "
+                "have no meaning here, so leave them out."
             )
         if eval_set is not None:
             X_eval, y_eval = _checked_eval_set(eval_set)
         curve = []
         rounds = self.iter_rounds(X, y)
-        for played in tqdm(rounds, total=self.n_queries + 1, desc="rounds", disable=not self.verbose):
+        for played in tqdm(
+            rounds, total=self.n_queries + 1, desc="rounds", disable=not self.verbose
+        ):
             if eval_set is not None:
                 with preserved_rng():  # a net's data loader draws, also to predict
                     accuracy = float(np.mean(played.learner.predict(X_eval) == y_eval))
                 n_labels = len(played.labeled_indices)
-                curve.append({"round": played.number, "n_labels": n_labels, "accuracy": accuracy})
+                curve.append(
+                    {"round": played.number, "n_labels": n_labels, "accuracy": accuracy}
+                )
             if played.number == 0:
                 labeled_iter = np.full(n_rows(as_rows(X, "X"), "X"), -1)
             labeled_iter[played.query_idx] = played.number
@@ -329,11 +375,13 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
                 setattr(self, name, getattr(self.estimator_, name))
         return self
 
-    def iter_rounds(self, X: Any, y: Any, *, labeled_iter: Any = None) -> Iterator[Round]:
+    def iter_rounds(
+        self, X: Any, y: Any, *, labeled_iter: Any = None
+    ) -> Iterator[Round]:
         """Play the loop by hand: a generator that yields after every fit.
 
-        Nothing of it is stored in this object. Stop whenever you like; what was not asked for is not
-        computed.
+        Nothing of it is stored in this object. Stop whenever you like; what was not
+        asked for is not computed.
 
         Parameters
         ----------
@@ -342,10 +390,12 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         y : array-like of shape (n_samples,)
             The oracle, read only at queried rows unless ``initial="stratified"``.
         labeled_iter : list of array-like of int, default=None
-            What was labelled before, in order: the positions of the first batch, of the first query, and so
-            on, as the `query_idx` of the rounds. The loop then goes on from there: it first yields the last of
-            these rounds again, refitted with that round's seeds. With an int `random_state`, and an estimator
-            and a strategy without memory of their own, what follows is what would have followed.
+            What was labelled before, in order: the positions of the first batch, of the
+            first query, and so on, as the `query_idx` of the rounds. The loop then goes
+            on from there: it first yields the last of these rounds again, refitted with
+            that round's seeds. With an int `random_state`, and an estimator and a
+            strategy without memory of their own, what follows is what would have
+            followed.
 
         Yields
         ------
@@ -378,27 +428,35 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         n_samples, n_labels = n_rows(X, "X"), n_rows(y, "y")
         if n_samples != n_labels:
             raise ValueError(
-                f"X has {n_samples} samples and y has {n_labels} labels: inconsistent numbers of samples; pass one "
-                "label per sample."
+                f"X has {n_samples} samples and y has {n_labels} labels: inconsistent "
+                "numbers of samples; pass one label per sample."
             )
         if n_samples == 0:
-            raise ValueError("Found array with 0 samples, a minimum of 1 is required; pass samples.")
+            raise ValueError(
+                "Found array with 0 samples, a minimum of 1 is required; pass samples."
+            )
         history = [
-            np.asarray(batch, dtype=np.intp) for batch in (() if labeled_iter is None else labeled_iter)
+            np.asarray(batch, dtype=np.intp)
+            for batch in (() if labeled_iter is None else labeled_iter)
         ]
         if history:
             _check_positions(np.concatenate(history), n_samples, "labeled_iter")
         return self._rounds(X, y, n_samples, history)
 
-    def _rounds(self, X: Any, y: Any, n_samples: int, history: list[np.ndarray]) -> Iterator[Round]:
+    def _rounds(
+        self, X: Any, y: Any, n_samples: int, history: list[np.ndarray]
+    ) -> Iterator[Round]:
         rng = check_random_state(self.random_state)
         training_seed = query_seed = None
         if self.random_state is not None:
-            # Streams of their own, so that the number of seeds that a strategy takes moves no one else's.
+            # Streams of their own, so that the number of seeds that a strategy takes
+            # moves no one else's.
             training_seed, query_seed = rng.randint(np.iinfo(np.int32).max, size=2)
         batches = history or [self._first_batch(y, n_samples, rng)]
         strategy = clone(self.query_strategy, safe=False)
-        labels = np.concatenate([_look_up(y, batch, warn=not i) for i, batch in enumerate(batches)])
+        labels = np.concatenate(
+            [_look_up(y, batch, warn=not i) for i, batch in enumerate(batches)]
+        )
         metrics, query_seconds = None, 0.0
         while True:
             number = len(batches) - 1
@@ -410,20 +468,32 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
                 _fit(estimator, X_training, labels)
             fit_seconds = time.perf_counter() - started
             learner = PoolLearner(estimator, strategy, X_training, labels)
-            yield Round(number, learner, batches[-1], labeled, metrics, query_seconds, fit_seconds)
+            yield Round(
+                number,
+                learner,
+                batches[-1],
+                labeled,
+                metrics,
+                query_seconds,
+                fit_seconds,
+            )
             pool = np.setdiff1d(np.arange(n_samples), labeled)
             if number >= self.n_queries or not len(pool):
                 return
             X_pool, n_instances = take_rows(X, pool), min(self.n_instances, len(pool))
             started = time.perf_counter()
             with _seeded(strategy, query_seed, number):
-                query_idx, _, metrics = learner.query(X_pool, n_instances, return_metrics=True)
+                query_idx, _, metrics = learner.query(
+                    X_pool, n_instances, return_metrics=True
+                )
             query_seconds = time.perf_counter() - started
             del X_pool  # not needed beside the next round's copies
             batches.append(pool[query_idx])
             labels = np.concatenate([labels, _look_up(y, batches[-1])])
 
-    def _first_batch(self, y: Any, n_samples: int, rng: np.random.RandomState) -> np.ndarray:
+    def _first_batch(
+        self, y: Any, n_samples: int, rng: np.random.RandomState
+    ) -> np.ndarray:
         """Positions of the first batch, in the order of drawing."""
         if not isinstance(self.initial, str):
             return _check_positions(np.asarray(self.initial), n_samples, "initial")
@@ -431,30 +501,47 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         if self.initial == "random":
             return shuffled[: self.n_initial]
         labels = _look_up(y, shuffled, warn=True)
-        classes, of_class, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        classes, of_class, counts = np.unique(
+            labels, return_inverse=True, return_counts=True
+        )
         rank = np.empty(n_samples)
         for c in range(len(classes)):
             rank[of_class == c] = np.arange(counts[c])
-        # Every class's first comes before any class's second; then each follows at the pace of its share.
-        return shuffled[np.argsort(rank / counts[of_class], kind="stable")][: self.n_initial]
+        # Every class's first comes before any class's second; then each follows at the
+        # pace of its share.
+        return shuffled[np.argsort(rank / counts[of_class], kind="stable")][
+            : self.n_initial
+        ]
 
     def _check_parameters(self) -> None:
         if not hasattr(self.estimator, "fit") or isinstance(self.estimator, type):
             raise TypeError(
-                f"estimator must be a classifier object with a fit method, got {self.estimator!r}."
+                "estimator must be a classifier object with a fit method, got "
+                f"{self.estimator!r}."
             )
         if not callable(self.query_strategy) or isinstance(self.query_strategy, type):
             raise TypeError(
-                f"query_strategy must be a function or a callable object, got {self.query_strategy!r}; hand in "
-                "FisherMask(), for instance, with its parentheses."
+                "query_strategy must be a function or a callable object, got "
+                f"{self.query_strategy!r}; hand in FisherMask(), for instance, with "
+                "its parentheses."
             )
         for name, lowest in (("n_initial", 1), ("n_instances", 1), ("n_queries", 0)):
             value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
-                raise ValueError(f"{name} must be an integer of at least {lowest}, got {value!r}.")
-        if isinstance(self.initial, str) and self.initial not in ("random", "stratified"):
+            if (
+                not isinstance(value, Integral)
+                or isinstance(value, bool)
+                or value < lowest
+            ):
+                raise ValueError(
+                    f"{name} must be an integer of at least {lowest}, got {value!r}."
+                )
+        if isinstance(self.initial, str) and self.initial not in (
+            "random",
+            "stratified",
+        ):
             raise ValueError(
-                f"initial must be 'random', 'stratified' or positions in X, got {self.initial!r}."
+                "initial must be 'random', 'stratified' or positions in X, got "
+                f"{self.initial!r}."
             )
 
     @available_if(_inner_has("predict"))
@@ -492,7 +579,9 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
 
     @available_if(_inner_has("predict_log_proba"))
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Log class probabilities from the estimator of the last round, as `predict_proba`."""
+        """Log class probabilities from the estimator of the last round, as
+        `predict_proba`.
+        """
         check_is_fitted(self, "estimator_")
         return self.estimator_.predict_log_proba(X)
 
@@ -503,7 +592,9 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         return self.estimator_.decision_function(X)
 
     def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import get_tags  # scikit-learn 1.5 has neither it nor a use for this method
+        from sklearn.utils import (
+            get_tags,
+        )  # scikit-learn 1.5 has neither it nor a use for this method
 
         tags = super().__sklearn_tags__()
         inner = get_tags(self.estimator)
@@ -516,8 +607,9 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
 def column_labels(estimator: Any, n_columns: int) -> np.ndarray:
     """Labels of the columns of a fitted classifier's `predict_proba`.
 
-    A skorch net's `classes_` are the labels seen, while it has a column for every output of its module, and
-    predicts column numbers: there the labels are these numbers.
+    A skorch net's `classes_` are the labels seen, while it has a column for every
+    output of its module, and predicts column numbers: there the labels are these
+    numbers.
 
     Parameters
     ----------
@@ -541,28 +633,37 @@ def column_labels(estimator: Any, n_columns: int) -> np.ndarray:
     if classes.dtype.kind in "iu" and classes.min() >= 0 and classes.max() < n_columns:
         return np.arange(n_columns)
     raise ValueError(
-        f"{type(estimator).__name__} gives {n_columns} probabilities per sample and has the classes "
-        f"{classes.tolist()}; tell it all its classes (classes=... of a net)."
+        f"{type(estimator).__name__} gives {n_columns} probabilities per sample and "
+        f"has the classes {classes.tolist()}; tell it all its classes (classes=... of "
+        "a net)."
     )
 
 
 def _as_oracle(y: Any) -> Any:
     """Labels that rows can be taken from, none of them read."""
     if y is None:
-        raise ValueError("ActiveLearningClassifier requires y to be passed, but the target y is None.")
+        raise ValueError(
+            "ActiveLearningClassifier requires y to be passed, but the target y is "
+            "None."
+        )
     return as_rows(y, "y")
 
 
 def _checked_eval_set(eval_set: Any) -> tuple[Any, np.ndarray]:
     if not isinstance(eval_set, (tuple, list)) or len(eval_set) != 2:
         raise ValueError(
-            f"eval_set must be a pair (X, y), got {type(eval_set).__name__}; pass eval_set=(X_test, y_test)."
+            f"eval_set must be a pair (X, y), got {type(eval_set).__name__}; pass "
+            "eval_set=(X_test, y_test)."
         )
-    # A column of labels would be compared with every prediction, instead of with its own.
+    # A column of labels would be compared with every prediction, instead of with its
+    # own.
     X, y = as_rows(eval_set[0], "eval_set[0]"), column_or_1d(np.asarray(eval_set[1]))
     n_samples = n_rows(X, "eval_set[0]")
     if n_samples != len(y):
-        raise ValueError(f"eval_set has {n_samples} samples and {len(y)} labels; pass one label per sample.")
+        raise ValueError(
+            f"eval_set has {n_samples} samples and {len(y)} labels; pass one label per "
+            "sample."
+        )
     return X, y
 
 
@@ -573,8 +674,8 @@ def _look_up(y: Any, indices: np.ndarray, warn: bool = False) -> np.ndarray:
     missing = [i for i, label in enumerate(labels) if label is None or label != label]
     if missing:
         raise ValueError(
-            f"y has no label for row {indices[missing[0]]}, which was queried: {labels[missing[0]]!r}; give every row "
-            "of the pool its label."
+            f"y has no label for row {indices[missing[0]]}, which was queried: "
+            f"{labels[missing[0]]!r}; give every row of the pool its label."
         )
     if labels.dtype.kind == "f":
         check_classification_targets(labels)
@@ -588,22 +689,32 @@ def _fit(estimator: Any, X: Any, y: np.ndarray) -> None:
         if len(np.unique(y)) > 1:
             raise
         raise ValueError(
-            f"All {len(y)} labels so far are of one class, {y[0]!r}, and {type(estimator).__name__} could not be "
-            f"fitted to them ({error}); raise n_initial, or use initial='stratified'."
+            f"All {len(y)} labels so far are of one class, {y[0]!r}, and "
+            f"{type(estimator).__name__} could not be fitted to them ({error}); raise "
+            "n_initial, or use initial='stratified'."
         ) from error
 
 
-def _read_answer(answer: Any, n_instances: int, n_pool: int, strategy: Any) -> tuple[np.ndarray, Any]:
-    """Positions and metrics, from a strategy that returns positions, or a pair of positions and metrics."""
+def _read_answer(
+    answer: Any, n_instances: int, n_pool: int, strategy: Any
+) -> tuple[np.ndarray, Any]:
+    """Positions and metrics, from a strategy that returns positions, or a pair of
+    positions and metrics.
+    """
     metrics = None
-    if isinstance(answer, tuple) and len(answer) == 2 and (np.ndim(answer[0]) or n_instances == 1):
+    if (
+        isinstance(answer, tuple)
+        and len(answer) == 2
+        and (np.ndim(answer[0]) or n_instances == 1)
+    ):
         answer, metrics = answer
     name = getattr(strategy, "__name__", type(strategy).__name__)
     query_idx = np.atleast_1d(np.asarray(answer))
     if query_idx.shape != (n_instances,):
         raise ValueError(
-            f"{name} returned indices of shape {query_idx.shape} for n_instances={n_instances}; a query strategy must "
-            f"return {n_instances} positions in X_pool, or a pair of these and metrics."
+            f"{name} returned indices of shape {query_idx.shape} for "
+            f"n_instances={n_instances}; a query strategy must return {n_instances} "
+            "positions in X_pool, or a pair of these and metrics."
         )
     return _check_positions(query_idx, n_pool, f"The answer of {name}"), metrics
 
@@ -611,21 +722,26 @@ def _read_answer(answer: Any, n_instances: int, n_pool: int, strategy: Any) -> t
 def _check_positions(positions: np.ndarray, n_samples: int, name: str) -> np.ndarray:
     if positions.ndim != 1 or not len(positions) or positions.dtype.kind not in "iu":
         raise ValueError(
-            f"{name} must be a one-dimensional array of integers, got shape {positions.shape} of {positions.dtype}."
+            f"{name} must be a one-dimensional array of integers, got shape "
+            f"{positions.shape} of {positions.dtype}."
         )
     if positions.min() < 0 or positions.max() >= n_samples:
         raise ValueError(
-            f"{name} has positions from {positions.min()} to {positions.max()}; there are {n_samples} samples, "
-            f"0 to {n_samples - 1}."
+            f"{name} has positions from {positions.min()} to {positions.max()}; there "
+            f"are {n_samples} samples, 0 to {n_samples - 1}."
         )
     if len(np.unique(positions)) < len(positions):
-        raise ValueError(f"{name} has a position twice; every sample can be labelled once.")
+        raise ValueError(
+            f"{name} has a position twice; every sample can be labelled once."
+        )
     return positions.astype(np.intp)
 
 
 @contextmanager
 def _seeded(thing: Any, seed: int | None, number: int) -> Iterator[None]:
-    """Seed the parameters of an estimator or strategy, and the global generators while it works."""
+    """Seed the parameters of an estimator or strategy, and the global generators while
+    it works.
+    """
     if seed is None:
         yield
         return

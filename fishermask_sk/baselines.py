@@ -1,8 +1,10 @@
-"""Query strategies to compare FisherMask with, called as it is called, for modAL and for our own loops.
+"""Query strategies to compare FisherMask with, called as it is called, for modAL and
+for our own loops.
 
-Each is a function ``(learner, X_pool, n_instances=1, *, ...)`` that returns what the caller's modAL expects.
-The features of a net are the inputs of its head. An estimator that holds no net (a logistic regression) has its
-own inputs for features, after the earlier steps of its pipeline.
+Each is a function ``(learner, X_pool, n_instances=1, *, ...)`` that returns what the
+caller's modAL expects. The features of a net are the inputs of its head. An estimator
+that holds no net (a logistic regression) has its own inputs for features, after the
+earlier steps of its pipeline.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ from sklearn.utils import check_random_state
 
 from fishermask_sk._features import describe_samples
 from fishermask_sk._rows import as_rows, n_rows
-from fishermask_sk.query_strategy import FisherMask, answer, check_n_instances, labeled_samples
+from fishermask_sk.query_strategy import (
+    FisherMask,
+    answer,
+    check_n_instances,
+    labeled_samples,
+)
 
 __all__ = [
     "badge_sampling",
@@ -84,7 +91,8 @@ def least_confidence_sampling(
     random_tie_break: bool = False,
     return_metrics: Any = None,
 ) -> Any:
-    """Pick the samples whose most likely class is least likely: largest 1 − max_c p_c (modAL's measure).
+    """Pick the samples whose most likely class is least likely: largest 1 − max_c p_c
+    (modAL's measure).
 
     Parameters
     ----------
@@ -104,16 +112,19 @@ def least_confidence_sampling(
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
-        Positions in `X_pool`, the least certain first; under modAL 0.4.2 a pair of these and the measure.
+        Positions in `X_pool`, the least certain first; under modAL 0.4.2 a pair of
+        these and the measure.
 
     Raises
     ------
     TypeError, ValueError
-        For an `n_instances` that is no integer from 1 to the size of the pool, or probabilities that are NaN.
+        For an `n_instances` that is no integer from 1 to the size of the pool, or
+        probabilities that are NaN.
 
     References
     ----------
-    .. [1] D. D. Lewis and W. A. Gale, "A Sequential Algorithm for Training Text Classifiers", SIGIR 1994.
+    .. [1] D. D. Lewis and W. A. Gale, "A Sequential Algorithm for Training Text
+       Classifiers", SIGIR 1994.
 
     Examples
     --------
@@ -127,7 +138,13 @@ def least_confidence_sampling(
     from modAL.uncertainty import classifier_uncertainty
 
     return _most_uncertain(
-        classifier_uncertainty, 1, learner, X_pool, n_instances, random_tie_break, random_state
+        classifier_uncertainty,
+        1,
+        learner,
+        X_pool,
+        n_instances,
+        random_tie_break,
+        random_state,
     )
 
 
@@ -140,7 +157,8 @@ def margin_sampling(
     random_tie_break: bool = False,
     return_metrics: Any = None,
 ) -> Any:
-    """Pick the samples whose two likeliest classes are closest: smallest p_(1) − p_(2) (modAL's measure).
+    """Pick the samples whose two likeliest classes are closest: smallest p_(1) − p_(2)
+    (modAL's measure).
 
     Parameters
     ----------
@@ -150,7 +168,8 @@ def margin_sampling(
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
-        Positions in `X_pool`, the smallest margin first; under modAL 0.4.2 a pair of these and the margins.
+        Positions in `X_pool`, the smallest margin first; under modAL 0.4.2 a pair of
+        these and the margins.
 
     Raises
     ------
@@ -159,8 +178,8 @@ def margin_sampling(
 
     References
     ----------
-    .. [1] T. Scheffer, C. Decomain and S. Wrobel, "Active Hidden Markov Models for Information Extraction",
-       IDA 2001.
+    .. [1] T. Scheffer, C. Decomain and S. Wrobel, "Active Hidden Markov Models for
+       Information Extraction", IDA 2001.
 
     Examples
     --------
@@ -174,7 +193,13 @@ def margin_sampling(
     from modAL.uncertainty import classifier_margin
 
     return _most_uncertain(
-        classifier_margin, -1, learner, X_pool, n_instances, random_tie_break, random_state
+        classifier_margin,
+        -1,
+        learner,
+        X_pool,
+        n_instances,
+        random_tie_break,
+        random_state,
     )
 
 
@@ -187,7 +212,8 @@ def entropy_sampling(
     random_tie_break: bool = False,
     return_metrics: Any = None,
 ) -> Any:
-    """Pick the samples whose prediction has the largest entropy −Σ_c p_c log p_c (modAL's measure).
+    """Pick the samples whose prediction has the largest entropy −Σ_c p_c log p_c
+    (modAL's measure).
 
     Parameters
     ----------
@@ -197,7 +223,8 @@ def entropy_sampling(
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
-        Positions in `X_pool`, the largest entropy first; under modAL 0.4.2 a pair of these and the entropies.
+        Positions in `X_pool`, the largest entropy first; under modAL 0.4.2 a pair of
+        these and the entropies.
 
     Raises
     ------
@@ -220,7 +247,13 @@ def entropy_sampling(
     from modAL.uncertainty import classifier_entropy
 
     return _most_uncertain(
-        classifier_entropy, 1, learner, X_pool, n_instances, random_tie_break, random_state
+        classifier_entropy,
+        1,
+        learner,
+        X_pool,
+        n_instances,
+        random_tie_break,
+        random_state,
     )
 
 
@@ -236,10 +269,11 @@ def kcenter_sampling(
     random_tie_break: bool = False,
     return_metrics: Any = None,
 ) -> Any:
-    """Pick, one by one, the sample that is farthest from all labelled and picked ones: core-set, k-center greedy.
+    """Pick, one by one, the sample that is farthest from all labelled and picked ones:
+    core-set, k-center greedy.
 
-    Distances are Euclidean, between penultimate features. Without labelled samples the first pick is the
-    sample nearest to the mean.
+    Distances are Euclidean, between penultimate features. Without labelled samples the
+    first pick is the sample nearest to the mean.
 
     Parameters
     ----------
@@ -250,10 +284,11 @@ def kcenter_sampling(
     n_instances : int, default=1
         How many to pick.
     X_labeled : samples of shape (n_labeled, ...), default=None
-        The labelled samples; an empty array means none. By default the learner's `X_training`.
+        The labelled samples; an empty array means none. By default the learner's
+        `X_training`.
     head : str, default=None
-        Name of the module whose inputs are the features. By default the layer nearest the output with one
-        output per class.
+        Name of the module whose inputs are the features. By default the layer nearest
+        the output with one output per class.
     batch_size : int, default=128
         Samples in a forward pass.
     random_state : int, RandomState instance or None, default=None
@@ -266,26 +301,26 @@ def kcenter_sampling(
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
-        Positions in `X_pool`, in the order of picking; under modAL 0.4.2 a pair of these and the distance at
-        which each was picked.
+        Positions in `X_pool`, in the order of picking; under modAL 0.4.2 a pair of
+        these and the distance at which each was picked.
 
     Raises
     ------
     TypeError, ValueError
-        For an `n_instances` that is no integer from 1 to the size of the pool, samples that the estimator
-        cannot take, a net without a head.
+        For an `n_instances` that is no integer from 1 to the size of the pool, samples
+        that the estimator cannot take, a net without a head.
     sklearn.exceptions.NotFittedError
         Where the net is not fitted.
 
     Notes
     -----
-    Time O((L + b)·N·d) for d features, memory O((N + L)·d) in float64. The greedy rule reaches at most twice the
-    smallest possible radius.
+    Time O((L + b)·N·d) for d features, memory O((N + L)·d) in float64. The greedy rule
+    reaches at most twice the smallest possible radius.
 
     References
     ----------
-    .. [1] O. Sener and S. Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach",
-       arXiv:1708.00489, algorithm 1.
+    .. [1] O. Sener and S. Savarese, "Active Learning for Convolutional Neural
+       Networks: A Core-Set Approach", arXiv:1708.00489, algorithm 1.
 
     Examples
     --------
@@ -301,7 +336,10 @@ def kcenter_sampling(
     rng = check_random_state(random_state)
     features, _ = describe_samples(learner, X_pool, "X_pool", head, batch_size)
     X_labeled = labeled_samples(learner, X_labeled)
-    if X_labeled is not None and n_rows(as_rows(X_labeled, "X_labeled"), "X_labeled") == 0:
+    if (
+        X_labeled is not None
+        and n_rows(as_rows(X_labeled, "X_labeled"), "X_labeled") == 0
+    ):
         X_labeled = None
     norms = np.einsum("nd,nd->n", features, features)
     if X_labeled is None:
@@ -309,7 +347,8 @@ def kcenter_sampling(
         nearest = norms - 2 * (features @ center) + center @ center
         utility, squared = -nearest, np.full(len(features), np.inf)
     else:
-        # Blockwise within scikit-learn's working memory: never the whole (n_samples, n_labeled) matrix.
+        # Blockwise within scikit-learn's working memory: never the whole (n_samples,
+        # n_labeled) matrix.
         labeled, _ = describe_samples(learner, X_labeled, "X_labeled", head, batch_size)
         utility = squared = pairwise_distances_argmin_min(features, labeled)[1] ** 2
     query_idx, distances = [], []
@@ -336,11 +375,13 @@ def badge_sampling(
 ) -> Any:
     """Pick samples by k-means++ seeding on the gradients at the head's weights: BADGE.
 
-    The gradient of sample x, with the predicted class ŷ for its label, is the outer product of the residual
-    q_x = p − e_ŷ and the penultimate features h_x. It is never formed: distances come from
-    ``|g_x − g_z|² = |q_x|²|h_x|² + |q_z|²|h_z|² − 2 (q_x·q_z)(h_x·h_z)``. The first pick is the sample of largest
-    gradient, as in the authors' code (the paper leaves it to k-means++, which draws it); each further one is
-    drawn with a probability proportional to the squared distance from the nearest pick.
+    The gradient of sample x, with the predicted class ŷ for its label, is the outer
+    product of the residual q_x = p − e_ŷ and the penultimate features h_x. It is never
+    formed: distances come from ``|g_x − g_z|² = |q_x|²|h_x|² + |q_z|²|h_z|² − 2
+    (q_x·q_z)(h_x·h_z)``. The first pick is the sample of largest gradient, as in the
+    authors' code (the paper leaves it to k-means++, which draws it); each further one
+    is drawn with a probability proportional to the squared distance from the nearest
+    pick.
 
     Parameters
     ----------
@@ -351,8 +392,9 @@ def badge_sampling(
     n_instances : int, default=1
         How many to pick.
     head : str, default=None
-        Name of the module whose inputs are the features. By default the layer nearest the output with one
-        output per class. For a linear one the factors above are exact.
+        Name of the module whose inputs are the features. By default the layer nearest
+        the output with one output per class. For a linear one the factors above are
+        exact.
     batch_size : int, default=128
         Samples in a forward pass.
     random_state : int, RandomState instance or None, default=None
@@ -365,8 +407,9 @@ def badge_sampling(
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
-        Positions in `X_pool`, in the order of picking; under modAL 0.4.2 a pair of these and the squared
-        distance (for the first the squared norm) at which each was picked.
+        Positions in `X_pool`, in the order of picking; under modAL 0.4.2 a pair of
+        these and the squared distance (for the first the squared norm) at which each
+        was picked.
 
     Raises
     ------
@@ -377,12 +420,13 @@ def badge_sampling(
 
     Notes
     -----
-    Time O(b·N·(c + d)), memory O(N·(c + d)) in float64, where the embedding itself has N·c·d numbers.
+    Time O(b·N·(c + d)), memory O(N·(c + d)) in float64, where the embedding itself has
+    N·c·d numbers.
 
     References
     ----------
-    .. [1] J. T. Ash et al., "Deep Batch Active Learning by Diverse, Uncertain Gradient Lower Bounds",
-       arXiv:1906.03671, algorithm 1.
+    .. [1] J. T. Ash et al., "Deep Batch Active Learning by Diverse, Uncertain
+       Gradient Lower Bounds", arXiv:1906.03671, algorithm 1.
 
     Examples
     --------
@@ -395,20 +439,27 @@ def badge_sampling(
     """
     _check_pool(X_pool, n_instances)
     rng = check_random_state(random_state)
-    h, p = describe_samples(learner, X_pool, "X_pool", head, batch_size, probabilities=True)
+    h, p = describe_samples(
+        learner, X_pool, "X_pool", head, batch_size, probabilities=True
+    )
     q = p - np.eye(p.shape[1])[p.argmax(axis=1)]
     norms = np.einsum("nc,nc->n", q, q) * np.einsum("nd,nd->n", h, h)
-    # What rounding leaves of a distance that is zero: k-means++ must not draw duplicates of its picks.
+    # What rounding leaves of a distance that is zero: k-means++ must not draw
+    # duplicates of its picks.
     rounding = 8 * np.finfo(norms.dtype).eps * norms
     query_idx = [_first_or_any(norms == norms.max(), rng, random_tie_break)]
     metrics, squared = [norms[query_idx[0]]], np.full(len(norms), np.inf)
     for _ in range(n_instances - 1):
         i = query_idx[-1]
         to_pick = norms + norms[i] - 2 * (q @ q[i]) * (h @ h[i])
-        squared = np.minimum(squared, np.where(to_pick > rounding + rounding[i], to_pick, 0.0))
+        squared = np.minimum(
+            squared, np.where(to_pick > rounding + rounding[i], to_pick, 0.0)
+        )
         squared[query_idx] = 0.0
         weights = squared
-        if not squared.any():  # only duplicates of the picks are left, each as good as any other
+        if (
+            not squared.any()
+        ):  # only duplicates of the picks are left, each as good as any other
             weights = np.ones(len(norms))
             weights[query_idx] = 0.0
         i = int(rng.choice(len(weights), p=weights / weights.sum()))
@@ -433,8 +484,9 @@ def bait_sampling(
 ) -> Any:
     """Pick samples by the Fisher information of the whole head: BAIT.
 
-    This is :class:`~fishermask_sk.FisherMask` with all of the head and nothing else for its mask, and with the
-    backward pass: twice as many samples are picked, then the least useful ones are dropped one by one.
+    This is :class:`~fishermask_sk.FisherMask` with all of the head and nothing else for
+    its mask, and with the backward pass: twice as many samples are picked, then the
+    least useful ones are dropped one by one.
 
     Parameters
     ----------
@@ -445,9 +497,11 @@ def bait_sampling(
     n_instances : int, default=1
         How many to pick.
     X_labeled : samples of shape (n_labeled, ...), default=None
-        The labelled samples; an empty array means none. By default the learner's `X_training`.
+        The labelled samples; an empty array means none. By default the learner's
+        `X_training`.
     head : str, default=None
-        Name of the head's module. By default the layer nearest the output with one output per class.
+        Name of the head's module. By default the layer nearest the output with one
+        output per class.
     damping : float, default=1.0
         λ, the prior information of every weight.
     oversample : float, default=2.0
@@ -464,8 +518,8 @@ def bait_sampling(
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
-        Positions in `X_pool`, in the order of picking; under modAL 0.4.2 a pair of these and the trace
-        reductions.
+        Positions in `X_pool`, in the order of picking; under modAL 0.4.2 a pair of
+        these and the trace reductions.
 
     Raises
     ------
@@ -476,13 +530,13 @@ def bait_sampling(
 
     Notes
     -----
-    The head of c classes and d features has k = c·d (+ c) weights: k×k matrices are held, for 10 classes and
-    512 features up to five of 210 MB each in float64.
+    The head of c classes and d features has k = c·d (+ c) weights: k×k matrices are
+    held, for 10 classes and 512 features up to five of 210 MB each in float64.
 
     References
     ----------
-    .. [1] J. T. Ash et al., "Gone Fishing: Neural Active Learning with Fisher Embeddings", arXiv:2106.09675,
-       algorithm 1.
+    .. [1] J. T. Ash et al., "Gone Fishing: Neural Active Learning with Fisher
+       Embeddings", arXiv:2106.09675, algorithm 1.
 
     Examples
     --------
@@ -508,7 +562,13 @@ def bait_sampling(
         batch_size=batch_size,
         random_state=random_state,
     )
-    return strategy(learner, X_pool, n_instances, X_labeled=X_labeled, random_tie_break=random_tie_break)
+    return strategy(
+        learner,
+        X_pool,
+        n_instances,
+        X_labeled=X_labeled,
+        random_tie_break=random_tie_break,
+    )
 
 
 def _check_pool(X_pool: Any, n_instances: Any) -> int:
@@ -526,18 +586,24 @@ def _most_uncertain(
     random_tie_break: bool,
     random_state: Any,
 ) -> Any:
-    """The samples of largest (sign 1) or smallest (sign −1) measure; ties by index, or at random.
+    """The samples of largest (sign 1) or smallest (sign −1) measure; ties by index, or
+    at random.
 
-    modAL's own selection partitions, which leaves order and ties to chance, or draws from the global generator.
+    modAL's own selection partitions, which leaves order and ties to chance, or draws
+    from the global generator.
     """
     n_pool = _check_pool(X_pool, n_instances)
     values = measure(learner, X_pool)
     if not np.isfinite(values).all():
         raise ValueError(
-            f"predict_proba gave NaN for {np.sum(~np.isfinite(values))} of {n_pool} samples; the estimator diverged in "
-            "training, or the samples hold NaN."
+            f"predict_proba gave NaN for {np.sum(~np.isfinite(values))} of {n_pool} "
+            "samples; the estimator diverged in training, or the samples hold NaN."
         )
-    order = check_random_state(random_state).permutation(n_pool) if random_tie_break else np.arange(n_pool)
+    order = (
+        check_random_state(random_state).permutation(n_pool)
+        if random_tie_break
+        else np.arange(n_pool)
+    )
     query_idx = order[np.argsort(-sign * values[order], kind="stable")][:n_instances]
     return answer(learner, query_idx, values[query_idx])
 

@@ -1,7 +1,8 @@
-"""Image data sets as arrays: from scikit-learn, from disk, or by torchvision's download.
+"""Image data sets as arrays: from scikit-learn, from disk, or by torchvision's
+download.
 
-The only module that knows files of images. torchvision is imported only where it downloads, PIL only where images are
-decoded.
+The only module that knows files of images. torchvision is imported only where it
+downloads, PIL only where images are decoded.
 """
 
 from __future__ import annotations
@@ -56,17 +57,30 @@ _SOURCES = {
     "cifar10": _Source(
         "CIFAR10",
         3,
-        ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+        [
+            "airplane",
+            "automobile",
+            "bird",
+            "cat",
+            "deer",
+            "dog",
+            "frog",
+            "horse",
+            "ship",
+            "truck",
+        ],
     ),
     "svhn": _Source("SVHN", 3, _DIGITS),
 }
 _NAMES = ("digits", *_SOURCES)
 
-# Images uint8 (n, channels, height, width) and labels int64 (n,) of "train" and of "test".
+# Images uint8 (n, channels, height, width) and labels int64 (n,) of "train" and of
+# "test".
 _Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-# The path [...]/train/<class>/<file> that names an image, and its file or what that holds.
+# The path [...]/train/<class>/<file> that names an image, and its file or what that
+# holds.
 _Image = tuple[PurePosixPath, Path | bytes]
 
 
@@ -75,7 +89,9 @@ class _Found(NamedTuple):
 
     classes: list[str]
     labels: dict[str, np.ndarray]  # int64 (n,) of "train" and of "test"
-    images: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # from positions to uint8 images
+    images: Callable[
+        [dict[str, np.ndarray]], dict[str, np.ndarray]
+    ]  # from positions to uint8 images
 
 
 def load_images(
@@ -91,26 +107,30 @@ def load_images(
     Parameters
     ----------
     name : {"digits", "fashion-mnist", "mnist", "cifar10", "svhn"}
-        "digits" is scikit-learn's, 8×8 pixels, with 1,200 images to train on and 597 to test, always the same.
-        The others are looked for in `data_home`, then in ``/usr/share/datasets/<name>`` (Debian's package
-        ``dataset-fashion-mnist`` puts one there), and are then downloaded by torchvision.
+        "digits" is scikit-learn's, 8×8 pixels, with 1,200 images to train on and 597 to
+        test, always the same. The others are looked for in `data_home`, then in
+        ``/usr/share/datasets/<name>`` (Debian's package ``dataset-fashion-mnist`` puts
+        one there), and are then downloaded by torchvision.
 
     data_home : path-like or None, default=None
-        A folder, or a .tar, .tar.gz or .tar.xz archive. Read are, in ``data_home/<name>``, in torchvision's
-        folder of the same set, or in `data_home` itself: idx files, packed or not
-        (``train-images-idx3-ubyte.gz``); folders of images ``train/<class>/*.jpg`` and
-        ``test/<class>/*.jpg``; an archive ``<name>*.tar*`` of such folders; and what torchvision downloaded
-        to `data_home`. None is :func:`sklearn.datasets.get_data_home`.
+        A folder, or a .tar, .tar.gz or .tar.xz archive. Read are, in
+        ``data_home/<name>``, in torchvision's folder of the same set, or in `data_home`
+        itself: idx files, packed or not (``train-images-idx3-ubyte.gz``); folders of
+        images ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``; an archive
+        ``<name>*.tar*`` of such folders; and what torchvision downloaded to
+        `data_home`. None is :func:`sklearn.datasets.get_data_home`.
 
     subset : dict from class to count, or None, default=None
-        How many training samples to keep of which class, the class by index or name. They are drawn without
-        replacement and come in random order. Other classes are left out of the training and of the test part,
-        and labels and `classes` count only those that stay: for ``{"cat": 250, "ship": 50}`` the cats have
-        label 0. Of these classes the test part keeps all samples. Of image files only those that stay are
-        decoded.
+        How many training samples to keep of which class, the class by index or name.
+        They are drawn without replacement and come in random order. Other classes are
+        left out of the training and of the test part, and labels and `classes` count
+        only those that stay: for ``{"cat": 250, "ship": 50}`` the cats have label 0. Of
+        these classes the test part keeps all samples. Of image files only those that
+        stay are decoded.
 
     random_state : int, RandomState instance or None, default=None
-        Seeds the draw of `subset`; None draws a fresh seed and leaves the global generator as found.
+        Seeds the draw of `subset`; None draws a fresh seed and leaves the global
+        generator as found.
 
     download_if_missing : bool, default=True
         Whether torchvision may download what is not found.
@@ -118,23 +138,25 @@ def load_images(
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        ``X_train``, ``X_test`` : float32 ndarrays of shape (n_samples, channels, height, width), in [0, 1];
-        ``y_train``, ``y_test`` : int64 ndarrays of shape (n_samples,), from 0 to n_classes−1;
-        ``classes`` : ndarray of shape (n_classes,), the name of each label.
+        ``X_train``, ``X_test`` : float32 ndarrays of shape (n_samples, channels,
+        height, width), in [0, 1]; ``y_train``, ``y_test`` : int64 ndarrays of shape
+        (n_samples,), from 0 to n_classes−1; ``classes`` : ndarray of shape
+        (n_classes,), the name of each label.
 
     Raises
     ------
     ValueError
-        Where the name, a class of `subset` or a count is not one that there is, or a file is not what it
-        should be.
+        Where the name, a class of `subset` or a count is not one that there is, or a
+        file is not what it should be.
     OSError
-        Where the data set is found nowhere and cannot be downloaded, or `data_home` is called like an
-        archive and is no file.
+        Where the data set is found nowhere and cannot be downloaded, or `data_home` is
+        called like an archive and is no file.
 
     Notes
     -----
-    Peak memory is the whole set once as uint8 (of image files: those that stay, and an archive's files as
-    they are packed) and, besides, what is returned as float32: about 1 GB for all of CIFAR-10.
+    Peak memory is the whole set once as uint8 (of image files: those that stay, and an
+    archive's files as they are packed) and, besides, what is returned as float32: about
+    1 GB for all of CIFAR-10.
 
     Examples
     --------
@@ -146,7 +168,10 @@ def load_images(
     array(['8', '3', '3', '3', '3'], dtype='<U1')
     """
     if name not in _NAMES:
-        raise ValueError(f"name={name!r} is no known data set; pass one of {', '.join(map(repr, _NAMES))}.")
+        raise ValueError(
+            f"name={name!r} is no known data set; pass one of "
+            f"{', '.join(map(repr, _NAMES))}."
+        )
     if name == "digits":
         found = _from_arrays(_digits(), _DIGITS)
     else:
@@ -174,7 +199,8 @@ def _class_counts(subset: Any, classes: list[str], y: np.ndarray) -> dict[int, i
     """The counts of `subset` by label, once they are found possible."""
     if not isinstance(subset, Mapping) or not subset:
         raise ValueError(
-            f"subset={subset!r} is no dict from class to count; pass for instance {{{classes[0]!r}: 50}}."
+            f"subset={subset!r} is no dict from class to count; pass for instance "
+            f"{{{classes[0]!r}: 50}}."
         )
     counts: dict[int, int] = {}
     for key, count in subset.items():
@@ -185,18 +211,23 @@ def _class_counts(subset: Any, classes: list[str], y: np.ndarray) -> dict[int, i
             or not 0 <= label < len(classes)
         ):
             raise ValueError(
-                f"subset names the class {key!r}; pass an index from 0 to {len(classes) - 1} or one of "
-                f"{', '.join(map(repr, classes))}."
+                f"subset names the class {key!r}; pass an index from 0 to "
+                f"{len(classes) - 1} or one of {', '.join(map(repr, classes))}."
             )
         if label in counts:
             raise ValueError(
-                f"subset names the class {classes[label]!r} twice, by index and by name; drop one."
+                f"subset names the class {classes[label]!r} twice, by index and by "
+                "name; drop one."
             )
         available = int((y == label).sum())
-        if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or not 1 <= count <= available:
+        if (
+            not isinstance(count, (int, np.integer))
+            or isinstance(count, bool)
+            or not 1 <= count <= available
+        ):
             raise ValueError(
-                f"subset asks for {count!r} samples of class {key!r}; pass an integer from 1 to the {available} that "
-                "there are."
+                f"subset asks for {count!r} samples of class {key!r}; pass an integer "
+                f"from 1 to the {available} that there are."
             )
         counts[int(label)] = int(count)
     return counts
@@ -204,8 +235,15 @@ def _class_counts(subset: Any, classes: list[str], y: np.ndarray) -> dict[int, i
 
 def _draw(y: np.ndarray, counts: dict[int, int], random_state: Any) -> np.ndarray:
     """Positions of as many samples of each class as `counts` says, in random order."""
-    rng = np.random.RandomState() if random_state is None else check_random_state(random_state)
-    drawn = [rng.choice(np.flatnonzero(y == label), counts[label], replace=False) for label in sorted(counts)]
+    rng = (
+        np.random.RandomState()
+        if random_state is None
+        else check_random_state(random_state)
+    )
+    drawn = [
+        rng.choice(np.flatnonzero(y == label), counts[label], replace=False)
+        for label in sorted(counts)
+    ]
     return rng.permutation(np.concatenate(drawn))
 
 
@@ -216,7 +254,9 @@ def _digits() -> _Arrays:
     """scikit-learn's digits, split once and for all; values from 0 to 16."""
     digits = load_digits()
     X, y = digits.images[:, None].astype(np.uint8), digits.target.astype(np.int64)
-    train, test = train_test_split(np.arange(len(y)), test_size=597, stratify=y, random_state=0)
+    train, test = train_test_split(
+        np.arange(len(y)), test_size=597, stratify=y, random_state=0
+    )
     return {"train": (X[train], y[train]), "test": (X[test], y[test])}
 
 
@@ -236,30 +276,48 @@ def _find(name: str, source: _Source, data_home: Any, download: bool) -> _Found:
         return _from_images(_members(home), source, home)
     if home.suffix.lower() in _ARCHIVES:  # a download would make a folder of this name
         raise FileNotFoundError(
-            f"data_home={str(home)!r} is called like an archive, but is no file; pass the path of an archive that is "
-            "there, or of a folder."
+            f"data_home={str(home)!r} is called like an archive, but is no file; pass "
+            "the path of an archive that is there, or of a folder."
         )
-    for folder in (home / name, home / source.torchvision_name / "raw", home, _SYSTEM_HOME / name):
+    for folder in (
+        home / name,
+        home / source.torchvision_name / "raw",
+        home,
+        _SYSTEM_HOME / name,
+    ):
         if _idx_file(folder, "train-images-idx3-ubyte"):
             return _from_arrays(_from_idx(folder), source.classes)
         if (folder / "train").is_dir() and (folder / "test").is_dir():
             return _from_images(_files(folder), source, folder)
         for archive in sorted(folder.glob(f"{name}*.tar*")):
             return _from_images(_members(archive), source, archive)
-    folders = (home / source.torchvision_name / "raw", home / source.torchvision_name, home, *home.parents)
+    folders = (
+        home / source.torchvision_name / "raw",
+        home / source.torchvision_name,
+        home,
+        *home.parents,
+    )
     made = [folder for folder in folders if not folder.exists()]
     try:
         return _from_arrays(_from_torchvision(source, home, download), source.classes)
     except (RuntimeError, URLError, OSError) as error:
-        tried = "torchvision could not download it" if download else "download_if_missing is False"
+        tried = (
+            "torchvision could not download it"
+            if download
+            else "download_if_missing is False"
+        )
         raise OSError(
-            f"{name!r} is neither in {home} nor in {_SYSTEM_HOME / name}, and {tried}. Put its files into data_home "
-            f"(or a folder or archive of images train/<class>/, test/<class>/), install the Debian package "
-            f"dataset-{name} if there is one, or call load_images once with a network connection."
+            f"{name!r} is neither in {home} nor in {_SYSTEM_HOME / name}, and {tried}. "
+            "Put its files into data_home (or a folder or archive of images "
+            "train/<class>/, test/<class>/), install the Debian package "
+            f"dataset-{name} if there is one, or call load_images once with a network "
+            "connection."
         ) from error
     finally:
         for folder in made:
-            with suppress(OSError):  # rmdir takes only the empty ones, which a failed download leaves
+            with suppress(
+                OSError
+            ):  # rmdir takes only the empty ones, which a failed download leaves
                 folder.rmdir()
 
 
@@ -269,8 +327,14 @@ def _from_torchvision(source: _Source, home: Path, download: bool) -> _Arrays:
 
     arrays: _Arrays = {}
     for part in ("train", "test"):
-        which = {"split": part} if source.torchvision_name == "SVHN" else {"train": part == "train"}
-        dataset = getattr(torchvision.datasets, source.torchvision_name)(home, download=download, **which)
+        which = (
+            {"split": part}
+            if source.torchvision_name == "SVHN"
+            else {"train": part == "train"}
+        )
+        dataset = getattr(torchvision.datasets, source.torchvision_name)(
+            home, download=download, **which
+        )
         X = np.asarray(dataset.data)
         if X.ndim == 3:
             X = X[:, None]
@@ -295,38 +359,56 @@ def _from_idx(folder: Path) -> _Arrays:
         y = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", ndim=1)
         if len(X) != len(y):
             raise ValueError(
-                f"{folder} has {len(X)} {part} images and {len(y)} labels; download its files again."
+                f"{folder} has {len(X)} {part} images and {len(y)} labels; download "
+                "its files again."
             )
         arrays[part] = X[:, None], y.astype(np.int64)
     return arrays
 
 
 def _read_idx(folder: Path, stem: str, ndim: int) -> np.ndarray:
-    """Read one idx file: two zeros, 8 for uint8, the number of axes, their lengths, the values."""
+    """Read one idx file: two zeros, 8 for uint8, the number of axes, their lengths, the
+    values.
+    """
     path = _idx_file(folder, stem)
     if path is None:
         raise ValueError(
-            f"{folder} has no {stem} nor {stem}.gz beside its other idx files; download it again."
+            f"{folder} has no {stem} nor {stem}.gz beside its other idx files; "
+            "download it again."
         )
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no complete gzip file; download it again.") from error
+        raise ValueError(
+            f"{path} is no complete gzip file; download it again."
+        ) from error
     header = 4 + 4 * ndim
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
     values = np.frombuffer(content[header:], dtype=np.uint8)
-    if len(content) < header or content[:4] != bytes((0, 0, 8, ndim)) or len(values) != np.prod(shape):
-        raise ValueError(f"{path} is no complete idx file of {ndim} axes of uint8; download it again.")
+    if (
+        len(content) < header
+        or content[:4] != bytes((0, 0, 8, ndim))
+        or len(values) != np.prod(shape)
+    ):
+        raise ValueError(
+            f"{path} is no complete idx file of {ndim} axes of uint8; download it "
+            "again."
+        )
     return values.reshape(shape)
 
 
-# ---------------------------------------------------------------------- folders and archives of images
+# ---------------------------------------------------------------------- folders and
+# archives of images
 
 
 def _is_image(path: PurePosixPath) -> bool:
     """Whether a path is [...]/train/<class>/<file> or [...]/test/<class>/<file>."""
-    return len(path.parts) > 2 and path.parts[-3] in ("train", "test") and not path.name.startswith(".")
+    return (
+        len(path.parts) > 2
+        and path.parts[-3] in ("train", "test")
+        and not path.name.startswith(".")
+    )
 
 
 def _files(folder: Path) -> Iterator[_Image]:
@@ -338,7 +420,9 @@ def _files(folder: Path) -> Iterator[_Image]:
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header, which may not break off: tarfile takes that for the end of the archive."""
+    """A member's header, which may not break off: tarfile takes that for the end of the
+    archive.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
@@ -353,7 +437,11 @@ def _members(archive: Path) -> Iterator[_Image]:
         with tarfile.open(archive, "r|*", tarinfo=_Header) as tar:
             for member in tar:
                 path = PurePosixPath(member.name)
-                file = tar.extractfile(member) if member.isfile() and _is_image(path) else None
+                file = (
+                    tar.extractfile(member)
+                    if member.isfile() and _is_image(path)
+                    else None
+                )
                 if file is not None:
                     yield path, file.read()
     except tarfile.TarError as error:
@@ -363,23 +451,33 @@ def _members(archive: Path) -> Iterator[_Image]:
 
 
 def _from_images(images: Iterator[_Image], source: _Source, place: Path) -> _Found:
-    """Images named [...]/train/<class>/<file> and [...]/test/<class>/<file>; classes sorted by name."""
+    """Images named [...]/train/<class>/<file> and [...]/test/<class>/<file>; classes
+    sorted by name.
+    """
     files: dict[str, list[_Image]] = defaultdict(list)
     for image in images:
         files[image[0].parts[-3]].append(image)
     if not files["train"] or not files["test"]:
-        raise ValueError(f"{place} holds no images train/<class>/* and test/<class>/*; expected both.")
+        raise ValueError(
+            f"{place} holds no images train/<class>/* and test/<class>/*; expected "
+            "both."
+        )
     classes = sorted({path.parts[-2] for path, _ in files["train"]})
     strangers = sorted({path.parts[-2] for path, _ in files["test"]} - set(classes))
     if strangers:
         raise ValueError(
-            f"{place} has the class {strangers[0]!r} in test/ but not in train/; expected the same classes."
+            f"{place} has the class {strangers[0]!r} in test/ but not in train/; "
+            "expected the same classes."
         )
     position = {label: column for column, label in enumerate(classes)}
     labels = {}
     for part in ("train", "test"):
-        files[part].sort(key=lambda file: file[0].parts[-2:])  # an archive has any order
-        labels[part] = np.array([position[path.parts[-2]] for path, _ in files[part]], dtype=np.int64)
+        files[part].sort(
+            key=lambda file: file[0].parts[-2:]
+        )  # an archive has any order
+        labels[part] = np.array(
+            [position[path.parts[-2]] for path, _ in files[part]], dtype=np.int64
+        )
 
     def decode(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         pixels = {
@@ -389,7 +487,8 @@ def _from_images(images: Iterator[_Image], source: _Source, place: Path) -> _Fou
         shapes = {image.shape[1:] for images in pixels.values() for image in images}
         if len(shapes) > 1:
             raise ValueError(
-                f"{place} holds images of sizes {sorted(shapes)}; expected one size: resize them."
+                f"{place} holds images of sizes {sorted(shapes)}; expected one size: "
+                "resize them."
             )
         return {part: np.stack(images) for part, images in pixels.items()}
 
@@ -402,8 +501,14 @@ def _decode(image: _Image, source: _Source, place: Path) -> np.ndarray:
 
     path, content = image
     try:
-        with Image.open(content if isinstance(content, Path) else BytesIO(content)) as opened:
-            pixels = np.asarray(opened.convert("L" if source.n_channels == 1 else "RGB"))
+        with Image.open(
+            content if isinstance(content, Path) else BytesIO(content)
+        ) as opened:
+            pixels = np.asarray(
+                opened.convert("L" if source.n_channels == 1 else "RGB")
+            )
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} in {place} is no readable image; remove or replace it.") from error
+        raise ValueError(
+            f"{path} in {place} is no readable image; remove or replace it."
+        ) from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -1,4 +1,5 @@
-"""Fisher information of a softmax classifier, as tensors: class scores in, cotangents and information out.
+"""Fisher information of a softmax classifier, as tensors: class scores in, cotangents
+and information out.
 
 Axes are n (samples), c (classes) and k (weights). This file sees tensors only.
 """
@@ -22,8 +23,8 @@ def class_logits(outputs: Tensor, scores: Scores) -> Tensor:
     ----------
     outputs : Tensor of shape (n, c), or (n,) or (n, 1) for one logit
     scores : {"logits", "probabilities", "logit"}
-        What `outputs` are: logits (CrossEntropyLoss), probabilities (NLLLoss as skorch means it), or one
-        logit of the second of two classes (BCEWithLogitsLoss).
+        What `outputs` are: logits (CrossEntropyLoss), probabilities (NLLLoss as skorch
+        means it), or one logit of the second of two classes (BCEWithLogitsLoss).
 
     Returns
     -------
@@ -41,7 +42,8 @@ def class_logits(outputs: Tensor, scores: Scores) -> Tensor:
         logit = outputs.reshape(len(outputs))
         return torch.stack([torch.zeros_like(logit), logit], dim=1)
     if scores == "probabilities":
-        # Below the smallest normal number the logarithm's slope overflows; such a class counts as p = 0.
+        # Below the smallest normal number the logarithm's slope overflows; such a class
+        # counts as p = 0.
         return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
     return outputs
 
@@ -51,9 +53,9 @@ def class_cotangents(
 ) -> Tensor:
     r"""Gradients of each class's weighted log-probability with respect to the logits.
 
-    Row c of sample x is :math:`\sqrt{p_c}\,(e_c - p)`: pulled back through the network it becomes row c of
-    the embedding, :math:`V_x = [\sqrt{p_c}\,\partial \log p_c / \partial\theta]_c`. A class with p = 0 gives
-    a zero row.
+    Row c of sample x is :math:`\sqrt{p_c}\,(e_c - p)`: pulled back through the network
+    it becomes row c of the embedding, :math:`V_x = [\sqrt{p_c}\,\partial \log p_c /
+    \partial\theta]_c`. A class with p = 0 gives a zero row.
 
     Parameters
     ----------
@@ -61,8 +63,8 @@ def class_cotangents(
     weighting : {"fisher", "uniform"}
         "uniform" leaves out the square root, as the FisherMask authors' code does.
     n_top_classes : int, optional
-        m: of each sample only the m most probable classes count, as if there were no others: the softmax is
-        taken over them, and there are m rows.
+        m: of each sample only the m most probable classes count, as if there were no
+        others: the softmax is taken over them, and there are m rows.
 
     Returns
     -------
@@ -85,11 +87,13 @@ def class_cotangents(
 def reduced_cotangents(
     logits: Tensor, weighting: Weighting = "fisher", n_top_classes: int | None = None
 ) -> Tensor:
-    r"""The same Fisher information in c − 1 rows: `class_cotangents` without its null direction.
+    r"""The same Fisher information in c − 1 rows: `class_cotangents` without its null
+    direction.
 
-    The rows of V_x are dependent, since :math:`\sum_c w_c V_{x,c} = 0` for w = √p ("fisher") or p
-    ("uniform"). A Householder reflection H that takes w to an axis turns one row of HV into zero; the
-    others have :math:`(HV)^\top HV = V^\top V`, and with it the same trace reductions and picks.
+    The rows of V_x are dependent, since :math:`\sum_c w_c V_{x,c} = 0` for w = √p
+    ("fisher") or p ("uniform"). A Householder reflection H that takes w to an axis
+    turns one row of HV into zero; the others have :math:`(HV)^\top HV = V^\top V`, and
+    with it the same trace reductions and picks.
 
     Parameters
     ----------
@@ -115,7 +119,10 @@ def reduced_cotangents(
 
 
 def _spread(
-    cotangents: Callable[[Tensor, Weighting], Tensor], logits: Tensor, weighting: Weighting, m: int
+    cotangents: Callable[[Tensor, Weighting], Tensor],
+    logits: Tensor,
+    weighting: Weighting,
+    m: int,
 ) -> Tensor:
     """Cotangents of the m largest logits alone, in the places of these among all."""
     largest, places = logits.detach().topk(m, dim=1)

@@ -1,4 +1,5 @@
-"""Per-sample gradients of any differentiable module: vmapped where torch.func can, else one sample at a time.
+"""Per-sample gradients of any differentiable module: vmapped where torch.func can, else
+one sample at a time.
 
 Slow beside the layer rules, and right where they do not apply.
 """
@@ -17,11 +18,19 @@ from fishermask_sk.modules import Batch, map_tensors
 # Gradient entries held at once.
 CHUNK_ENTRIES = 2**26
 # What torch.func raises for what it cannot batch.
-VMAP_ERRORS = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError)
+VMAP_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    AttributeError,
+    IndexError,
+)
 
 
 class GenericGradients:
-    """Rows of vector-Jacobian products, sample by sample, for some of a module's parameters.
+    """Rows of vector-Jacobian products, sample by sample, for some of a module's
+    parameters.
 
     Parameters
     ----------
@@ -49,7 +58,8 @@ class GenericGradients:
         ----------
         batch : batch of n samples
         cotangents : Tensor of shape (n, rows, c)
-        wanted : dict from parameter name to the entries (m,) that are wanted, None for all
+        wanted : dict from parameter name to the entries (m,) that are wanted, None for
+        all
 
         Yields
         ------
@@ -57,7 +67,10 @@ class GenericGradients:
         rows : dict from parameter name to Tensor of shape (n_part, rows, m)
         """
         if self.vmap_works:
-            size = sum(self.parameters[name].numel() for name in wanted) * cotangents.shape[1]
+            size = (
+                sum(self.parameters[name].numel() for name in wanted)
+                * cotangents.shape[1]
+            )
             step = max(1, CHUNK_ENTRIES // size)
             for start in range(0, len(cotangents), step):
                 part = slice(start, start + step)
@@ -72,7 +85,10 @@ class GenericGradients:
         if not self.vmap_works:
             for i in range(len(cotangents)):
                 part = slice(i, i + 1)
-                yield part, self._one_sample(samples(batch, part), cotangents[i], wanted)
+                yield (
+                    part,
+                    self._one_sample(samples(batch, part), cotangents[i], wanted),
+                )
 
     def _vmapped(
         self, batch: Batch, cotangents: Tensor, wanted: dict[str, Tensor | None]
@@ -84,13 +100,22 @@ class GenericGradients:
             alone = map_tensors(lambda t: t[None], sample)
 
             def logits(values: dict[str, Tensor]) -> Tensor:
-                placed = {place: value for name, value in values.items() for place in self._places[name]}
-                result: Tensor = torch.func.functional_call(call, placed, (alone,), tie_weights=False)[0]
+                placed = {
+                    place: value
+                    for name, value in values.items()
+                    for place in self._places[name]
+                }
+                result: Tensor = torch.func.functional_call(
+                    call, placed, (alone,), tie_weights=False
+                )[0]
                 return result
 
             pull_back = torch.func.vjp(logits, parameters)[1]
             (gradients,) = torch.func.vmap(pull_back)(cotangent)
-            return {name: _pick(gradients[name].flatten(1), entries) for name, entries in wanted.items()}
+            return {
+                name: _pick(gradients[name].flatten(1), entries)
+                for name, entries in wanted.items()
+            }
 
         with (
             torch.no_grad(),  # weights that are not wanted ask for gradients too; rows would carry their graph
@@ -98,9 +123,12 @@ class GenericGradients:
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings(
-                "ignore", "There is a performance drop because we have not yet implemented"
+                "ignore",
+                "There is a performance drop because we have not yet implemented",
             )
-            result: dict[str, Tensor] = torch.func.vmap(rows_of_sample)(batch, cotangents)
+            result: dict[str, Tensor] = torch.func.vmap(rows_of_sample)(
+                batch, cotangents
+            )
         return result
 
     def _one_sample(
@@ -112,16 +140,30 @@ class GenericGradients:
         rows = []
         for row in cotangent:
             found = torch.autograd.grad(
-                logits, parameters, row[None], retain_graph=True, allow_unused=True, materialize_grads=True
+                logits,
+                parameters,
+                row[None],
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
             )
-            rows.append([_pick(g.flatten(), wanted[name]) for g, name in zip(found, wanted, strict=True)])
+            rows.append(
+                [
+                    _pick(g.flatten(), wanted[name])
+                    for g, name in zip(found, wanted, strict=True)
+                ]
+            )
         by_name = zip(wanted, zip(*rows, strict=True), strict=True)
         return {name: torch.stack(of_rows)[None] for name, of_rows in by_name}
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: an accelerator has an error of its own for it, a CPU says so."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether memory ran out: an accelerator has an error of its own for it, a CPU says
+    so.
+    """
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(
+        error
+    )
 
 
 def samples(batch: Batch, part: slice) -> Batch:
@@ -130,12 +172,16 @@ def samples(batch: Batch, part: slice) -> Batch:
 
 
 class _Call(nn.Module):
-    """`forward` as a module, so that `torch.func.functional_call` can stand parameters in."""
+    """`forward` as a module, so that `torch.func.functional_call` can stand parameters
+    in.
+    """
 
     def __init__(self, module: nn.Module, forward: Callable[[Batch], Tensor]) -> None:
         super().__init__()
         self.module = module
-        self._run = lambda batch: forward(batch)  # a module in this place would be a second child
+        self._run = lambda batch: forward(
+            batch
+        )  # a module in this place would be a second child
 
     def forward(self, batch: Batch) -> Tensor:
         return self._run(batch)
@@ -148,8 +194,9 @@ def _pick(flat: Tensor, entries: Tensor | None) -> Tensor:
 def _places(module: nn.Module) -> dict[str, list[str]]:
     """Every place in `_Call` that holds a parameter, each once.
 
-    `functional_call` can find tied weights by itself, but where one module hangs in two places it swaps the
-    same slot twice and leaves the caller's module with the stand-in.
+    `functional_call` can find tied weights by itself, but where one module hangs in two
+    places it swaps the same slot twice and leaves the caller's module with the
+    stand-in.
     """
     names = {id(p): name for name, p in module.named_parameters()}
     places: dict[str, list[str]] = {name: [] for name in names.values()}

@@ -1,10 +1,12 @@
-r"""Per-sample gradients of a torch module's class scores, for the weights that are wanted and no others.
+r"""Per-sample gradients of a torch module's class scores, for the weights that are
+wanted and no others.
 
-One forward pass records what each layer saw (a); one backward pass per class, through activations only,
-gives the gradient at its output (g); `layer_rules` turns the two into weight gradients. A parameter that no
-rule explains (tied weights, a module called twice, direct use, an unknown layer) goes the generic way: a
-vmapped vector-Jacobian product where that works, else one sample at a time. Which way is decided by
-comparing with plain autograd on a few samples, not by trusting names.
+One forward pass records what each layer saw (a); one backward pass per class, through
+activations only, gives the gradient at its output (g); `layer_rules` turns the two into
+weight gradients. A parameter that no rule explains (tied weights, a module called
+twice, direct use, an unknown layer) goes the generic way: a vmapped vector-Jacobian
+product where that works, else one sample at a time. Which way is decided by comparing
+with plain autograd on a few samples, not by trusting names.
 
 This file sees tensors and torch modules.
 """
@@ -34,7 +36,9 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 class _Use(NamedTuple):
-    """One call of a layer: what it saw, and where in the graph its output's gradient arrives."""
+    """One call of a layer: what it saw, and where in the graph its output's gradient
+    arrives.
+    """
 
     seen: Tensor
     edge: GradientEdge
@@ -48,7 +52,8 @@ class _Route(NamedTuple):
 
 
 class PerSampleGradients:
-    """Gradients of √p_c log p_c with respect to single weights, for every sample of a batch.
+    """Gradients of √p_c log p_c with respect to single weights, for every sample of a
+    batch.
 
     Parameters
     ----------
@@ -85,14 +90,20 @@ class PerSampleGradients:
         self.n_parameters = sum(p.numel() for p in self.parameters.values())
         self._routes = self._find_routes()
         self._any = GenericGradients(module, forward)
-        self.generic = {name for name, p in self.parameters.items() if p.requires_grad} - set(self._routes)
+        self.generic = {
+            name for name, p in self.parameters.items() if p.requires_grad
+        } - set(self._routes)
         self._compare_with_autograd(samples(example, slice(4)))
 
     def ways(self) -> dict[str, str]:
-        """How each trainable parameter's gradients are found: by its layer's rule, by vmap, or sample by sample."""
+        """How each trainable parameter's gradients are found: by its layer's rule, by
+        vmap, or sample by sample.
+        """
         generic = "vmap" if self._any.vmap_works else "one by one"
         return {
-            name: generic if name in self.generic else f"rule of {type(self._routes[name].module).__name__}"
+            name: generic
+            if name in self.generic
+            else f"rule of {type(self._routes[name].module).__name__}"
             for name, p in self.parameters.items()
             if p.requires_grad
         }
@@ -107,30 +118,34 @@ class PerSampleGradients:
     ) -> Tensor:
         r"""Diagonal Fisher information under the model's own predictions.
 
-        .. math:: F_j = \frac1n \sum_x \sum_c p_c(x) \left(\partial \log p_c(x)/\partial\theta_j\right)^2
+        .. math:: F_j = \frac1n \sum_x \sum_c p_c(x) \left(\partial \log
+        p_c(x)/\partial\theta_j\right)^2
 
         Parameters
         ----------
         batches : iterable of batches
         on_batch : callable, called with each batch's number of samples when it is done
         names : sequence of str, optional
-            The parameters whose scores are wanted, by default all that are trainable. No gradient is taken below
-            the first layer that holds one.
+            The parameters whose scores are wanted, by default all that are trainable.
+            No gradient is taken below the first layer that holds one.
         n_top_classes : int, optional
-            Of each sample only this many most probable classes count, as if there were no others.
+            Of each sample only this many most probable classes count, as if there were
+            no others.
 
         Returns
         -------
         scores : Tensor of shape (P,)
-            In the module's dtype, at least float32; zero for weights that are frozen or not wanted, and where there
-            are no samples.
+            In the module's dtype, at least float32; zero for weights that are frozen or
+            not wanted, and where there are no samples.
         """
         if names is None:
             names = [name for name, p in self.parameters.items() if p.requires_grad]
         total = self._zeros(self.n_parameters)
         n_samples = 0
         for batch in batches:
-            for n, squares in self._in_parts(batch, lambda part: self._squares(part, names, n_top_classes)):
+            for n, squares in self._in_parts(
+                batch, lambda part: self._squares(part, names, n_top_classes)
+            ):
                 total += squares
                 n_samples += n
                 if on_batch is not None:
@@ -146,7 +161,8 @@ class PerSampleGradients:
         reduced: bool = False,
         n_top_classes: int | None = None,
     ) -> Tensor:
-        r"""Masked gradient embeddings V_x, with :math:`V_x^\top V_x` the sample's Fisher information.
+        r"""Masked gradient embeddings V_x, with :math:`V_x^\top V_x` the sample's
+        Fisher information.
 
         Parameters
         ----------
@@ -158,15 +174,19 @@ class PerSampleGradients:
         reduced : bool
             Rotate the c dependent rows into c − 1 with the same :math:`V_x^\top V_x`.
         n_top_classes : int, optional
-            m: of each sample only the m most probable classes count, as if there were no others.
+            m: of each sample only the m most probable classes count, as if there were
+            no others.
 
         Returns
         -------
-        Tensor of shape (n, c, k), or (n, c - 1, k) if `reduced`, with m for c where it is given; the module's dtype,
-        at least float32.
+        Tensor of shape (n, c, k), or (n, c - 1, k) if `reduced`, with m for c where it
+        is given; the module's dtype, at least float32.
         """
         parts = self._in_parts(
-            batch, lambda part: self._embedded(part, mask_indices, weighting, reduced, n_top_classes)
+            batch,
+            lambda part: self._embedded(
+                part, mask_indices, weighting, reduced, n_top_classes
+            ),
         )
         found = [v for _, v in parts]
         return found[0] if len(found) == 1 else torch.cat(found)
@@ -174,7 +194,9 @@ class PerSampleGradients:
     def _in_parts(
         self, batch: Batch, compute: Callable[[Batch], tuple[int, Tensor]]
     ) -> Iterator[tuple[int, Tensor]]:
-        """Number of samples and result of one part of the batch after the other, as large as memory allows."""
+        """Number of samples and result of one part of the batch after the other, as
+        large as memory allows.
+        """
         if self.max_samples is None:
             whole = _unless_out_of_memory(compute, batch)
             if whole is not None:
@@ -196,24 +218,33 @@ class PerSampleGradients:
         assert self.max_samples is not None  # for the type checker
         if self.max_samples == 1:
             raise MemoryError(
-                "Memory ran out on a single sample; free some, or lower sparsity, or use a larger machine."
+                "Memory ran out on a single sample; free some, or lower sparsity, or "
+                "use a larger machine."
             )
         self.max_samples //= 2
-        logger.info("Out of memory; going on with %d samples at a time.", self.max_samples)
+        logger.info(
+            "Out of memory; going on with %d samples at a time.", self.max_samples
+        )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _squares(self, batch: Batch, names: Sequence[str], n_top_classes: int | None) -> tuple[int, Tensor]:
+    def _squares(
+        self, batch: Batch, names: Sequence[str], n_top_classes: int | None
+    ) -> tuple[int, Tensor]:
         """Σ_x Σ_c p_c (∂ log p_c/∂θ)² of a batch (P,)."""
         total = self._zeros(self.n_parameters)
         with self._recorded(batch, names) as (logits, recorded):
-            cotangents = reduced_cotangents(logits, n_top_classes=n_top_classes).to(logits.dtype)
+            cotangents = reduced_cotangents(logits, n_top_classes=n_top_classes).to(
+                logits.dtype
+            )
             ruled, generic = self._split(names, recorded, len(logits))
             functions = {
                 name: route.rule.squares(route.module, recorded[route.module][0].seen)
                 for name, route in ruled.items()
             }
-            for gradients in self._output_gradients(logits, cotangents, ruled, recorded):
+            for gradients in self._output_gradients(
+                logits, cotangents, ruled, recorded
+            ):
                 for name, squares in functions.items():
                     g = gradients.get(ruled[name].module)
                     if g is not None:
@@ -238,23 +269,33 @@ class PerSampleGradients:
             cotangents = make(logits, weighting, n_top_classes).to(logits.dtype)
             ruled, generic = self._split(list(wanted), recorded, len(logits))
             functions = {
-                name: route.rule.entries(route.module, recorded[route.module][0].seen, wanted[name])
+                name: route.rule.entries(
+                    route.module, recorded[route.module][0].seen, wanted[name]
+                )
                 for name, route in ruled.items()
             }
             result = self._zeros(*cotangents.shape[:2], len(mask_indices))
-            for c, gradients in enumerate(self._output_gradients(logits, cotangents, ruled, recorded)):
+            for c, gradients in enumerate(
+                self._output_gradients(logits, cotangents, ruled, recorded)
+            ):
                 for name, entries in functions.items():
                     g = gradients.get(ruled[name].module)
                     if g is not None:
                         result[:, c, columns[name]] = entries(g).to(result.dtype)
         if generic:
-            for part, rows in self._any.rows(batch, cotangents, {name: wanted[name] for name in generic}):
+            for part, rows in self._any.rows(
+                batch, cotangents, {name: wanted[name] for name in generic}
+            ):
                 for name, r in rows.items():
                     result[part, :, columns[name]] = r.to(result.dtype)
         return len(logits), result
 
-    def _entries(self, mask_indices: Tensor) -> tuple[dict[str, Tensor], dict[str, slice]]:
-        """Each masked parameter's own entries, and the columns of the embedding that they fill."""
+    def _entries(
+        self, mask_indices: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, slice]]:
+        """Each masked parameter's own entries, and the columns of the embedding that
+        they fill.
+        """
         wanted, columns = {}, {}
         for name, place in self.slices.items():
             ends = torch.tensor([place.start, place.stop], device=mask_indices.device)
@@ -292,24 +333,44 @@ class PerSampleGradients:
     def _recorded(
         self, batch: Batch, names: Sequence[str]
     ) -> Iterator[tuple[Tensor, dict[nn.Module, list[_Use]]]]:
-        """A forward pass: the logits, and every use of the layers that hold these parameters.
+        """A forward pass: the logits, and every use of the layers that hold these
+        parameters.
 
-        Until the end parameters that are not wanted are frozen: the graph starts at the first layer that is, and
-        checkpointed parts, which the backward passes compute again, are frozen as they were.
+        Until the end parameters that are not wanted are frozen: the graph starts at the
+        first layer that is, and checkpointed parts, which the backward passes compute
+        again, are frozen as they were.
         """
         recorded: dict[nn.Module, list[_Use]] = {
             self._routes[name].module: [] for name in names if name in self._routes
         }
 
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def note(
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Any,
+        ) -> None:
             seen = args[0] if args else kwargs.get("input")
-            if isinstance(seen, Tensor) and isinstance(output, Tensor) and output.requires_grad:
-                # The edge, not the tensor: an in-place ReLU overwrites the tensor and moves its gradient.
-                seen = _at_least_float32(seen.detach(), output.dtype) if seen.is_floating_point() else seen
+            if (
+                isinstance(seen, Tensor)
+                and isinstance(output, Tensor)
+                and output.requires_grad
+            ):
+                # The edge, not the tensor: an in-place ReLU overwrites the tensor and
+                # moves its gradient.
+                seen = (
+                    _at_least_float32(seen.detach(), output.dtype)
+                    if seen.is_floating_point()
+                    else seen
+                )
                 recorded[module].append(_Use(seen, get_gradient_edge(output)))
 
         handles = [m.register_forward_hook(note, with_kwargs=True) for m in recorded]
-        frozen = [p for name, p in self.parameters.items() if p.requires_grad and name not in set(names)]
+        frozen = [
+            p
+            for name, p in self.parameters.items()
+            if p.requires_grad and name not in set(names)
+        ]
         try:
             for p in frozen:
                 p.requires_grad_(False)
@@ -327,12 +388,19 @@ class PerSampleGradients:
     def _split(
         self, names: Sequence[str], recorded: dict[nn.Module, list[_Use]], n: int
     ) -> tuple[dict[str, _Route], list[str]]:
-        """Parameters whose rule applies to this batch, and those that go the generic way."""
+        """Parameters whose rule applies to this batch, and those that go the generic
+        way.
+        """
         ruled, generic = {}, []
         for name in names:
             route = self._routes.get(name)
             uses = recorded.get(route.module, []) if route is not None else []
-            if name in self.generic or route is None or len(uses) > 1 or any(len(u.seen) != n for u in uses):
+            if (
+                name in self.generic
+                or route is None
+                or len(uses) > 1
+                or any(len(u.seen) != n for u in uses)
+            ):
                 generic.append(name)
             elif uses:
                 ruled[name] = route
@@ -345,10 +413,14 @@ class PerSampleGradients:
         ruled: dict[str, _Route],
         recorded: dict[nn.Module, list[_Use]],
     ) -> Iterator[dict[nn.Module, Tensor]]:
-        """For each row of the cotangents (n, rows, c), the gradient at the output of every ruled layer that has one."""
+        """For each row of the cotangents (n, rows, c), the gradient at the output of
+        every ruled layer that has one.
+        """
         layers = list(dict.fromkeys(route.module for route in ruled.values()))
         edges = [recorded[layer][0].edge for layer in layers]
-        if not edges or not logits.requires_grad:  # the scores may depend on none of these layers
+        if (
+            not edges or not logits.requires_grad
+        ):  # the scores may depend on none of these layers
             return
         for row in range(cotangents.shape[1]):
             gradients = torch.autograd.grad(
@@ -365,16 +437,19 @@ class PerSampleGradients:
             }
 
     def _compare_with_autograd(self, batch: Batch) -> None:
-        """Send what the rules do not explain the generic way; see whether vmap explains the rest.
+        """Send what the rules do not explain the generic way; see whether vmap explains
+        the rest.
 
-        Every sample has its own random cotangent and its own weight: a layer whose first axis is not the
-        samples' has the right sum and the wrong weighted sum.
+        Every sample has its own random cotangent and its own weight: a layer whose
+        first axis is not the samples' has the right sum and the wrong weighted sum.
         """
         names = [name for name, p in self.parameters.items() if p.requires_grad]
         with self._recorded(batch, names) as (logits, recorded):
             pass  # nothing is frozen
         generator = torch.Generator().manual_seed(0)
-        cotangents = torch.randn((*logits.shape,), generator=generator).to(logits)[:, None]
+        cotangents = torch.randn((*logits.shape,), generator=generator).to(logits)[
+            :, None
+        ]
         weights = (1 + torch.rand(len(logits), generator=generator)).to(logits)
         plain = torch.autograd.grad(
             logits,
@@ -386,28 +461,39 @@ class PerSampleGradients:
         )
         expected = dict(zip(names, plain, strict=True))
         ruled, generic = self._split(names, recorded, len(logits))
-        gradients = next(self._output_gradients(logits, cotangents, ruled, recorded), {})
+        gradients = next(
+            self._output_gradients(logits, cotangents, ruled, recorded), {}
+        )
         for name in names:
             if name in generic:
                 self.generic.add(name)
                 continue
             if name in ruled and ruled[name].module in gradients:
                 route = ruled[name]
-                every = torch.arange(self.parameters[name].numel(), device=logits.device)
-                entries = route.rule.entries(route.module, recorded[route.module][0].seen, every)
+                every = torch.arange(
+                    self.parameters[name].numel(), device=logits.device
+                )
+                entries = route.rule.entries(
+                    route.module, recorded[route.module][0].seen, every
+                )
                 rows = entries(gradients[route.module])
             else:
-                rows = expected[name].new_zeros(len(logits), self.parameters[name].numel())
+                rows = expected[name].new_zeros(
+                    len(logits), self.parameters[name].numel()
+                )
             if not _agree(rows, weights, expected[name], logits.dtype):
                 self.generic.add(name)
         if self.generic and self._any.vmap_works:
-            wanted: dict[str, Tensor | None] = {name: None for name in names if name in self.generic}
+            wanted: dict[str, Tensor | None] = {
+                name: None for name in names if name in self.generic
+            }
             parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
             for _, some in self._any.rows(batch, cotangents, wanted):
                 for name, r in some.items():
                     parts[name].append(r[:, 0])
             self._any.vmap_works = self._any.vmap_works and all(
-                _agree(torch.cat(r), weights, expected[name], logits.dtype) for name, r in parts.items()
+                _agree(torch.cat(r), weights, expected[name], logits.dtype)
+                for name, r in parts.items()
             )
 
 
@@ -436,12 +522,16 @@ def _unless_out_of_memory(
 
 
 def _at_least_float32(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """In this dtype or float32, whichever is finer: float16 overflows in squares, and autocast mixes dtypes."""
+    """In this dtype or float32, whichever is finer: float16 overflows in squares, and
+    autocast mixes dtypes.
+    """
     return tensor.to(torch.promote_types(dtype, torch.float32))
 
 
 def _agree(rows: Tensor, weights: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether Σ_n w_n·rows_n (n, m) is the expected gradient, to the rounding of `dtype` or the parameter's own."""
+    """Whether Σ_n w_n·rows_n (n, m) is the expected gradient, to the rounding of
+    `dtype` or the parameter's own.
+    """
     weighted = (weights.to(rows.dtype)[:, None] * rows).to(expected.dtype)
     scale = weighted.abs().sum(0).max() + expected.abs().max()
     difference = (weighted.sum(0) - expected.flatten()).abs().max()

@@ -1,9 +1,11 @@
-r"""Where the selection starts: the candidates with M_∅⁻¹ and F̄ in the form that suits their size.
+r"""Where the selection starts: the candidates with M_∅⁻¹ and F̄ in the form that suits
+their size.
 
-Everything moves to a basis where M_∅ = I and F̄ is diagonal, unless there are many weights and few candidates, for whom
-that would cost more than it saves: then M⁻¹ is a matrix and F̄ a Cholesky factor, or both stay in the form of the
-embeddings. M and F̄ are divided by the weight b/(L+b) of a pick, which gives the same gains and leaves V as it is. This
-file sees tensors only.
+Everything moves to a basis where M_∅ = I and F̄ is diagonal, unless there are many
+weights and few candidates, for whom that would cost more than it saves: then M⁻¹ is a
+matrix and F̄ a Cholesky factor, or both stay in the form of the embeddings. M and F̄
+are divided by the weight b/(L+b) of a pick, which gives the same gains and leaves V as
+it is. This file sees tensors only.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from fishermask_sk.operators import (
     blocks,
 )
 
-# The eigenvectors of F̄ cost about 20 k³ flops. Up to this many weights that takes less than a minute ...
+# The eigenvectors of F̄ cost about 20 k³ flops. Up to this many weights that takes less
+# than a minute ...
 FEW_WEIGHTS = 6_000
-# ... and beyond them less than products of all embeddings with two matrices, if there are so many rows a weight ...
+# ... and beyond them less than products of all embeddings with two matrices, if there
+# are so many rows a weight ...
 MIN_ROWS_PER_WEIGHT = 6
 # ... but LAPACK counts what they need beside with 32 bits.
 MAX_ROTATED = 32_000
@@ -33,8 +37,9 @@ MAX_ROTATED = 32_000
 ROUNDING_SHARE = 1e-3
 
 TOO_LARGE = (
-    "The information is too large beside the damping, for float64 or for the dtype of the embeddings: raise damping, "
-    "scale the samples, or look for one whose gradient is far larger than the others'."
+    "The information is too large beside the damping, for float64 or for the dtype of "
+    "the embeddings: raise damping, scale the samples, or look for one whose gradient "
+    "is far larger than the others'."
 )
 
 
@@ -70,21 +75,31 @@ def from_matrices(
     Candidates
     """
     target, known = (
-        matrix if matrix is None or (overwrite and matrix.dtype == torch.float64) else matrix.double().clone()
+        matrix
+        if matrix is None or (overwrite and matrix.dtype == torch.float64)
+        else matrix.double().clone()
         for matrix in (pool_information, labeled_information if weight < 1 else None)
     )
     assert target is not None  # for the type checker
-    largest = target.trace() if known is None else target.trace() + known.trace() * (1 - weight)
+    largest = (
+        target.trace()
+        if known is None
+        else target.trace() + known.trace() * (1 - weight)
+    )
     _check_rounding(largest, damping)
     target /= weight
     if known is not None:
         known *= (1 - weight) / weight
     n_weights, n_rows = len(target), embeddings.shape[1]
     if not _is_rotated(shard.total * n_rows, n_weights):
-        base = _inverse(torch.zeros_like(target) if known is None else known, damping / weight)
+        base = _inverse(
+            torch.zeros_like(target) if known is None else known, damping / weight
+        )
         inverse = InverseInformation(base, n_weights, MAX_AHEAD * n_rows)
         return Candidates(embeddings, FactoredInformation(target), inverse, shard)
-    basis, eigenvalues = shard.from_first(lambda: _basis(target, known, damping / weight), target, target[0])
+    basis, eigenvalues = shard.from_first(
+        lambda: _basis(target, known, damping / weight), target, target[0]
+    )
     basis = basis.to(embeddings.dtype)
     for part in blocks(embeddings):
         embeddings[part] = (embeddings[part].to(basis) @ basis).to(embeddings.device)
@@ -92,13 +107,20 @@ def from_matrices(
     identity = target.zero_()  # its memory, which nothing else needs any more
     identity.diagonal().fill_(1)
     inverse = InverseInformation(identity, n_weights, MAX_AHEAD * n_rows)
-    return Candidates(embeddings, DiagonalInformation(eigenvalues), inverse, shard, whitened=True)
+    return Candidates(
+        embeddings, DiagonalInformation(eigenvalues), inverse, shard, whitened=True
+    )
 
 
 def from_rows(
-    embeddings: Tensor, labeled: Tensor | None, weight: float, damping: float, n_steps: int
+    embeddings: Tensor,
+    labeled: Tensor | None,
+    weight: float,
+    damping: float,
+    n_steps: int,
 ) -> Candidates:
-    """From the embeddings alone, without any k×k matrix, for many weights and few samples.
+    """From the embeddings alone, without any k×k matrix, for many weights and few
+    samples.
 
     Parameters
     ----------
@@ -127,7 +149,9 @@ def from_rows(
     if labeled is not None:
         known = EmbeddedInformation([labeled], (1 - weight) / weight / n_labeled)
         largest = largest + known.trace(like)
-        inverse.subtract(_columns(inverse, labeled.double().flatten(0, 1) * known.scale**0.5), 1)
+        inverse.subtract(
+            _columns(inverse, labeled.double().flatten(0, 1) * known.scale**0.5), 1
+        )
     _check_rounding(largest * weight, damping)
     return Candidates(embeddings, pool, inverse, Shard(n_samples))
 
@@ -139,18 +163,27 @@ def _is_rotated(n_rows: int, n_weights: int) -> bool:
 
 
 def _check_rounding(largest: Tensor, damping: float) -> None:
-    """`largest` is the trace of all information: it must be finite, and should not drown λ."""
+    """`largest` is the trace of all information: it must be finite, and should not
+    drown λ.
+    """
     if not bool(torch.isfinite(largest)):
-        raise FloatingPointError(f"The information has the trace {largest.item()}. {TOO_LARGE}")
+        raise FloatingPointError(
+            f"The information has the trace {largest.item()}. {TOO_LARGE}"
+        )
     if float(largest) * torch.finfo(torch.float64).eps > ROUNDING_SHARE * damping:
         warn_user(
-            f"damping={damping:g} is {damping / float(largest):.0e} of the trace of the information: late gains are "
-            "lost in the rounding of float64, and what is picked then is arbitrary. Raise damping."
+            f"damping={damping:g} is {damping / float(largest):.0e} of the trace of "
+            "the information: late gains are lost in the rounding of float64, and "
+            "what is picked then is arbitrary. Raise damping."
         )
 
 
-def _basis(pool_information: Tensor, known: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:
-    """R with Rᵀ(λI + known)R = I and RᵀF̄R diagonal, and that diagonal, falling. Both matrices are overwritten."""
+def _basis(
+    pool_information: Tensor, known: Tensor | None, damping: float
+) -> tuple[Tensor, Tensor]:
+    """R with Rᵀ(λI + known)R = I and RᵀF̄R diagonal, and that diagonal, falling. Both
+    matrices are overwritten.
+    """
     if known is None:
         values, vectors = torch.linalg.eigh(pool_information)
         return vectors.flip(1) / damping**0.5, values.flip(0).clamp_min(0) / damping
@@ -167,7 +200,9 @@ def _basis(pool_information: Tensor, known: Tensor | None, damping: float) -> tu
     pool_information.copy_(torch.linalg.solve_triangular(known, half.mT, upper=False))
     del half
     values, vectors = torch.linalg.eigh(pool_information)
-    return torch.linalg.solve_triangular(known.mT, vectors.flip(1), upper=True), values.flip(0).clamp_min(0)
+    return torch.linalg.solve_triangular(
+        known.mT, vectors.flip(1), upper=True
+    ), values.flip(0).clamp_min(0)
 
 
 def _inverse(known: Tensor, damping: float) -> Tensor:
@@ -182,7 +217,9 @@ def _inverse(known: Tensor, damping: float) -> Tensor:
 
 
 def _columns(inverse: InverseInformation, rows: Tensor) -> Tensor:
-    """U (k, m) with (M + RᵀR)⁻¹ = M⁻¹ − U Uᵀ, for rows R (m, k): Woodbury's identity."""
+    """U (k, m) with (M + RᵀR)⁻¹ = M⁻¹ − U Uᵀ, for rows R (m, k): Woodbury's
+    identity.
+    """
     p = inverse.times(rows)
     factor, _ = torch.linalg.cholesky_ex(plus_identity(p @ rows.mT))
     return torch.linalg.solve_triangular(factor, p, upper=False).mT

@@ -1,9 +1,12 @@
-r"""Per-sample weight gradients of one layer, from what it saw (a) and the gradient at its output (g).
+r"""Per-sample weight gradients of one layer, from what it saw (a) and the gradient at
+its output (g).
 
-Every rule is a sum of products over the positions p where a weight is used (pixels, tokens):
-:math:`\partial_{w_j} = \sum_p g_{o(j),p}\, a_{t(j),p}`. A rule is called with the layer's input and the
-entries of the flattened parameter that are wanted, and returns a function from g to their gradients; what
-depends on the input alone is done once and serves every class. n is the number of samples, m of entries.
+Every rule is a sum of products over the positions p where a weight is used (pixels,
+tokens):
+:math:`\partial_{w_j} = \sum_p g_{o(j),p}\, a_{t(j),p}`. A rule is called with the
+layer's input and the entries of the flattened parameter that are wanted, and returns a
+function from g to their gradients; what depends on the input alone is done once and
+serves every class. n is the number of samples, m of entries.
 """
 
 from __future__ import annotations
@@ -19,16 +22,20 @@ from torch import Tensor, nn
 FromOutputGradient = Callable[[Tensor], Tensor]
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
-# A batched matrix product over a grid of entries beats gathering each entry until the grid is this much larger.
+# A batched matrix product over a grid of entries beats gathering each entry until the
+# grid is this much larger.
 GRID_FACTOR = 16
 # With no more positions than this, sums of squares are sums over pairs of positions.
 MAX_PAIRED_POSITIONS = 4
-# Otherwise this many squares are held at a time, and this few matrices of them are summed one by one.
+# Otherwise this many squares are held at a time, and this few matrices of them are
+# summed one by one.
 SQUARED_AT_A_TIME, MAX_LOOPED = 2**20, 8
 
 
 class Rule(NamedTuple):
-    """The gradients of one parameter: `entries` per sample (n, m), `squares` summed over samples."""
+    """The gradients of one parameter: `entries` per sample (n, m), `squares` summed
+    over samples.
+    """
 
     entries: Callable[[Any, Tensor, Tensor], FromOutputGradient]
     squares: Callable[[Any, Tensor], FromOutputGradient]
@@ -36,9 +43,14 @@ class Rule(NamedTuple):
 
 def find_rule(module: nn.Module, name: str) -> Rule | None:
     """The rule for parameter `name` of this module, or None where there is none."""
-    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) and module.running_mean is None:
+    if (
+        isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+        and module.running_mean is None
+    ):
         return None  # normalised by the batch: a sample has no gradient of its own
-    if isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.sparse):
+    if isinstance(module, nn.Embedding) and (
+        module.scale_grad_by_freq or module.sparse
+    ):
         return None
     for kinds, rules in _RULES:
         if isinstance(module, kinds):
@@ -46,14 +58,20 @@ def find_rule(module: nn.Module, name: str) -> Rule | None:
     return None
 
 
-def _gather(m_rows: Tensor, m_columns: Tensor, columns: Callable[[Tensor], Tensor]) -> FromOutputGradient:
-    """Σ_p g[o, p]·a[t, p] for pairs (o, t): a product over the grid of all o and t, or pair by pair."""
+def _gather(
+    m_rows: Tensor, m_columns: Tensor, columns: Callable[[Tensor], Tensor]
+) -> FromOutputGradient:
+    """Σ_p g[o, p]·a[t, p] for pairs (o, t): a product over the grid of all o and t, or
+    pair by pair.
+    """
     rows, row_of = torch.unique(m_rows, return_inverse=True)
     distinct, column_of = torch.unique(m_columns, return_inverse=True)
     if len(rows) * len(distinct) <= GRID_FACTOR * len(m_rows):
         a = columns(distinct).mT
         cell = row_of * len(distinct) + column_of
-        whole = len(cell) == len(rows) * len(distinct) and bool((cell.diff() == 1).all())
+        whole = len(cell) == len(rows) * len(distinct) and bool(
+            (cell.diff() == 1).all()
+        )
 
         def from_grid(g: Tensor) -> Tensor:
             grid = (g[:, rows] @ a).flatten(1)
@@ -64,7 +82,8 @@ def _gather(m_rows: Tensor, m_columns: Tensor, columns: Callable[[Tensor], Tenso
     return lambda g: (g[:, m_rows] * a).sum(-1)
 
 
-# Linear: ∂W[o, i] = Σ_p g[p, o]·a[p, i], ∂b[o] = Σ_p g[p, o]; p runs over all axes but the first and last.
+# Linear: ∂W[o, i] = Σ_p g[p, o]·a[p, i], ∂b[o] = Σ_p g[p, o]; p runs over all axes but
+# the first and last.
 
 
 def _positions_last(x: Tensor) -> Tensor:
@@ -72,9 +91,13 @@ def _positions_last(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1, x.shape[-1]).mT
 
 
-def _linear_entries(module: nn.Linear, a: Tensor, entries: Tensor) -> FromOutputGradient:
+def _linear_entries(
+    module: nn.Linear, a: Tensor, entries: Tensor
+) -> FromOutputGradient:
     a = _positions_last(a)
-    rows = _gather(entries // a.shape[1], entries % a.shape[1], lambda columns: a[:, columns])
+    rows = _gather(
+        entries // a.shape[1], entries % a.shape[1], lambda columns: a[:, columns]
+    )
     return lambda g: rows(_positions_last(g))
 
 
@@ -87,7 +110,8 @@ def _linear_bias(g: Tensor) -> Tensor:
     return _positions_last(g).sum(-1)
 
 
-# Convolution: ∂W[o, i, tap] = Σ_p g[o, p]·a[i, p·stride + tap·dilation − padding], within o's group.
+# Convolution: ∂W[o, i, tap] = Σ_p g[o, p]·a[i, p·stride + tap·dilation − padding],
+# within o's group.
 
 
 def _channels_first(g: Tensor) -> Tensor:
@@ -97,7 +121,11 @@ def _channels_first(g: Tensor) -> Tensor:
 
 def _padded(module: Conv, a: Tensor) -> Tensor:
     padding = module._reversed_padding_repeated_twice
-    return F.pad(a, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+    return F.pad(
+        a,
+        padding,
+        mode="constant" if module.padding_mode == "zeros" else module.padding_mode,
+    )
 
 
 def _windows(module: Conv, padded: Tensor) -> Iterator[tuple[Any, ...]]:
@@ -105,7 +133,11 @@ def _windows(module: Conv, padded: Tensor) -> Iterator[tuple[Any, ...]]:
     size = [
         (length - dilation * (kernel - 1) - 1) // stride + 1
         for length, kernel, stride, dilation in zip(
-            padded.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True
+            padded.shape[2:],
+            module.kernel_size,
+            module.stride,
+            module.dilation,
+            strict=True,
         )
     ]
     for tap in product(*map(range, module.kernel_size)):
@@ -125,8 +157,12 @@ def _conv_entries(module: Conv, a: Tensor, entries: Tensor) -> FromOutputGradien
     per_output = module.weight[0].numel()
     out = entries // per_output
     group = out // (module.out_channels // module.groups)
-    channel = group * (module.in_channels // module.groups) + entries % per_output // len(windows)
-    seen = channel * len(windows) + entries % len(windows)  # which (channel, tap) of the whole input
+    channel = group * (
+        module.in_channels // module.groups
+    ) + entries % per_output // len(windows)
+    seen = channel * len(windows) + entries % len(
+        windows
+    )  # which (channel, tap) of the whole input
 
     def columns(wanted: Tensor) -> Tensor:
         result = a.new_empty(len(a), len(wanted), a[0, 0][windows[0]].numel())
@@ -142,7 +178,9 @@ def _conv_entries(module: Conv, a: Tensor, entries: Tensor) -> FromOutputGradien
 
 def _conv_squares(module: Conv, a: Tensor) -> FromOutputGradient:
     a = _padded(module, a)
-    columns = torch.stack([a[window].flatten(2) for window in _windows(module, a)], dim=2)
+    columns = torch.stack(
+        [a[window].flatten(2) for window in _windows(module, a)], dim=2
+    )
     columns = columns.reshape(len(a) * module.groups, -1, columns.shape[-1]).mT
     if module.groups == 1:
         of_one_group = _squared_products(columns)
@@ -159,8 +197,8 @@ def _conv_squares(module: Conv, a: Tensor) -> FromOutputGradient:
 def _squared_products(a: Tensor) -> FromOutputGradient:
     """Σ_n (Σ_p g[n, o, p]·a[n, p, t])² for every pair (o, t), as a function of g.
 
-    Where there are few positions, the square is written out as Σ_p Σ_q (g_p g_q)(a_p a_q): one product of large
-    matrices instead of one gradient matrix for every sample.
+    Where there are few positions, the square is written out as Σ_p Σ_q (g_p g_q)(a_p
+    a_q): one product of large matrices instead of one gradient matrix for every sample.
     """
     n, n_positions, n_columns = a.shape
     if n_positions <= MAX_PAIRED_POSITIONS:
@@ -170,7 +208,9 @@ def _squared_products(a: Tensor) -> FromOutputGradient:
 
         def from_pairs(g: Tensor) -> Tensor:
             of_rows = (g[..., p] * g[..., q]).mT.flatten(0, 1)
-            return (of_rows.mT @ of_columns).clamp_min_(0)  # rounding may leave less than nothing
+            return (of_rows.mT @ of_columns).clamp_min_(
+                0
+            )  # rounding may leave less than nothing
 
         return from_pairs
 
@@ -182,7 +222,9 @@ def _squared_products(a: Tensor) -> FromOutputGradient:
             if step > MAX_LOOPED:
                 total += products.square_().sum(0)
             else:
-                for gradient in products:  # large: read once, nothing written beside the sum
+                for (
+                    gradient
+                ) in products:  # large: read once, nothing written beside the sum
                     total.addcmul_(gradient, gradient)
         return total
 
@@ -204,7 +246,9 @@ def _group_norm(module: nn.GroupNorm, a: Tensor) -> Tensor:
 
 
 def _layer_norm(module: nn.LayerNorm, a: Tensor) -> Tensor:
-    return _normalized_last(module, F.layer_norm(a, module.normalized_shape, eps=module.eps))
+    return _normalized_last(
+        module, F.layer_norm(a, module.normalized_shape, eps=module.eps)
+    )
 
 
 def _normalized_last(module: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -225,7 +269,11 @@ def _scale_rule(normalized: Callable[[Any, Tensor], Tensor]) -> Rule:
 
 
 def _by_feature(module: Any, g: Tensor) -> Tensor:
-    return _normalized_last(module, g) if isinstance(module, nn.LayerNorm) else _channels_first(g)
+    return (
+        _normalized_last(module, g)
+        if isinstance(module, nn.LayerNorm)
+        else _channels_first(g)
+    )
 
 
 def _bias_rule(per_sample: Callable[[Any, Tensor], Tensor]) -> Rule:
@@ -239,7 +287,9 @@ def _bias_rule(per_sample: Callable[[Any, Tensor], Tensor]) -> Rule:
 # Embedding: ∂W[v, d] = Σ_p [token_p = v]·g[p, d]; the padding token learns nothing.
 
 
-def _embedding_entries(module: nn.Embedding, a: Tensor, entries: Tensor) -> FromOutputGradient:
+def _embedding_entries(
+    module: nn.Embedding, a: Tensor, entries: Tensor
+) -> FromOutputGradient:
     token, feature = entries // module.embedding_dim, entries % module.embedding_dim
     met = a.reshape(len(a), 1, -1) == token[:, None]
     if module.padding_idx is not None:
@@ -257,7 +307,9 @@ def _embedding_squares(module: nn.Embedding, a: Tensor) -> FromOutputGradient:
         summed = g.new_zeros(len(used), g.shape[1]).index_add_(0, slot.flatten(), g)
         if module.padding_idx is not None:
             summed[token == module.padding_idx] = 0
-        return g.new_zeros(module.num_embeddings, g.shape[1]).index_add_(0, token, summed.square())
+        return g.new_zeros(module.num_embeddings, g.shape[1]).index_add_(
+            0, token, summed.square()
+        )
 
     return squares
 

@@ -1,6 +1,8 @@
-"""Which layers a network has, in the order of their use: its head, its stem, and who may be masked.
+"""Which layers a network has, in the order of their use: its head, its stem, and who
+may be masked.
 
-This file sees torch modules; nothing here depends on the names that their authors chose.
+This file sees torch modules; nothing here depends on the names that their authors
+chose.
 """
 
 from __future__ import annotations
@@ -17,27 +19,35 @@ from torch.nn.utils import parametrize
 
 
 class Layout(NamedTuple):
-    """Parameter names of the head (empty where there is none) and of the stem, in a network's own order."""
+    """Parameter names of the head (empty where there is none) and of the stem, in a
+    network's own order.
+    """
 
     head: tuple[str, ...]
     stem: tuple[str, ...]
 
 
 def find_layout(
-    module: nn.Module, run: Callable[[], Tensor], n_outputs: int, head: str | None = None
+    module: nn.Module,
+    run: Callable[[], Tensor],
+    n_outputs: int,
+    head: str | None = None,
 ) -> Layout:
     """Find head and stem by one forward pass.
 
-    The *head* is the layer nearest the output, in the graph, whose output dimension is the number of class
-    scores; a bare parameter (C, d) or (d, C) that a network multiplies with by itself counts as a layer. The
-    *stem* are the layers with parameters whose input depends on no other parameter; the bare parameters of a
-    module that calls other layers (class tokens, position embeddings, layer scale) are never of them.
+    The *head* is the layer nearest the output, in the graph, whose output dimension is
+    the number of class scores; a bare parameter (C, d) or (d, C) that a network
+    multiplies with by itself counts as a layer. The *stem* are the layers with
+    parameters whose input depends on no other parameter; the bare parameters of a
+    module that calls other layers (class tokens, position embeddings, layer scale) are
+    never of them.
 
     Parameters
     ----------
     module : Module
         Inside `fishermask_sk.modules.undisturbed`, which gives `requires_grad` back.
-    run : callable -> class scores of shape (n, n_outputs), from a forward pass of `module`
+    run : callable -> class scores of shape (n, n_outputs), from a forward pass of
+    `module`
     n_outputs : int
     head : str, optional
         Name of the head's module, or of a parameter, instead of the rule.
@@ -63,7 +73,9 @@ def find_layout(
     if head is not None:
         return Layout(_named_head(module, head, names), _stem(owners, module, run)[0])
     stem, scores, outputs = _stem(owners, module, run)
-    ends = {m: node for m, (shape, node) in outputs.items() if _ends_in(shape, n_outputs)}
+    ends = {
+        m: node for m, (shape, node) in outputs.items() if _ends_in(shape, n_outputs)
+    }
     bare = {
         p: m
         for m in owners
@@ -74,7 +86,9 @@ def find_layout(
     return Layout(_nearest(scores, ends, bare, n_outputs, names), stem)
 
 
-def candidate_names(layers: str | Sequence[str], layout: Layout, trainable: Iterable[str]) -> list[str]:
+def candidate_names(
+    layers: str | Sequence[str], layout: Layout, trainable: Iterable[str]
+) -> list[str]:
     """Names of the trainable parameters that a mask may touch.
 
     Parameters
@@ -90,7 +104,8 @@ def candidate_names(layers: str | Sequence[str], layout: Layout, trainable: Iter
     Raises
     ------
     ValueError
-        Where a pattern matches nothing, there is no head, or no trainable weight is left.
+        Where a pattern matches nothing, there is no head, or no trainable weight is
+        left.
 
     Examples
     --------
@@ -103,25 +118,35 @@ def candidate_names(layers: str | Sequence[str], layout: Layout, trainable: Iter
     elif layers == "last":
         if not layout.head:
             raise ValueError(
-                "layers='last' needs the head, and no layer's output dimension is the number of classes; name it "
-                "with head='...'."
+                "layers='last' needs the head, and no layer's output dimension is the "
+                "number of classes; name it with head='...'."
             )
         chosen = [name for name in trainable if name in layout.head]
     elif layers == "middle":
-        chosen = [name for name in trainable if name not in layout.head and name not in layout.stem]
+        chosen = [
+            name
+            for name in trainable
+            if name not in layout.head and name not in layout.stem
+        ]
     else:
         patterns = [layers] if isinstance(layers, str) else list(layers)
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in trainable):
                 raise ValueError(
-                    f"layers={layers!r}: {pattern!r} matches none of the trainable parameters. Use 'all', 'last', "
-                    f"'middle' or patterns for these names: {', '.join(trainable)}."
+                    f"layers={layers!r}: {pattern!r} matches none of the trainable "
+                    "parameters. Use 'all', 'last', 'middle' or patterns for these "
+                    f"names: {', '.join(trainable)}."
                 )
-        chosen = [name for name in trainable if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        chosen = [
+            name
+            for name in trainable
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        ]
     if not chosen:
         raise ValueError(
-            f"layers={layers!r} leaves no trainable weight to mask: the head is {list(layout.head)}, the stem "
-            f"{list(layout.stem)}, and trainable are {trainable}. Choose other layers or unfreeze weights."
+            f"layers={layers!r} leaves no trainable weight to mask: the head is "
+            f"{list(layout.head)}, the stem {list(layout.stem)}, and trainable are "
+            f"{trainable}. Choose other layers or unfreeze weights."
         )
     return chosen
 
@@ -131,10 +156,14 @@ def _named_head(module: nn.Module, head: str, names: dict[int, str]) -> tuple[st
     if head in names.values():
         return (head,)
     if head not in modules or not any(True for _ in modules[head].parameters()):
-        known = [name for name, m in modules.items() if name and any(True for _ in m.parameters())]
+        known = [
+            name
+            for name, m in modules.items()
+            if name and any(True for _ in m.parameters())
+        ]
         raise ValueError(
-            f"head={head!r} names no module with parameters and no parameter; there are "
-            f"{', '.join(known or names.values())}."
+            f"head={head!r} names no module with parameters and no parameter; there "
+            f"are {', '.join(known or names.values())}."
         )
     return tuple(names[id(p)] for p in modules[head].parameters())
 
@@ -143,7 +172,9 @@ Outputs = dict[nn.Module, tuple[torch.Size, Node]]
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
-    """All modules but those inside a parametrization, whose parameters are those of the layer around them."""
+    """All modules but those inside a parametrization, whose parameters are those of the
+    layer around them.
+    """
     inside = {
         id(part)
         for m in module.modules()
@@ -172,14 +203,20 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _stem(
     owners: dict[nn.Module, list[str]], module: nn.Module, run: Callable[[], Tensor]
 ) -> tuple[tuple[str, ...], Tensor, Outputs]:
-    """Run once; see whose input needs no gradient, and where in the graph each layer's output lies."""
+    """Run once; see whose input needs no gradient, and where in the graph each layer's
+    output lies.
+    """
     sees_input: dict[nn.Module, bool] = {}
     outputs: Outputs = {}
 
     def before(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sees_input.setdefault(m, not any(v.requires_grad for v in _tensors((args, kwargs))))
+        sees_input.setdefault(
+            m, not any(v.requires_grad for v in _tensors((args, kwargs)))
+        )
 
-    def after(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def after(
+        m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         if isinstance(output, Tensor) and output.requires_grad:
             outputs[m] = (output.shape, get_gradient_edge(output).node)
 
@@ -188,7 +225,9 @@ def _stem(
     try:
         for p in module.parameters():
             if p.is_floating_point():
-                p.requires_grad_(True)  # frozen layers count when asking who comes first
+                p.requires_grad_(
+                    True
+                )  # frozen layers count when asking who comes first
         with torch.enable_grad():
             scores = run()
     finally:
@@ -197,10 +236,15 @@ def _stem(
     first = {
         name
         for m, sees in sees_input.items()
-        if sees and not any(inner in sees_input for inner in m.modules() if inner is not m)
+        if sees
+        and not any(inner in sees_input for inner in m.modules() if inner is not m)
         for name in owners[m]
     }
-    return tuple(name for name, _ in module.named_parameters() if name in first), scores, outputs
+    return (
+        tuple(name for name, _ in module.named_parameters() if name in first),
+        scores,
+        outputs,
+    )
 
 
 def _ends_in(shape: torch.Size, n_outputs: int) -> bool:
@@ -214,7 +258,9 @@ def _nearest(
     n_outputs: int,
     names: dict[int, str],
 ) -> tuple[str, ...]:
-    """Parameters of the layer whose output, or of the bare parameter, that is met first on the way back."""
+    """Parameters of the layer whose output, or of the bare parameter, that is met first
+    on the way back.
+    """
     at = {node: m for m, node in places.items() if not holds_layers(m)}
     if scores.grad_fn is None:
         return ()
@@ -226,7 +272,9 @@ def _nearest(
         weight = getattr(node, "variable", None)
         if weight is not None and weight in bare:
             own = _own_parameters(bare[weight])
-            return tuple(names[id(p)] for p in own if p is weight or p.shape == (n_outputs,))
+            return tuple(
+                names[id(p)] for p in own if p is weight or p.shape == (n_outputs,)
+            )
         for following, _ in node.next_functions:
             if following is not None and following not in met:
                 met.add(following)
@@ -235,7 +283,9 @@ def _nearest(
 
 
 def holds_layers(module: nn.Module) -> bool:
-    """Whether other layers with parameters lie inside: a network that owns a class token is no head."""
+    """Whether other layers with parameters lie inside: a network that owns a class
+    token is no head.
+    """
     return any(
         name != "parametrizations" and any(True for _ in child.parameters())
         for name, child in module.named_children()

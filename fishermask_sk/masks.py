@@ -1,7 +1,9 @@
-"""Masks: which k of a network's P weights are kept. One ranking, and the rules that feed it.
+"""Masks: which k of a network's P weights are kept. One ranking, and the rules that
+feed it.
 
-Scores have shape (P,), one per weight of all `module.parameters()`, as `parameters_to_vector` lays them out.
-A mask is always `mask_indices`, the sorted positions (k,) that are kept. This file sees tensors only.
+Scores have shape (P,), one per weight of all `module.parameters()`, as
+`parameters_to_vector` lays them out. A mask is always `mask_indices`, the sorted
+positions (k,) that are kept. This file sees tensors only.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ MaskRule = Callable[[Tensor, int, dict[str, slice]], Tensor]
 
 
 def n_kept(sparsity: float, n_weights: int) -> int:
-    """How many of `n_weights` weights a sparsity keeps: a fraction (float), or the number itself (int).
+    """How many of `n_weights` weights a sparsity keeps: a fraction (float), or the
+    number itself (int).
 
     Examples
     --------
@@ -62,8 +65,11 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     return torch.cat([above, level[: k - len(above)]]).sort().values
 
 
-def ranked_mask(scores: Tensor, k: int, candidates: Tensor, head: Tensor | None = None) -> Tensor:
-    """The `k` best of the candidates; a head, where given, is kept whole before the rest is filled.
+def ranked_mask(
+    scores: Tensor, k: int, candidates: Tensor, head: Tensor | None = None
+) -> Tensor:
+    """The `k` best of the candidates; a head, where given, is kept whole before the
+    rest is filled.
 
     Parameters
     ----------
@@ -72,7 +78,8 @@ def ranked_mask(scores: Tensor, k: int, candidates: Tensor, head: Tensor | None 
         At least 1. Where there are fewer candidates, all of them are kept.
     candidates : Tensor of shape (n_candidates,), int64, sorted
     head : Tensor of shape (n_head,), int64, sorted, or None
-        Candidates to keep first. Where they are k or more, the k best of them are the mask.
+        Candidates to keep first. Where they are k or more, the k best of them are the
+        mask.
 
     Returns
     -------
@@ -96,9 +103,14 @@ def ranked_mask(scores: Tensor, k: int, candidates: Tensor, head: Tensor | None 
 
 
 def per_layer_mask(
-    scores: Tensor, fraction: float, slices: Slices, candidates: Tensor, head: Tensor | None = None
+    scores: Tensor,
+    fraction: float,
+    slices: Slices,
+    candidates: Tensor,
+    head: Tensor | None = None,
 ) -> Tensor:
-    """The ⌈fraction·size⌉ best of each parameter tensor, and the head, where given, whole.
+    """The ⌈fraction·size⌉ best of each parameter tensor, and the head, where given,
+    whole.
 
     Parameters
     ----------
@@ -128,7 +140,8 @@ def custom_mask(
     ----------
     rule : callable (scores, k, slices) -> positions
     scores, k, slices, candidates
-        As in `ranked_mask`; the rule sees the slices of parameters that hold candidates.
+        As in `ranked_mask`; the rule sees the slices of parameters that hold
+        candidates.
 
     Returns
     -------
@@ -137,38 +150,47 @@ def custom_mask(
     Raises
     ------
     ValueError
-        Where the positions are empty, repeated, not whole numbers, or not among the candidates.
+        Where the positions are empty, repeated, not whole numbers, or not among the
+        candidates.
     """
     answer = rule(scores, k, slices)
     try:
         positions = torch.as_tensor(answer, device=scores.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            "The mask callable must return a one-dimensional, non-empty array of integer positions; it returned "
-            f"{type(answer).__name__}."
+            "The mask callable must return a one-dimensional, non-empty array of "
+            f"integer positions; it returned {type(answer).__name__}."
         ) from error
-    whole = not positions.is_floating_point() and not positions.is_complex() and positions.dtype != torch.bool
+    whole = (
+        not positions.is_floating_point()
+        and not positions.is_complex()
+        and positions.dtype != torch.bool
+    )
     if positions.ndim != 1 or len(positions) == 0 or not whole:
         raise ValueError(
-            "The mask callable must return a one-dimensional, non-empty array of integer positions; it "
-            f"returned shape {tuple(positions.shape)} and dtype {positions.dtype}. Return positions, not a "
-            "boolean mask."
+            "The mask callable must return a one-dimensional, non-empty array of "
+            f"integer positions; it returned shape {tuple(positions.shape)} and dtype "
+            f"{positions.dtype}. Return positions, not a boolean mask."
         )
     mask_indices = positions.to(torch.int64).sort().values
     if len(torch.unique(mask_indices)) != len(mask_indices):
-        raise ValueError("The mask callable returned a position twice; return each position once.")
+        raise ValueError(
+            "The mask callable returned a position twice; return each position once."
+        )
     foreign = mask_indices[~torch.isin(mask_indices, candidates)]
     if len(foreign):
         raise ValueError(
-            f"The mask callable returned {len(foreign)} positions that may not be chosen (the first is "
-            f"{int(foreign[0])}): frozen weights, weights outside `layers`, or outside 0..{len(scores) - 1}. "
-            "Return positions inside the slices that the callable is given."
+            f"The mask callable returned {len(foreign)} positions that may not be "
+            f"chosen (the first is {int(foreign[0])}): frozen weights, weights outside "
+            f"`layers`, or outside 0..{len(scores) - 1}. Return positions inside the "
+            "slices that the callable is given."
         )
     return mask_indices
 
 
 def warn_if_head_fills_mask(k: int, n_head: int, n_weights: int) -> None:
-    """Say that no room is left outside the head, and which sparsity would keep it whole.
+    """Say that no room is left outside the head, and which sparsity would keep it
+    whole.
 
     Parameters
     ----------
@@ -178,9 +200,12 @@ def warn_if_head_fills_mask(k: int, n_head: int, n_weights: int) -> None:
     if n_head < k:
         return
     share = ceil(n_head / n_weights * 10**6) / 10**6
-    which = "exactly the head" if n_head == k else f"the head's {k} highest-scoring weights"
+    which = (
+        "exactly the head" if n_head == k else f"the head's {k} highest-scoring weights"
+    )
     warn_user(
-        f"The mask keeps k={k} weights and the head alone has {n_head}: the mask is {which}, and no other layer is "
-        f"seen. sparsity={share:g} or an int of {n_head} is the smallest that keeps the head whole, more lets other "
-        "layers in; with keep_head=False all layers compete."
+        f"The mask keeps k={k} weights and the head alone has {n_head}: the mask is "
+        f"{which}, and no other layer is seen. sparsity={share:g} or an int of "
+        f"{n_head} is the smallest that keeps the head whole, more lets other layers "
+        "in; with keep_head=False all layers compete."
     )

@@ -1,8 +1,8 @@
 """modAL's ActiveLearner for every supported scikit-learn.
 
-modAL is no longer maintained: its `fit` and `teach` hand scikit-learn a keyword that 1.6 deprecated and 1.8
-removed, and its pandas branch calls a method that pandas 2 removed. Only this module, and the baselines
-inside functions, import modAL.
+modAL is no longer maintained: its `fit` and `teach` hand scikit-learn a keyword that
+1.6 deprecated and 1.8 removed, and its pandas branch calls a method that pandas 2
+removed. Only this module, and the baselines inside functions, import modAL.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,32 +26,37 @@ from fishermask_sk._warnings import warn_user
 __all__ = ["ActiveLearner"]
 
 _WITHOUT_A_LEARNER = (
-    "or do without a learner: keep the labelled samples yourself, fit the net on them and call "
-    "FisherMask().select(net, X_pool, n_instances, X_labeled=...)."
+    "or do without a learner: keep the labelled samples yourself, fit the net on them "
+    "and call FisherMask().select(net, X_pool, n_instances, X_labeled=...)."
 )
 
-# scikit-learn 1.5 knows only the old name, 1.6 and 1.7 warn about it, and 1.8 knows only the new one.
+# scikit-learn 1.5 knows only the old name, 1.6 and 1.7 warn about it, and 1.8 knows
+# only the new one.
 _NEW_NAME = "ensure_all_finite" in signature(check_X_y).parameters
 _FINITE = "ensure_all_finite" if _NEW_NAME else "force_all_finite"
 
 
 class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  # modAL is untyped
-    """modAL's ActiveLearner, the same with modAL 0.4.1 and 0.4.2.1 and scikit-learn from 1.5 on.
+    """modAL's ActiveLearner, the same with modAL 0.4.1 and 0.4.2.1 and scikit-learn
+    from 1.5 on.
 
-    A drop-in replacement: `fit`, `teach`, `query`, `predict`, `predict_proba` and `score` are modAL's. Beyond
-    that, samples and labels may be pandas objects or torch tensors, `clone` and `repr` work, and input that
-    does not fit what was taught before is refused before anything changes.
+    A drop-in replacement: `fit`, `teach`, `query`, `predict`, `predict_proba` and
+    `score` are modAL's. Beyond that, samples and labels may be pandas objects or torch
+    tensors, `clone` and `repr` work, and input that does not fit what was taught before
+    is refused before anything changes.
 
     Parameters
     ----------
     estimator : estimator
         What predicts. It is not cloned: `teach` refits this very object.
     query_strategy : callable, default=modAL.uncertainty.uncertainty_sampling
-        Called as ``query_strategy(learner, X_pool, *args, **kwargs)``, once per query. Returns positions in
-        `X_pool`, or a pair of positions and metrics.
-    X_training : {array-like, sparse matrix, DataFrame, Tensor} of shape (n_samples, ...), default=None
+        Called as ``query_strategy(learner, X_pool, *args, **kwargs)``, once per query.
+        Returns positions in `X_pool`, or a pair of positions and metrics.
+    X_training : {array-like, sparse matrix, DataFrame, Tensor} of shape (n_samples,
+    ...), default=None
         Initial samples. Where there are some, the estimator is fitted on them at once.
-    y_training : {array-like, Series, Tensor} of shape (n_samples,) or (n_samples, n_outputs), default=None
+    y_training : {array-like, Series, Tensor} of shape (n_samples,) or (n_samples,
+    n_outputs), default=None
         Their labels.
     bootstrap_init : bool, default=False
         Fit on a bootstrap of the initial samples.
@@ -72,8 +77,8 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
     Raises
     ------
     TypeError
-        If `query_strategy` is not callable, or is a class instead of an object, or the initial samples are a dict
-        or a Dataset.
+        If `query_strategy` is not callable, or is a class instead of an object, or the
+        initial samples are a dict or a Dataset.
     ValueError
         If the initial samples and labels do not match, or are not finite.
 
@@ -83,12 +88,14 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
 
     Notes
     -----
-    Two things differ between modAL's versions, and here they are one. `query` takes `return_metrics`, as in
-    0.4.2.1. Samples taught with ``only_new=True`` are remembered, as in 0.4.1 and in the docstrings of both.
+    Two things differ between modAL's versions, and here they are one. `query` takes
+    `return_metrics`, as in 0.4.2.1. Samples taught with ``only_new=True`` are
+    remembered, as in 0.4.1 and in the docstrings of both.
 
     References
     ----------
-    .. [1] T. Danka and P. Horvath, "modAL: A modular active learning framework for Python", arXiv:1805.00979.
+    .. [1] T. Danka and P. Horvath, "modAL: A modular active learning framework for
+       Python", arXiv:1805.00979.
 
     Examples
     --------
@@ -118,18 +125,24 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
     ) -> None:
         if not callable(query_strategy) or isinstance(query_strategy, type):
             raise TypeError(
-                f"query_strategy must be a function or a callable object, got {query_strategy!r}; hand in "
-                "FisherMask(), for instance, with its parentheses."
+                "query_strategy must be a function or a callable object, got "
+                f"{query_strategy!r}; hand in FisherMask(), for instance, with its "
+                "parentheses."
             )
-        # Without samples modAL's constructor only stores; what it would fit comes after the checks below.
+        # Without samples modAL's constructor only stores; what it would fit comes after
+        # the checks below.
         super().__init__(estimator, query_strategy, on_transformed=on_transformed)
-        self.bootstrap_init = bootstrap_init  # modAL drops it, and clone and repr look for it
+        self.bootstrap_init = (
+            bootstrap_init  # modAL drops it, and clone and repr look for it
+        )
         self.force_all_finite = force_all_finite
         self.random_state = random_state
         if X_training is not None:
             self.fit(X_training, y_training, bootstrap=bootstrap_init, **fit_kwargs)
 
-    def fit(self, X: Any, y: Any, bootstrap: bool = False, **fit_kwargs: Any) -> "ActiveLearner":
+    def fit(
+        self, X: Any, y: Any, bootstrap: bool = False, **fit_kwargs: Any
+    ) -> "ActiveLearner":
         """Forget what was taught, remember these samples and fit the estimator on them.
 
         Parameters
@@ -160,7 +173,12 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
         return self._fit_to_known(bootstrap=bootstrap, **fit_kwargs)
 
     def teach(
-        self, X: Any, y: Any, bootstrap: bool = False, only_new: bool = False, **fit_kwargs: Any
+        self,
+        X: Any,
+        y: Any,
+        bootstrap: bool = False,
+        only_new: bool = False,
+        **fit_kwargs: Any,
     ) -> None:
         """Add samples to what was taught and refit the estimator.
 
@@ -173,17 +191,19 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
         bootstrap : bool, default=False
             Fit on a bootstrap.
         only_new : bool, default=False
-            Fit on the new samples alone. They are remembered all the same: a strategy that asks what is
-            labelled has to know them.
+            Fit on the new samples alone. They are remembered all the same: a strategy
+            that asks what is labelled has to know them.
         **fit_kwargs
             Passed to the estimator's fit.
 
         Raises
         ------
         TypeError
-            If X is a dict or a Dataset, or pandas objects or tensors are to be joined with something else.
+            If X is a dict or a Dataset, or pandas objects or tensors are to be joined
+            with something else.
         ValueError
-            If X and y do not match, are not finite, or have another shape than what was taught before.
+            If X and y do not match, are not finite, or have another shape than what was
+            taught before.
         """
         self._add_training_data(X, y)
         if only_new:
@@ -192,7 +212,11 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
             self._fit_to_known(bootstrap=bootstrap, **fit_kwargs)
 
     def query(
-        self, X_pool: Any, *query_args: Any, return_metrics: bool = False, **query_kwargs: Any
+        self,
+        X_pool: Any,
+        *query_args: Any,
+        return_metrics: bool = False,
+        **query_kwargs: Any,
     ) -> tuple[Any, ...]:
         """Ask the query strategy, once, which samples of the pool to label next.
 
@@ -212,22 +236,30 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
         X_query : same type as X_pool
             The samples there.
         metrics : ndarray of shape (n_instances,) or None
-            What the strategy says about them; only if `return_metrics`. None where it says nothing.
+            What the strategy says about them; only if `return_metrics`. None where it
+            says nothing.
         """
         answer = self.query_strategy(self, X_pool, *query_args, **query_kwargs)
-        # Strategies for modAL 0.4.1 return positions, those for 0.4.2.1 a pair. modAL 0.4.2.1 tells them
-        # apart by unpacking under a bare `except`: it calls some twice, and takes two positions for a pair.
+        # Strategies for modAL 0.4.1 return positions, those for 0.4.2.1 a pair. modAL
+        # 0.4.2.1 tells them apart by unpacking under a bare `except`: it calls some
+        # twice, and takes two positions for a pair.
         query_idx, metrics = answer if isinstance(answer, tuple) else (answer, None)
-        # modAL 0.4.1 has no rows of tensors, and 0.4.2.1 takes columns of a DataFrame that has numbers for names.
+        # modAL 0.4.1 has no rows of tensors, and 0.4.2.1 takes columns of a DataFrame
+        # that has numbers for names.
         X_query = take_rows(as_rows(X_pool, "X_pool"), query_idx)
         if not return_metrics:
             return query_idx, X_query
         if metrics is None:
-            warn_user(f"{self.query_strategy!r} has no metrics; return_metrics=True gives None.")
+            warn_user(
+                f"{self.query_strategy!r} has no metrics; return_metrics=True gives "
+                "None."
+            )
         return query_idx, X_query, metrics
 
     def _check(self, X: Any, y: Any) -> None:
-        """Refuse samples and labels that are no rows, do not match or are not finite."""
+        """Refuse samples and labels that are no rows, do not match or are not
+        finite.
+        """
         _refuse_what_has_no_rows(X)
         try:
             check_X_y(
@@ -242,12 +274,14 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
             )
         except (TypeError, ValueError) as error:
             raise type(error)(
-                f"{str(error).rstrip('.')}; hand in one sample or more, all finite, and a label for each (a single "
-                "sample as X[[i]], y[[i]])."
+                f"{str(error).rstrip('.')}; hand in one sample or more, all finite, "
+                "and a label for each (a single sample as X[[i]], y[[i]])."
             ) from error
 
     def _add_training_data(self, X: Any, y: Any) -> None:
-        """Remember new samples and labels: both or, where either does not fit, neither."""
+        """Remember new samples and labels: both or, where either does not fit,
+        neither.
+        """
         self._check(X, y)
         if self.X_training is not None:
             for rows in (self.X_training, X):
@@ -255,12 +289,22 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
             X, y = _join(self.X_training, X, "X"), _join(self.y_training, y, "y")
         self.X_training, self.y_training = X, y
 
-    def _fit_to_known(self, bootstrap: bool = False, **fit_kwargs: Any) -> "ActiveLearner":
-        """Fit the estimator on everything taught so far; modAL's Committee calls this, too."""
-        return self._fit_on_new(self.X_training, self.y_training, bootstrap=bootstrap, **fit_kwargs)
+    def _fit_to_known(
+        self, bootstrap: bool = False, **fit_kwargs: Any
+    ) -> "ActiveLearner":
+        """Fit the estimator on everything taught so far; modAL's Committee calls this,
+        too.
+        """
+        return self._fit_on_new(
+            self.X_training, self.y_training, bootstrap=bootstrap, **fit_kwargs
+        )
 
-    def _fit_on_new(self, X: Any, y: Any, bootstrap: bool = False, **fit_kwargs: Any) -> "ActiveLearner":
-        """Fit the estimator on these samples alone; modAL's Committee calls this, too."""
+    def _fit_on_new(
+        self, X: Any, y: Any, bootstrap: bool = False, **fit_kwargs: Any
+    ) -> "ActiveLearner":
+        """Fit the estimator on these samples alone; modAL's Committee calls this,
+        too.
+        """
         if bootstrap:
             n_samples = n_rows(X, "X")
             drawn = check_random_state(self.random_state).choice(n_samples, n_samples)
@@ -270,7 +314,9 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
 
 
 def _as_array(data: Any) -> Any:
-    """Return a tensor, wherever it lives, as scikit-learn's checks can read it; anything else as it is."""
+    """Return a tensor, wherever it lives, as scikit-learn's checks can read it;
+    anything else as it is.
+    """
     return data.detach().cpu().numpy() if isinstance(data, torch.Tensor) else data
 
 
@@ -278,20 +324,28 @@ def _refuse_what_has_no_rows(X: Any) -> None:
     """Refuse dicts and Datasets, whose rows modAL's learner cannot check."""
     if isinstance(X, Mapping) and not issparse(X):
         raise TypeError(
-            f"X is a {type(X).__name__}, and a learner keeps rows of one array, sparse matrix, DataFrame or tensor. "
-            f"Teach it one array, and make the dict of it in a Pipeline before the net; {_WITHOUT_A_LEARNER}"
+            f"X is a {type(X).__name__}, and a learner keeps rows of one array, sparse "
+            "matrix, DataFrame or tensor. Teach it one array, and make the dict of it "
+            f"in a Pipeline before the net; {_WITHOUT_A_LEARNER}"
         )
     if isinstance(X, Dataset) and not isinstance(X, SliceDataset):
         _refuse_to_join(X)
 
 
 def _refuse_to_join(X: Any) -> None:
-    """Refuse Datasets, in skorch's SliceDataset or bare: rows of two cannot be joined to one."""
+    """Refuse Datasets, in skorch's SliceDataset or bare: rows of two cannot be joined
+    to one.
+    """
     if isinstance(X, (Dataset, SliceDataset)):
-        example = "np.stack(X)" if isinstance(X, SliceDataset) else "np.stack([sample for sample, _ in X])"
+        example = (
+            "np.stack(X)"
+            if isinstance(X, SliceDataset)
+            else "np.stack([sample for sample, _ in X])"
+        )
         raise TypeError(
-            f"X is a {type(X).__name__}, and a learner cannot join it to what it is taught before or after. Teach it "
-            f"arrays from the start, for instance {example}; {_WITHOUT_A_LEARNER}"
+            f"X is a {type(X).__name__}, and a learner cannot join it to what it is "
+            "taught before or after. Teach it arrays from the start, for instance "
+            f"{example}; {_WITHOUT_A_LEARNER}"
         )
 
 
@@ -300,19 +354,20 @@ def _join(known: Any, new: Any, name: str) -> Any:
     known_shape, new_shape = (tuple(np.shape(rows)[1:]) for rows in (known, new))
     if known_shape != new_shape:
         raise ValueError(
-            f"{name} has rows of shape {new_shape}, but this learner was taught rows of shape {known_shape}; "
-            "hand in rows of that shape, or start afresh with fit."
+            f"{name} has rows of shape {new_shape}, but this learner was taught rows "
+            f"of shape {known_shape}; hand in rows of that shape, or start afresh with "
+            "fit."
         )
     for kind in (pd.DataFrame, pd.Series, torch.Tensor):
         if isinstance(known, kind) and not isinstance(new, kind):
             raise TypeError(
-                f"{name} is a {type(new).__name__}, but this learner was taught a {kind.__name__}; hand in a "
-                f"{kind.__name__}, or start afresh with fit."
+                f"{name} is a {type(new).__name__}, but this learner was taught a "
+                f"{kind.__name__}; hand in a {kind.__name__}, or start afresh with fit."
             )
     if isinstance(known, pd.DataFrame) and set(known.columns) != set(new.columns):
         raise ValueError(
-            f"{name} has the columns {list(new.columns)}, but this learner was taught {list(known.columns)}; "
-            "rename them."
+            f"{name} has the columns {list(new.columns)}, but this learner was taught "
+            f"{list(known.columns)}; rename them."
         )
     if isinstance(known, pd.DataFrame | pd.Series):
         return pd.concat([known, new])

@@ -1,4 +1,6 @@
-"""Small things that every look into a torch module needs: where its weights lie, and leaving it as found."""
+"""Small things that every look into a torch module needs: where its weights lie, and
+leaving it as found.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ Batch = Any
 
 
 def parameter_slices(module: nn.Module) -> dict[str, slice]:
-    """Where each parameter lies in the flat vector of `parameters_to_vector(module.parameters())`.
+    """Where each parameter lies in the flat vector of
+    `parameters_to_vector(module.parameters())`.
 
     Examples
     --------
@@ -30,11 +33,13 @@ def parameter_slices(module: nn.Module) -> dict[str, slice]:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and nothing compiled; afterwards all is as before, after errors too.
+    """Evaluation mode inside, and nothing compiled; afterwards all is as before, after
+    errors too.
 
-    What is given back are modes, `requires_grad` and buffers. Compiled modules run as they were written:
-    the hooks that see a layer's input do not reach into compiled code. A caller's autocast is off, for sums
-    and products of gradients need float32 at least; one inside the module's `forward` is the module's own.
+    What is given back are modes, `requires_grad` and buffers. Compiled modules run as
+    they were written: the hooks that see a layer's input do not reach into compiled
+    code. A caller's autocast is off, for sums and products of gradients need float32 at
+    least; one inside the module's `forward` is the module's own.
     """
     modes = [(m, m.training) for m in module.modules()]
     needs_grad = [(p, p.requires_grad) for p in module.parameters()]
@@ -45,7 +50,10 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     ]
     try:
         module.eval()
-        with _uncompiled(), _without_autocast({p.device.type for p in module.parameters()}):
+        with (
+            _uncompiled(),
+            _without_autocast({p.device.type for p in module.parameters()}),
+        ):
             yield
     finally:
         for m, training in modes:
@@ -54,15 +62,25 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             p.requires_grad_(needed)
         with torch.no_grad():
             for m, name, buffer, before in buffers:
-                if buffer is not None and before is not None and not torch.equal(buffer, before):
+                if (
+                    buffer is not None
+                    and before is not None
+                    and not torch.equal(buffer, before)
+                ):
                     buffer.copy_(before)
-                m._buffers[name] = buffer  # forward may have put another tensor in its place
+                m._buffers[name] = (
+                    buffer  # forward may have put another tensor in its place
+                )
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Inside, `torch.compile`d modules and functions run eagerly (from torch 2.6 on)."""
+    """Inside, `torch.compile`d modules and functions run eagerly (from torch 2.6
+    on).
+    """
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
-        return nullcontext()  # nothing is compiled yet, and importing the compiler takes seconds
+        return (
+            nullcontext()
+        )  # nothing is compiled yet, and importing the compiler takes seconds
     return torch.compiler.set_stance("force_eager")
 
 

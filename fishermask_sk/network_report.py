@@ -18,7 +18,9 @@ from fishermask_sk.skorch_adapter import fitted_net, preserved_rng
 
 
 class ParameterReport(NamedTuple):
-    """One parameter: its size, its place in the net, whether a mask may touch it, how its gradients are found."""
+    """One parameter: its size, its place in the net, whether a mask may touch it, how
+    its gradients are found.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -39,8 +41,9 @@ class NetworkReport:
     Attributes
     ----------
     parameters : tuple of ParameterReport
-        Each with `name`, `shape`, `role` ("head", "stem" or "middle"), `candidate` (whether a mask may touch it)
-        and `gradients` ("rule of Linear" and the like, "vmap", "one by one", or "frozen").
+        Each with `name`, `shape`, `role` ("head", "stem" or "middle"), `candidate`
+        (whether a mask may touch it) and `gradients` ("rule of Linear" and the like,
+        "vmap", "one by one", or "frozen").
     head, stem : tuple of str
         Their parameters; empty where there are none.
     k : int
@@ -72,24 +75,34 @@ class NetworkReport:
 
     def __repr__(self) -> str:
         lines = [
-            f"{'role':8}{'gradients by':24}{'weights':>12}{'may be masked':>15}  parameters",
+            f"{'role':8}{'gradients by':24}{'weights':>12}{'may be masked':>15}  "
+            "parameters",
             *self._groups(),
             "",
-            f"mask     k = {self.k:,} of {self._n_weights(candidates=True):,} candidates, "
-            f"{self._n_weights():,} weights in all",
-            f"query    {self.n_instances:,} of {self.n_pool:,} samples, {self.n_labeled:,} labelled, "
-            f"{self.n_classes} classes",
-            f"memory   about {readable(self.bytes['total'])} (embeddings {readable(self.bytes['embeddings'])}, "
-            f"matrices {readable(self.bytes['matrices'])})"
-            + ("" if self.free_bytes is None else f"; {readable(self.free_bytes)} are free"),
-            f"time     about {_duration(self.seconds['total'])} (mask {_duration(self.seconds['mask'])}, embeddings "
-            f"{_duration(self.seconds['embeddings'])}, selection {_duration(self.seconds['selection'])})",
+            f"mask     k = {self.k:,} of {self._n_weights(candidates=True):,} "
+            f"candidates, {self._n_weights():,} weights in all",
+            f"query    {self.n_instances:,} of {self.n_pool:,} samples, "
+            f"{self.n_labeled:,} labelled, {self.n_classes} classes",
+            f"memory   about {readable(self.bytes['total'])} (embeddings "
+            f"{readable(self.bytes['embeddings'])}, matrices "
+            f"{readable(self.bytes['matrices'])})"
+            + (
+                ""
+                if self.free_bytes is None
+                else f"; {readable(self.free_bytes)} are free"
+            ),
+            f"time     about {_duration(self.seconds['total'])} (mask "
+            f"{_duration(self.seconds['mask'])}, embeddings "
+            f"{_duration(self.seconds['embeddings'])}, selection "
+            f"{_duration(self.seconds['selection'])})",
             *(f"note     {note}" for note in self.notes),
         ]
         return "\n".join(lines)
 
     def _groups(self) -> list[str]:
-        """A line for the parameters of one role whose gradients are found in one way."""
+        """A line for the parameters of one role whose gradients are found in one
+        way.
+        """
         groups: dict[tuple[str, str], list[ParameterReport]] = {}
         for role in ("stem", "middle", "head"):
             for p in self.parameters:
@@ -102,7 +115,9 @@ class NetworkReport:
         ]
 
     def _n_weights(self, candidates: bool = False) -> int:
-        return sum(p.n_weights for p in self.parameters if p.candidate or not candidates)
+        return sum(
+            p.n_weights for p in self.parameters if p.candidate or not candidates
+        )
 
 
 def check_network(
@@ -120,11 +135,13 @@ def check_network(
     ----------
     estimator : fitted skorch net, pipeline or search around one, or modAL learner
     X : array of shape (n_samples, ...), tensor, DataFrame, dict of arrays or Dataset
-        The pool, or some of it. A batch of it is enough, and no more than a batch is computed on.
+        The pool, or some of it. A batch of it is enough, and no more than a batch is
+        computed on.
     n_instances : int, default=1
         How many samples the query would pick.
     query_strategy : FisherMask, optional
-        Whose parameters to use; by default the learner's own where that is a FisherMask, else ``FisherMask()``.
+        Whose parameters to use; by default the learner's own where that is a
+        FisherMask, else ``FisherMask()``.
     X_labeled : like X, optional
         The samples that have labels; by default the learner's `X_training`, else none.
     n_pool : int, optional
@@ -144,7 +161,8 @@ def check_network(
 
     Notes
     -----
-    The estimates hold for this machine as busy as it is now. How near they came is in the page "Any network".
+    The estimates hold for this machine as busy as it is now. How near they came is in
+    the page "Any network".
 
     Examples
     --------
@@ -167,7 +185,9 @@ def check_network(
     >>> report.head
     ('2.weight', '2.bias')
     """
-    params = clone(_strategy(estimator, query_strategy))  # a RandomState in it is not drawn from
+    params = clone(
+        _strategy(estimator, query_strategy)
+    )  # a RandomState in it is not drawn from
     params._check_params()
     fitted = fitted_net(estimator)
     check_n_instances(n_instances)
@@ -177,9 +197,15 @@ def check_network(
         X_labeled = getattr(estimator, "X_training", None)
     with torch.inference_mode(False), preserved_rng(), undisturbed(fitted.module):
         pool, n_given = fitted.dataset(X, "X")
-        check_n_instances(min(int(n_instances), n_given) if n_pool else n_instances, n_given)
-        labeled, n_labeled = (None, 0) if X_labeled is None else fitted.dataset(X_labeled, "X_labeled")
-        query = Query(params, fitted, pool, labeled, n_given, n_labeled, int(n_instances))
+        check_n_instances(
+            min(int(n_instances), n_given) if n_pool else n_instances, n_given
+        )
+        labeled, n_labeled = (
+            (None, 0) if X_labeled is None else fitted.dataset(X_labeled, "X_labeled")
+        )
+        query = Query(
+            params, fitted, pool, labeled, n_given, n_labeled, int(n_instances)
+        )
         plan = query.plan()
         mask_indices, seconds = calibrate(query, plan, n_pool or n_given)
         query.n_pool = n_pool or n_given
@@ -201,19 +227,26 @@ def check_network(
 
 
 def _strategy(estimator: Any, query_strategy: Any) -> FisherMask:
-    chosen = getattr(estimator, "query_strategy", None) if query_strategy is None else query_strategy
+    chosen = (
+        getattr(estimator, "query_strategy", None)
+        if query_strategy is None
+        else query_strategy
+    )
     if isinstance(chosen, FisherMask):
         return chosen
     if query_strategy is None:
         return FisherMask()
     raise TypeError(
-        f"query_strategy={query_strategy!r:.60} is no FisherMask; pass FisherMask(...) with the parameters to check."
+        f"query_strategy={query_strategy!r:.60} is no FisherMask; pass FisherMask(...) "
+        "with the parameters to check."
     )
 
 
 def _checked_size(n_pool: Any) -> int:
     if not isinstance(n_pool, Integral) or isinstance(n_pool, bool) or n_pool < 1:
-        raise ValueError(f"n_pool={n_pool!r} must be an int >= 1, the number of samples in the pool.")
+        raise ValueError(
+            f"n_pool={n_pool!r} must be an int >= 1, the number of samples in the pool."
+        )
     return int(n_pool)
 
 
@@ -225,7 +258,13 @@ def _parameters(plan: Plan) -> tuple[ParameterReport, ...]:
         **dict.fromkeys(plan.layout.head, "head"),
     }
     return tuple(
-        ParameterReport(name, tuple(p.shape), roles[name], name in candidates, ways.get(name, "frozen"))
+        ParameterReport(
+            name,
+            tuple(p.shape),
+            roles[name],
+            name in candidates,
+            ways.get(name, "frozen"),
+        )
         for name, p in plan.gradients.parameters.items()
     )
 
@@ -235,24 +274,37 @@ def _notes(params: FisherMask, plan: Plan, k: int) -> tuple[str, ...]:
     sizes = {name: p.numel() for name, p in plan.gradients.parameters.items()}
     n_head = sum(sizes[name] for name in plan.layout.head if name in plan.names)
     if not plan.layout.head:
-        notes.append("no layer's output dimension is the number of classes: name the head with head='...'.")
-    elif params.keep_head and k <= n_head < len(plan.candidates) and params.mask in ("fisher", "random"):
         notes.append(
-            f"the head alone has {n_head:,} weights, so the mask is {'all' if k == n_head else 'a part'} of it and no "
-            "other layer is seen: raise sparsity, or set keep_head=False."
+            "no layer's output dimension is the number of classes: name the head with "
+            "head='...'."
+        )
+    elif (
+        params.keep_head
+        and k <= n_head < len(plan.candidates)
+        and params.mask in ("fisher", "random")
+    ):
+        notes.append(
+            f"the head alone has {n_head:,} weights, so the mask is "
+            f"{'all' if k == n_head else 'a part'} of it and no other layer is seen: "
+            "raise sparsity, or set keep_head=False."
         )
     slow = [name for name, way in plan.gradients.ways().items() if way == "one by one"]
     if slow:
         notes.append(
-            f"torch.func cannot batch this net, so {sum(sizes[name] for name in slow):,} weights take a backward pass "
-            "for every sample and class; layers= can leave them out."
+            "torch.func cannot batch this net, so "
+            f"{sum(sizes[name] for name in slow):,} weights take a backward pass for "
+            "every sample and class; layers= can leave them out."
         )
     return tuple(notes)
 
 
 def _names(group: list[ParameterReport]) -> str:
     names = [p.name for p in group]
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, ... {names[-1]} ({len(names)})"
+    return (
+        ", ".join(names)
+        if len(names) <= 3
+        else f"{names[0]}, ... {names[-1]} ({len(names)})"
+    )
 
 
 def _duration(seconds: float) -> str:

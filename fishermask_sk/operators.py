@@ -1,6 +1,8 @@
-"""F̄ and M⁻¹ as things that rows of gradients are multiplied with, so that neither needs to be a k×k matrix.
+"""F̄ and M⁻¹ as things that rows of gradients are multiplied with, so that neither
+needs to be a k×k matrix.
 
-This file sees tensors only. Everything is float64: sums and inverses lose the digits that late picks depend on.
+This file sees tensors only. Everything is float64: sums and inverses lose the digits
+that late picks depend on.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import torch
 from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
-# Rows of embeddings handled at a time where they change dtype or basis: what fits into a processor's cache.
+# Rows of embeddings handled at a time where they change dtype or basis: what fits into
+# a processor's cache.
 BLOCK_ROWS = 2**9
 
 
@@ -38,12 +41,14 @@ class DiagonalInformation:
 class FactoredInformation:
     """F̄ = R Rᵀ.
 
-    P F̄ Pᵀ from the factor keeps the digits that picks leave small; from F̄ itself it has the rounding of the largest.
+    P F̄ Pᵀ from the factor keeps the digits that picks leave small; from F̄ itself it
+    has the rounding of the largest.
 
     Parameters
     ----------
     matrix : Tensor of shape (k, k)
-        F̄. It is singular where a whole head is in the mask: over the classes, its gradients sum to zero.
+        F̄. It is singular where a whole head is in the mask: over the classes, its
+        gradients sum to zero.
     """
 
     def __init__(self, matrix: Tensor) -> None:
@@ -88,14 +93,17 @@ class EmbeddedInformation:
         """P F̄ Pᵀ for each of n blocks P (n, c, k)."""
         result = p.new_zeros(*p.shape[:2], p.shape[1])
         for v in self._rows(p):
-            # One large product, for one with a batch of small matrices is several times slower.
+            # One large product, for one with a batch of small matrices is several times
+            # slower.
             cross = (p.flatten(0, 1) @ v.mT).unflatten(0, p.shape[:2])
             result += cross @ cross.mT
         return result * self.scale
 
     def trace(self, like: Tensor) -> Tensor:
         """Trace of F̄, with the device and dtype of `like`."""
-        return self.scale * sum((v.square().sum() for v in self._rows(like)), like.new_zeros(()))
+        return self.scale * sum(
+            (v.square().sum() for v in self._rows(like)), like.new_zeros(())
+        )
 
     def _rows(self, like: Tensor) -> Iterator[Tensor]:
         for part in self.parts:
@@ -107,7 +115,8 @@ PoolInformation = DiagonalInformation | FactoredInformation | EmbeddedInformatio
 
 
 class InverseInformation:
-    """M⁻¹ = base − Q diag(s) Qᵀ: every pick adds columns to Q, with signs s; there is room for some.
+    """M⁻¹ = base − Q diag(s) Qᵀ: every pick adds columns to Q, with signs s; there is
+    room for some.
 
     Where `base` is a matrix, columns that find no room are folded into it.
 
@@ -129,7 +138,8 @@ class InverseInformation:
 
     def times(self, rows: Tensor) -> Tensor:
         """P M⁻¹, for rows P (..., k)."""
-        # The base is symmetric; a few rows times the transpose of a large matrix are faster.
+        # The base is symmetric; a few rows times the transpose of a large matrix are
+        # faster.
         product = rows @ self.base.mT if self.base.ndim else rows * self.base
         if self.n_columns:
             q = self._rows[: self.n_columns]
@@ -139,7 +149,9 @@ class InverseInformation:
     def diagonal(self) -> Tensor:
         """The diagonal of M⁻¹ (k,), where the base is a matrix."""
         q = self._rows[: self.n_columns]
-        return self.base.diagonal() - (q.square() * self._signs[: self.n_columns, None]).sum(0)
+        return self.base.diagonal() - (
+            q.square() * self._signs[: self.n_columns, None]
+        ).sum(0)
 
     def leading(self, n: int) -> Tensor:
         """The first n rows and columns of M⁻¹, where the base is a matrix."""
@@ -167,8 +179,11 @@ class InverseInformation:
 
 
 def _pivoted_cholesky(matrix: Tensor) -> Tensor:
-    """R (k, rank) with R Rᵀ = matrix up to rounding, where the matrix (k, k) is singular."""
-    # LAPACK ends where what is left is small beside the largest entry: with a diagonal of ones none is larger.
+    """R (k, rank) with R Rᵀ = matrix up to rounding, where the matrix (k, k) is
+    singular.
+    """
+    # LAPACK ends where what is left is small beside the largest entry: with a diagonal
+    # of ones none is larger.
     scale = matrix.diagonal().sqrt()
     scale = torch.where(scale > 0, scale, 1)
     scaled = (matrix / scale).div_(scale[:, None]).cpu().numpy()

@@ -1,4 +1,6 @@
-"""FisherMask as a query strategy: what a user sets, hands in and gets back, joined to modAL and scikit-learn."""
+"""FisherMask as a query strategy: what a user sets, hands in and gets back, joined to
+modAL and scikit-learn.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,25 @@ from fishermask_sk.fisher import Weighting
 from fishermask_sk.masks import MaskRule
 from fishermask_sk.memory import parse_memory
 from fishermask_sk.modules import undisturbed
-from fishermask_sk.skorch_adapter import fitted_net, is_empty, preserved_rng, sample_shape
+from fishermask_sk.skorch_adapter import (
+    fitted_net,
+    is_empty,
+    preserved_rng,
+    sample_shape,
+)
 
 MASKS = ("fisher", "per_layer", "random")
 WEIGHTINGS = ("fisher", "uniform")
 
 
 class FisherMask(BaseEstimator):
-    r"""Query strategy that picks the samples whose labels lower a deep network's expected error most.
+    r"""Query strategy that picks the samples whose labels lower a deep network's
+    expected error most.
 
-    The diagonal Fisher information of all trainable weights gives a sparse mask of the few that matter; each
-    sample is described by its gradient on that mask; a batch is picked greedily so that the trace of the
-    inverse information times the pool's information falls most.
+    The diagonal Fisher information of all trainable weights gives a sparse mask of the
+    few that matter; each sample is described by its gradient on that mask; a batch is
+    picked greedily so that the trace of the inverse information times the pool's
+    information falls most.
 
     Parameters
     ----------
@@ -38,41 +47,51 @@ class FisherMask(BaseEstimator):
         The fraction of trainable weights to keep, or their number k. Embeddings grow
         with k, matrices with k², the time of their eigenvectors with k³.
     layers : {"all", "last", "middle"}, str or sequence of str, default="all"
-        Which weights may be masked: all; the head's; those of neither the head nor the layers that see the
-        input first; or those whose parameter name matches an `fnmatch` pattern.
+        Which weights may be masked: all; the head's; those of neither the head nor the
+        layers that see the input first; or those whose parameter name matches an
+        `fnmatch` pattern.
     mask : {"fisher", "per_layer", "random"} or callable, default="fisher"
-        The k weights of largest diagonal Fisher information; the best ⌈sparsity·size⌉ of every parameter
-        tensor; k at random; or a callable ``(scores, k, slices) -> positions``, which is given the scores
-        (P,), zero for weights that may not be masked, and the slice of each parameter that may.
+        The k weights of largest diagonal Fisher information; the best ⌈sparsity·size⌉
+        of every parameter tensor; k at random; or a callable ``(scores, k, slices) ->
+        positions``, which is given the scores (P,), zero for weights that may not be
+        masked, and the slice of each parameter that may.
     keep_head : bool, default=True
-        Keep all of the head's weights (where `layers` allows them) and fill the rest by score, or at random with
-        ``mask="random"``. A callable decides for itself.
+        Keep all of the head's weights (where `layers` allows them) and fill the rest by
+        score, or at random with ``mask="random"``. A callable decides for itself.
     head : str, optional
-        Name of the head's module. By default the layer nearest the output with one output a class.
+        Name of the head's module. By default the layer nearest the output with one
+        output a class.
     weighting : {"fisher", "uniform"}, default="fisher"
-        Weigh each class's gradient by √p, as Fisher information is defined, or not at all, as the authors'
-        code does. The mask's scores are weighed by p either way.
+        Weigh each class's gradient by √p, as Fisher information is defined, or not at
+        all, as the authors' code does. The mask's scores are weighed by p either way.
     n_mask_samples : int, default=1024
-        Samples, drawn from pool and labelled together, that the diagonal Fisher information is averaged over.
+        Samples, drawn from pool and labelled together, that the diagonal Fisher
+        information is averaged over.
     damping : float, default=1.0
-        λ > 0: the prior information of every masked weight. Below 0.1 every product of the selection is float64.
+        λ > 0: the prior information of every masked weight. Below 0.1 every product of
+        the selection is float64.
     oversample : float, default=1.0
-        Pick ⌈oversample·b⌉ first, then drop the least useful one by one (BAIT's backward pass, 2 there).
+        Pick ⌈oversample·b⌉ first, then drop the least useful one by one (BAIT's
+        backward pass, 2 there).
     batch_size : int, default=128
-        Samples in a forward pass. A batch that runs out of memory is halved, and so are those after it.
+        Samples in a forward pass. A batch that runs out of memory is halved, and so are
+        those after it.
     max_memory : int or str, optional
-        What a query may hold on its device, in bytes or as text ("2GiB"); by default 80 % of what is free.
-        Embeddings that do not fit lie in main memory where the device is another, else in a mapped file in
-        the folder for temporary files (TMPDIR), and stream. The picks are the same.
+        What a query may hold on its device, in bytes or as text ("2GiB"); by default 80
+        % of what is free. Embeddings that do not fit lie in main memory where the
+        device is another, else in a mapped file in the folder for temporary files
+        (TMPDIR), and stream. The picks are the same.
     n_top_classes : int >= 2, optional
-        Of each sample only this many most probable classes count, as if there were no others: for hundreds of
-        classes. Time and memory grow with it as with the number of classes.
+        Of each sample only this many most probable classes count, as if there were no
+        others: for hundreds of classes. Time and memory grow with it as with the number
+        of classes.
     n_components : int >= 1, optional
-        Keep this many principal directions of the embeddings, those of the samples that the mask is computed
-        from: time and memory of the selection then grow with it instead of k.
+        Keep this many principal directions of the embeddings, those of the samples that
+        the mask is computed from: time and memory of the selection then grow with it
+        instead of k.
     random_state : int, RandomState or None, default=None
-        Draws the mask's samples, a random mask, where the search for principal directions starts, and random ties.
-        No global generator is touched.
+        Draws the mask's samples, a random mask, where the search for principal
+        directions starts, and random ties. No global generator is touched.
     verbose : int, default=0
         1 shows progress bars.
 
@@ -85,16 +104,16 @@ class FisherMask(BaseEstimator):
     query_idx_ : ndarray of shape (n_instances,), int64
         The last query's positions in its `X_pool`, in the order of picking.
     trace_reductions_ : ndarray of shape (n_instances,)
-        How much each pick lowered tr(M⁻¹F̄) when it was picked. Not comparable between queries: mask and
-        information change.
+        How much each pick lowered tr(M⁻¹F̄) when it was picked. Not comparable between
+        queries: mask and information change.
     timings_ : dict
         Seconds spent on "mask", "embeddings" and "selection".
 
     References
     ----------
     .. [1] Gul, Elmahallawy, Madria, Tripathy. FisherMask. arXiv 2411.05752.
-    .. [2] Ash, Goel, Krishnamurthy, Kakade. Gone Fishing: Neural Active Learning with Fisher Embeddings.
-       arXiv 2106.09675 (the selection).
+    .. [2] Ash, Goel, Krishnamurthy, Kakade. Gone Fishing: Neural Active Learning
+       with Fisher Embeddings. arXiv 2106.09675 (the selection).
 
     Examples
     --------
@@ -161,7 +180,8 @@ class FisherMask(BaseEstimator):
     ) -> Any:
         """Pick the samples to label next, in the form that the caller's modAL expects.
 
-        This is for one process: under a process group too, each asks for itself, with the pool that it hands in.
+        This is for one process: under a process group too, each asks for itself, with
+        the pool that it hands in.
 
         Parameters
         ----------
@@ -169,14 +189,17 @@ class FisherMask(BaseEstimator):
         X_pool, n_instances, X_labeled, random_tie_break
             See `select`.
         return_metrics
-            Accepted because modAL forwards it; which modAL is calling shows in its ``query``.
+            Accepted because modAL forwards it; which modAL is calling shows in its
+            ``query``.
 
         Returns
         -------
         query_idx : ndarray of shape (n_instances,)
             Under modAL 0.4.2 the pair (query_idx, trace_reductions_).
         """
-        query_idx = self._select(ALONE, learner, X_pool, n_instances, X_labeled, random_tie_break, None)
+        query_idx = self._select(
+            ALONE, learner, X_pool, n_instances, X_labeled, random_tie_break, None
+        )
         return answer(learner, query_idx, self.trace_reductions_)
 
     def select(
@@ -189,50 +212,63 @@ class FisherMask(BaseEstimator):
         random_tie_break: bool = False,
         candidates: Any = None,
     ) -> np.ndarray:
-        """Pick the samples to label next, with any fitted estimator that holds a skorch net.
+        """Pick the samples to label next, with any fitted estimator that holds a skorch
+        net.
 
-        Under an initialised process group of `torch.distributed`, every process of it calls this, each with its part
-        of the pool and of the labelled samples (either may be empty), and all get the same answer. See the page
-        "A pool larger than one machine".
+        Under an initialised process group of `torch.distributed`, every process of it
+        calls this, each with its part of the pool and of the labelled samples (either
+        may be empty), and all get the same answer. See the page "A pool larger than one
+        machine".
 
         Parameters
         ----------
         estimator : fitted skorch net, pipeline or search around one, or modAL learner
-        X_pool : array of shape (n_samples, ...), tensor, DataFrame, dict of arrays or Dataset
+        X_pool : array of shape (n_samples, ...), tensor, DataFrame, dict of arrays or
+        Dataset
             The unlabelled samples, as the estimator takes them.
         n_instances : int, default=1
             How many to pick.
         X_labeled : like X_pool, optional
-            The samples that have labels; an empty array means none. By default the learner's `X_training`.
+            The samples that have labels; an empty array means none. By default the
+            learner's `X_training`.
         random_tie_break : bool, default=False
             Settle equal gains at random instead of by the lowest index.
         candidates : array of int or callable, optional
-            Positions in `X_pool`: only these may be picked, while what the pool needs to know still comes from all
-            of it. Or a cheap strategy that proposes them, ``(estimator, X_pool) -> positions``, for example
-            ``partial(margin_sampling, n_instances=5000)``. Embeddings are kept of these alone.
+            Positions in `X_pool`: only these may be picked, while what the pool needs
+            to know still comes from all of it. Or a cheap strategy that proposes them,
+            ``(estimator, X_pool) -> positions``, for example ``partial(margin_sampling,
+            n_instances=5000)``. Embeddings are kept of these alone.
 
         Returns
         -------
         query_idx : ndarray of shape (n_instances,), int64
-            Positions in `X_pool`, in the order of picking; under a process group in all pools, one behind the other
-            in the order of the ranks.
+            Positions in `X_pool`, in the order of picking; under a process group in all
+            pools, one behind the other in the order of the ranks.
 
         Raises
         ------
         sklearn.exceptions.NotFittedError
             Where the net is not fitted.
         TypeError, ValueError
-            Where parameters or samples are not what they should be; before any expensive work.
+            Where parameters or samples are not what they should be; before any
+            expensive work.
         MemoryError
-            Where the query would need more than `max_memory`, or more than is free; before any expensive work, but
-            after the scores where `mask` is "per_layer" or a callable and the mask larger than k.
+            Where the query would need more than `max_memory`, or more than is free;
+            before any expensive work, but after the scores where `mask` is "per_layer"
+            or a callable and the mask larger than k.
         FloatingPointError
             Where scores, information or gains are not finite.
         RuntimeError
             Where another process of the group raised, or is gone; the step is named.
         """
         return self._select(
-            all_processes(), estimator, X_pool, n_instances, X_labeled, random_tie_break, candidates
+            all_processes(),
+            estimator,
+            X_pool,
+            n_instances,
+            X_labeled,
+            random_tie_break,
+            candidates,
         )
 
     def _select(
@@ -256,8 +292,9 @@ class FisherMask(BaseEstimator):
                 and getattr(estimator, "X_training", None) is not None
             ):
                 raise ValueError(
-                    "Under a process group X_labeled must be this rank's part of the labelled samples (or an empty "
-                    "array), so that each is counted once; the learner's X_training may be the same on every rank."
+                    "Under a process group X_labeled must be this rank's part of the "
+                    "labelled samples (or an empty array), so that each is counted "
+                    "once; the learner's X_training may be the same on every rank."
                 )
             X_labeled = labeled_samples(estimator, X_labeled)
             _check_same_shape(X_pool, X_labeled)
@@ -265,7 +302,9 @@ class FisherMask(BaseEstimator):
             with processes.together():
                 pool, n_pool = fitted.dataset(X_pool, "X_pool")
                 labeled, n_labeled = (
-                    (None, 0) if X_labeled is None else fitted.dataset(X_labeled, "X_labeled")
+                    (None, 0)
+                    if X_labeled is None
+                    else fitted.dataset(X_labeled, "X_labeled")
                 )
             check_n_instances(n_instances, sum(processes.objects(n_pool)))
             settings = {
@@ -273,13 +312,23 @@ class FisherMask(BaseEstimator):
                 "random_tie_break": bool(random_tie_break),
                 "whether there are candidates": candidates is not None,
             }
-            check_same_question(processes, self.get_params(deep=False), fitted.module, settings)
+            check_same_question(
+                processes, self.get_params(deep=False), fitted.module, settings
+            )
             with processes.together():
                 proposed = proposed_positions(candidates, estimator, X_pool, n_pool)
             if proposed is not None:
                 _check_enough(int(n_instances), sum(processes.objects(len(proposed))))
             query = Query(
-                self, fitted, pool, labeled, n_pool, n_labeled, int(n_instances), proposed, processes
+                self,
+                fitted,
+                pool,
+                labeled,
+                n_pool,
+                n_labeled,
+                int(n_instances),
+                proposed,
+                processes,
             )
             result = query.run(random_tie_break)
         for name, value in result.items():
@@ -292,33 +341,49 @@ class FisherMask(BaseEstimator):
         largest = np.inf if isinstance(sparsity, Integral) else 1
         if not _is_number(sparsity) or not 0 < sparsity <= largest:
             raise ValueError(
-                f"sparsity={sparsity!r} must be a fraction in (0, 1] of the trainable weights, or an int >= 1, the "
-                "number of weights to keep."
+                f"sparsity={sparsity!r} must be a fraction in (0, 1] of the trainable "
+                "weights, or an int >= 1, the number of weights to keep."
             )
-        if not callable(self.mask) and not (isinstance(self.mask, str) and self.mask in MASKS):
-            raise ValueError(f"mask={self.mask!r} is unknown; use one of {', '.join(MASKS)}, or a callable.")
+        if not callable(self.mask) and not (
+            isinstance(self.mask, str) and self.mask in MASKS
+        ):
+            raise ValueError(
+                f"mask={self.mask!r} is unknown; use one of {', '.join(MASKS)}, or a "
+                "callable."
+            )
         if not isinstance(self.weighting, str) or self.weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting={self.weighting!r} is unknown; use 'fisher' or 'uniform'.")
+            raise ValueError(
+                f"weighting={self.weighting!r} is unknown; use 'fisher' or 'uniform'."
+            )
         if not isinstance(self.layers, str) and not (
             isinstance(self.layers, (list, tuple))
             and self.layers
             and all(isinstance(p, str) for p in self.layers)
         ):
             raise ValueError(
-                f"layers={self.layers!r} must be 'all', 'last', 'middle', a pattern or a list of patterns."
+                f"layers={self.layers!r} must be 'all', 'last', 'middle', a pattern or "
+                "a list of patterns."
             )
         if not _is_number(self.damping) or not 0 < self.damping < np.inf:
-            raise ValueError(f"damping={self.damping!r} must be a finite number > 0; the paper's is 1.")
+            raise ValueError(
+                f"damping={self.damping!r} must be a finite number > 0; the paper's is "
+                "1."
+            )
         if not _is_number(self.oversample) or not 1 <= self.oversample < np.inf:
             raise ValueError(
-                f"oversample={self.oversample!r} must be a finite number >= 1; 1 drops nothing, BAIT uses 2."
+                f"oversample={self.oversample!r} must be a finite number >= 1; 1 drops "
+                "nothing, BAIT uses 2."
             )
         optional = {"n_top_classes": 2, "n_components": 1}
         for name, least in {"n_mask_samples": 1, "batch_size": 1, **optional}.items():
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+            if (
+                not isinstance(value, Integral)
+                or isinstance(value, bool)
+                or int(value) < least
+            ):
                 raise ValueError(f"{name}={value!r} must be an int >= {least}.")
         if self.max_memory is not None:
             parse_memory(self.max_memory)
@@ -334,7 +399,8 @@ def fisher_mask_sampling(
     return_metrics: Any = None,
     **params: Any,
 ) -> Any:
-    """`FisherMask` as a function, for modAL loops that pass functions and `functools.partial`.
+    """`FisherMask` as a function, for modAL loops that pass functions and
+    `functools.partial`.
 
     Parameters
     ----------
@@ -369,9 +435,13 @@ def fisher_mask_sampling(
 
 
 def answer(learner: Any, query_idx: np.ndarray, metrics: np.ndarray) -> Any:
-    """What the learner's modAL wants from a strategy: the indices, or from 0.4.2 on a pair with the metrics."""
+    """What the learner's modAL wants from a strategy: the indices, or from 0.4.2 on a
+    pair with the metrics.
+    """
     query = getattr(learner, "query", None)
-    wants_pair = query is not None and "return_metrics" in inspect.signature(query).parameters
+    wants_pair = (
+        query is not None and "return_metrics" in inspect.signature(query).parameters
+    )
     return (query_idx, metrics) if wants_pair else query_idx
 
 
@@ -380,20 +450,28 @@ def _is_number(value: Any) -> bool:
 
 
 def check_n_instances(n_instances: Any, n_pool: int | None = None) -> None:
-    """Refuse a number of picks that is none, or that exceeds the pool where its size is known by now."""
+    """Refuse a number of picks that is none, or that exceeds the pool where its size is
+    known by now.
+    """
     if not isinstance(n_instances, Integral) or isinstance(n_instances, bool):
-        raise TypeError(f"n_instances={n_instances!r} must be an int, the number of samples to pick.")
+        raise TypeError(
+            f"n_instances={n_instances!r} must be an int, the number of samples to "
+            "pick."
+        )
     if n_pool == 0:
         raise ValueError("X_pool is empty; there is nothing left to label.")
     if int(n_instances) < 1:
         raise ValueError(f"n_instances={n_instances} must be 1 or more.")
     if n_pool is not None and int(n_instances) > n_pool:
         raise ValueError(
-            f"n_instances={n_instances} exceeds the pool of {n_pool} samples; lower n_instances."
+            f"n_instances={n_instances} exceeds the pool of {n_pool} samples; lower "
+            "n_instances."
         )
 
 
-def proposed_positions(candidates: Any, estimator: Any, X_pool: Any, n_pool: int) -> np.ndarray | None:
+def proposed_positions(
+    candidates: Any, estimator: Any, X_pool: Any, n_pool: int
+) -> np.ndarray | None:
     """The positions that may be picked, sorted, each once; None for all."""
     if callable(candidates):
         candidates = candidates(estimator, X_pool) if n_pool else []
@@ -406,13 +484,14 @@ def proposed_positions(candidates: Any, estimator: Any, X_pool: Any, n_pool: int
         return np.empty(0, dtype=np.int64)
     if positions.ndim != 1 or positions.dtype.kind not in "iu":
         raise ValueError(
-            f"candidates have shape {positions.shape} and dtype {positions.dtype}; pass positions in X_pool, a "
-            "one-dimensional array of int. np.flatnonzero makes them of a boolean mask."
+            f"candidates have shape {positions.shape} and dtype {positions.dtype}; "
+            "pass positions in X_pool, a one-dimensional array of int. np.flatnonzero "
+            "makes them of a boolean mask."
         )
     if positions.min() < 0 or positions.max() >= n_pool:
         raise ValueError(
-            f"candidates hold positions from {positions.min()} to {positions.max()}, and X_pool has {n_pool} samples; "
-            "pass positions in X_pool, from 0 on."
+            f"candidates hold positions from {positions.min()} to {positions.max()}, "
+            f"and X_pool has {n_pool} samples; pass positions in X_pool, from 0 on."
         )
     return np.unique(positions).astype(np.int64)
 
@@ -420,7 +499,8 @@ def proposed_positions(candidates: Any, estimator: Any, X_pool: Any, n_pool: int
 def _check_enough(n_instances: int, n_candidates: int) -> None:
     if n_instances > n_candidates:
         raise ValueError(
-            f"n_instances={n_instances} exceeds the {n_candidates} candidates; lower n_instances, or propose more."
+            f"n_instances={n_instances} exceeds the {n_candidates} candidates; lower "
+            "n_instances, or propose more."
         )
 
 
@@ -431,22 +511,33 @@ def labeled_samples(estimator: Any, X_labeled: Any) -> Any:
     X_training = getattr(estimator, "X_training", None)
     if X_training is None:
         warn_user(
-            "No labelled samples: X_labeled was not given and the estimator has no X_training, so samples are "
-            "picked as if nothing were labelled yet. Pass X_labeled, or an empty array to mean none."
+            "No labelled samples: X_labeled was not given and the estimator has no "
+            "X_training, so samples are picked as if nothing were labelled yet. Pass "
+            "X_labeled, or an empty array to mean none."
         )
     return X_training
 
 
 def _check_same_shape(X_pool: Any, X_labeled: Any) -> None:
-    """Compare shapes of samples where they can be told; an axis of length 1 more or less is no difference."""
+    """Compare shapes of samples where they can be told; an axis of length 1 more or
+    less is no difference.
+    """
     pool, labeled = sample_shape(X_pool), sample_shape(X_labeled)
-    if None in (pool, labeled) or is_empty(X_labeled) or is_empty(X_pool) or pool == labeled:
+    if (
+        None in (pool, labeled)
+        or is_empty(X_labeled)
+        or is_empty(X_pool)
+        or pool == labeled
+    ):
         return
     if isinstance(pool, tuple) and isinstance(labeled, tuple):
-        kept = [[length for length in shape if length != 1] for shape in (pool, labeled)]
+        kept = [
+            [length for length in shape if length != 1] for shape in (pool, labeled)
+        ]
         if kept[0] == kept[1]:
             return
     raise ValueError(
-        f"X_pool has samples of shape {pool} and the labelled ones (X_labeled, or the learner's X_training) of shape "
-        f"{labeled}; pass samples of the shape that the net was fitted on."
+        f"X_pool has samples of shape {pool} and the labelled ones (X_labeled, or the "
+        f"learner's X_training) of shape {labeled}; pass samples of the shape that the "
+        "net was fitted on."
     )

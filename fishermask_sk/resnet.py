@@ -1,4 +1,5 @@
-"""A ResNet-18 that reads its channels and classes from the data, as a scikit-learn classifier.
+"""A ResNet-18 that reads its channels and classes from the data, as a scikit-learn
+classifier.
 
 This module knows torch and skorch; torchvision is imported only where a ResNet is made.
 """
@@ -29,41 +30,47 @@ _STEMS = ("small", "imagenet")
 class ResNet18Classifier(NeuralNetClassifier):
     """ResNet-18 for images, with the defaults of a learner that starts from few labels.
 
-    A skorch net around torchvision's residual blocks [1]_. The number of channels and the classes are read
-    from the data at `fit`; every `fit` starts from fresh weights, trains with Adam and cross-entropy until
-    99 % of the training samples are right, but for at least `min_steps` steps, and then sets the BatchNorm
-    statistics from the training samples under the final weights.
+    A skorch net around torchvision's residual blocks [1]_. The number of channels and
+    the classes are read from the data at `fit`; every `fit` starts from fresh weights,
+    trains with Adam and cross-entropy until 99 % of the training samples are right, but
+    for at least `min_steps` steps, and then sets the BatchNorm statistics from the
+    training samples under the final weights.
 
     Parameters
     ----------
     width : int, default=64
-        Channels of the first stage; the other three have 2, 4 and 8 times as many. 64 is the standard
-        net of 11.2 million weights, 16 the narrow one of the FisherMask paper.
+        Channels of the first stage; the other three have 2, 4 and 8 times as many. 64
+        is the standard net of 11.2 million weights, 16 the narrow one of the FisherMask
+        paper.
 
     stem : {"small", "imagenet"}, default="small"
-        "small" begins with a 3×3 convolution of stride 1, for images up to about 64 pixels; "imagenet" with
-        torchvision's 7×7 convolution of stride 2 and its max pooling.
+        "small" begins with a 3×3 convolution of stride 1, for images up to about 64
+        pixels; "imagenet" with torchvision's 7×7 convolution of stride 2 and its max
+        pooling.
 
     head_bias : bool, default=True
         Whether the last linear layer has a bias. The paper's has none.
 
     weights : torchvision ``ResNet18_Weights``, str or None, default=None
-        Pretrained weights to start from, as torchvision's ``resnet18`` takes them, for instance "DEFAULT".
-        They fit only ``width=64, stem="imagenet"`` and three channels. The head is always new.
+        Pretrained weights to start from, as torchvision's ``resnet18`` takes them, for
+        instance "DEFAULT". They fit only ``width=64, stem="imagenet"`` and three
+        channels. The head is always new.
 
     classes : array-like of shape (n_classes,) or None, default=None
-        All labels that can occur. None takes those in `y`; name them where a first batch may miss some.
+        All labels that can occur. None takes those in `y`; name them where a first
+        batch may miss some.
 
     crop_and_flip : bool, default=False
-        Train on randomly shifted (by up to an eighth of the side, zero padded) and mirrored images.
-        Nothing is shifted at prediction.
+        Train on randomly shifted (by up to an eighth of the side, zero padded) and
+        mirrored images. Nothing is shifted at prediction.
 
     min_steps : int, default=100
-        Optimiser steps before training may stop at `stop_accuracy`. `max_epochs` goes first.
+        Optimiser steps before training may stop at `stop_accuracy`. `max_epochs` goes
+        first.
 
     stop_accuracy : float or None, default=0.99
-        Training stops after an epoch in which this share of the training samples was classified correctly.
-        None trains for all `max_epochs`.
+        Training stops after an epoch in which this share of the training samples was
+        classified correctly. None trains for all `max_epochs`.
 
     max_epochs : int, default=200
         Ceiling for the passes over the training samples.
@@ -72,9 +79,10 @@ class ResNet18Classifier(NeuralNetClassifier):
         Learning rate.
 
     batch_size : int, default=32
-        Samples per batch of a prediction, and at most per step, -1 for all at once. Training batches are of
-        equal size: 50 samples make 25 and 25. Where one sample remains, which BatchNorm cannot normalise, it
-        is left out of that epoch; the order is drawn anew every epoch.
+        Samples per batch of a prediction, and at most per step, -1 for all at once.
+        Training batches are of equal size: 50 samples make 25 and 25. Where one sample
+        remains, which BatchNorm cannot normalise, it is left out of that epoch; the
+        order is drawn anew every epoch.
 
     optimizer : torch optimiser class, default=torch.optim.Adam
         Without weight decay, as in the paper; ``optimizer__weight_decay=`` sets one.
@@ -89,15 +97,16 @@ class ResNet18Classifier(NeuralNetClassifier):
         Where the net is trained and used, for instance "cuda".
 
     random_state : int, RandomState instance or None, default=None
-        Seeds the initial weights, the order of the samples and the augmentation. An int gives the same
-        weights bit for bit every time. None draws a fresh seed. Global generators are left as found.
+        Seeds the initial weights, the order of the samples and the augmentation. An int
+        gives the same weights bit for bit every time. None draws a fresh seed. Global
+        generators are left as found.
 
     verbose : int, default=0
         1 prints a line per epoch.
 
     **kwargs
-        Further parameters of :class:`skorch.NeuralNetClassifier`, ``callbacks`` or ``warm_start`` for
-        instance.
+        Further parameters of :class:`skorch.NeuralNetClassifier`, ``callbacks`` or
+        ``warm_start`` for instance.
 
     Attributes
     ----------
@@ -118,18 +127,21 @@ class ResNet18Classifier(NeuralNetClassifier):
 
     Notes
     -----
-    Images are arrays or tensors of shape (n_samples, channels, height, width), or (n_samples, height,
-    width) for one channel. uint8 images are scaled from 0…255 to [0, 1]; floats are taken as they are.
-    This happens in `infer`, so that whoever reaches the batches through skorch's `get_dataset`,
-    `get_iterator` and `infer` computes what `predict_proba` computes.
+    Images are arrays or tensors of shape (n_samples, channels, height, width), or
+    (n_samples, height, width) for one channel. uint8 images are scaled from 0…255 to
+    [0, 1]; floats are taken as they are. This happens in `infer`, so that whoever
+    reaches the batches through skorch's `get_dataset`, `get_iterator` and `infer`
+    computes what `predict_proba` computes.
 
-    A torch Dataset of pairs (image, label) works too, with ``y=None``: its labels are read once at `fit`.
+    A torch Dataset of pairs (image, label) works too, with ``y=None``: its labels are
+    read once at `fit`.
 
     Batches and callbacks see labels as column numbers, 0 to C−1.
 
     References
     ----------
-    .. [1] K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
+    .. [1] K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual Learning for Image
+       Recognition", CVPR 2016.
 
     Examples
     --------
@@ -191,18 +203,23 @@ class ResNet18Classifier(NeuralNetClassifier):
         self.stop_accuracy = stop_accuracy
         self.random_state = random_state
 
-    # ------------------------------------------------------------------ scikit-learn's side
+    # ------------------------------------------------------------------ scikit-learn's
+    # side
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> ResNet18Classifier:
-        """Train from fresh weights, or on from the present ones with ``warm_start=True``.
+        """Train from fresh weights, or on from the present ones with
+        ``warm_start=True``.
 
         Parameters
         ----------
-        X : array or tensor of shape (n_samples, channels, height, width) or (n_samples, height, width)
-            Images, at least two: floats as they are, uint8 scaled to [0, 1]. Or a torch Dataset.
+        X : array or tensor of shape (n_samples, channels, height, width) or (n_samples,
+        height, width)
+            Images, at least two: floats as they are, uint8 scaled to [0, 1]. Or a torch
+            Dataset.
 
         y : array-like of shape (n_samples,)
-            Integers, with gaps or without, or strings. None where `X` is a Dataset of pairs.
+            Integers, with gaps or without, or strings. None where `X` is a Dataset of
+            pairs.
 
         **fit_params : dict
             As in skorch.
@@ -214,16 +231,16 @@ class ResNet18Classifier(NeuralNetClassifier):
         Raises
         ------
         ValueError
-            Where X is not images of finite values, y does not fit it or names unknown classes, or a
-            parameter is outside its range.
+            Where X is not images of finite values, y does not fit it or names unknown
+            classes, or a parameter is outside its range.
 
         OSError
             Where pretrained `weights` cannot be downloaded.
 
         Notes
         -----
-        After an error, whatever it is, the net is as it was; only weights that are trained on, with
-        ``warm_start=True``, may have changed.
+        After an error, whatever it is, the net is as it was; only weights that are
+        trained on, with ``warm_start=True``, may have changed.
         """
         self._check_params()
         anew = not (self.warm_start and self.initialized_)
@@ -275,7 +292,8 @@ class ResNet18Classifier(NeuralNetClassifier):
 
         Parameters
         ----------
-        X : array or tensor of shape (n_samples, channels, height, width) or (n_samples, height, width)
+        X : array or tensor of shape (n_samples, channels, height, width) or (n_samples,
+        height, width)
             Images like those of `fit`.
 
         Returns
@@ -294,12 +312,18 @@ class ResNet18Classifier(NeuralNetClassifier):
         if self.classes is not None:
             return np.unique(np.asarray(self.classes))
         raise AttributeError(
-            "ResNet18Classifier has no classes_ before fit; call fit first, or pass classes=."
+            "ResNet18Classifier has no classes_ before fit; call fit first, or pass "
+            "classes=."
         )
 
     def _get_param_names(self) -> list[str]:
-        # The module is built from this class's own parameters; skorch recollects _params_to_validate.
-        return [name for name in super()._get_param_names() if name not in ("module", "_params_to_validate")]
+        # The module is built from this class's own parameters; skorch recollects
+        # _params_to_validate.
+        return [
+            name
+            for name in super()._get_param_names()
+            if name not in ("module", "_params_to_validate")
+        ]
 
     def __repr__(self) -> str:
         defaults = ResNet18Classifier().get_params(deep=False)
@@ -314,43 +338,62 @@ class ResNet18Classifier(NeuralNetClassifier):
         """Refuse parameters outside their range."""
         for name, least in (("width", 1), ("min_steps", 0), ("max_epochs", 1)):
             value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}={value!r} is not an integer of at least {least}; pass one.")
+            if (
+                not isinstance(value, (int, np.integer))
+                or isinstance(value, bool)
+                or value < least
+            ):
+                raise ValueError(
+                    f"{name}={value!r} is not an integer of at least {least}; pass one."
+                )
         if self.stem not in _STEMS:
-            raise ValueError(f"stem={self.stem!r} is unknown; pass one of {', '.join(map(repr, _STEMS))}.")
+            raise ValueError(
+                f"stem={self.stem!r} is unknown; pass one of "
+                f"{', '.join(map(repr, _STEMS))}."
+            )
         share = self.stop_accuracy
         is_number = isinstance(share, Real) and not isinstance(share, bool)
         if share is not None and not (is_number and 0 < share <= 1):
             raise ValueError(
-                f"stop_accuracy={share!r} is not a share in (0, 1]; pass one, or None to train "
-                "for all max_epochs."
+                f"stop_accuracy={share!r} is not a share in (0, 1]; pass one, or None "
+                "to train for all max_epochs."
             )
         for role, least in (("iterator_train", 2), ("iterator_valid", 1)):
             batch_size = self.get_params_for(role).get("batch_size", self.batch_size)
             wrong = None
-            if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool):
+            if not isinstance(batch_size, (int, np.integer)) or isinstance(
+                batch_size, bool
+            ):
                 wrong = "no integer"
             elif batch_size != -1 and batch_size < least:
-                wrong = "too small for BatchNorm" if role == "iterator_train" else "too small"
+                wrong = (
+                    "too small for BatchNorm"
+                    if role == "iterator_train"
+                    else "too small"
+                )
             if wrong:
                 raise ValueError(
-                    f"batch_size={batch_size!r} is {wrong}; pass {least} or more, or -1 for all samples."
+                    f"batch_size={batch_size!r} is {wrong}; pass {least} or more, or "
+                    "-1 for all samples."
                 )
         if self.weights is not None and (self.width != 64 or self.stem != "imagenet"):
             raise ValueError(
-                f"Pretrained weights={self.weights!r} do not fit width={self.width}, stem={self.stem!r}; "
-                "set width=64 and stem='imagenet', or weights=None."
+                f"Pretrained weights={self.weights!r} do not fit width={self.width}, "
+                f"stem={self.stem!r}; set width=64 and stem='imagenet', or "
+                "weights=None."
             )
         unknown = sorted(self.get_params_for("module"))
         if unknown:
             raise ValueError(
-                f"module__{unknown[0]} is not a parameter of ResNet18Classifier; set width=, stem=, head_bias= "
-                "or weights= directly."
+                f"module__{unknown[0]} is not a parameter of ResNet18Classifier; set "
+                "width=, stem=, head_bias= or weights= directly."
             )
 
     @contextmanager
     def _restored_on_error(self, anew: bool) -> Iterator[None]:
-        """Put a net that starts anew back as it was, where that fails: its old module is untouched until then."""
+        """Put a net that starts anew back as it was, where that fails: its old module
+        is untouched until then.
+        """
         before = dict(vars(self))
         try:
             yield
@@ -360,37 +403,51 @@ class ResNet18Classifier(NeuralNetClassifier):
                 self.__dict__.update(before)
             raise
 
-    def _learn_data(self, X: Any, y: Any, classes: Any, anew: bool) -> tuple[Any, np.ndarray]:
-        """Check images and labels, and take channels and classes from them unless training goes on."""
+    def _learn_data(
+        self, X: Any, y: Any, classes: Any, anew: bool
+    ) -> tuple[Any, np.ndarray]:
+        """Check images and labels, and take channels and classes from them unless
+        training goes on.
+        """
         if is_dataset(X):
             if not hasattr(X, "__len__"):
                 raise TypeError(
-                    f"X is the {type(X).__name__} of unknown length; pass a Dataset with __len__, or arrays."
+                    f"X is the {type(X).__name__} of unknown length; pass a Dataset "
+                    "with __len__, or arrays."
                 )
             if y is None:
                 y = np.array([X[i][1] for i in range(len(X))])
             X = SliceDataset(X)
         if y is None:
-            raise ValueError("y is None, but X is no Dataset that holds labels; pass a label for each image.")
+            raise ValueError(
+                "y is None, but X is no Dataset that holds labels; pass a label for "
+                "each image."
+            )
         X = as_images(X)
         shape = check_images(X, None if anew else self.image_shape_)
         y = as_labels(y)
         if len(X) != len(y):
-            raise ValueError(f"X holds {len(X)} images and y {len(y)} labels; pass one label for each image.")
+            raise ValueError(
+                f"X holds {len(X)} images and y {len(y)} labels; pass one label for "
+                "each image."
+            )
         if len(X) < 2:
-            raise ValueError("X holds a single image, which BatchNorm cannot normalise; label at least two.")
+            raise ValueError(
+                "X holds a single image, which BatchNorm cannot normalise; label at "
+                "least two."
+            )
         if self.weights is not None and shape[0] != 3:
             raise ValueError(
-                f"Pretrained weights={self.weights!r} take 3 channels, but X has {shape[0]}; repeat the channel "
-                "three times, or set weights=None."
+                f"Pretrained weights={self.weights!r} take 3 channels, but X has "
+                f"{shape[0]}; repeat the channel three times, or set weights=None."
             )
         if anew:
             named = self.classes if classes is None else classes
             known = np.unique(y if named is None else as_labels(named, name="classes"))
             if len(known) < 2:
                 raise ValueError(
-                    f"y holds the single class {known.tolist()[0]!r}; label a sample of another class, or name all "
-                    "of them with classes=."
+                    f"y holds the single class {known.tolist()[0]!r}; label a sample "
+                    "of another class, or name all of them with classes=."
                 )
         else:
             known = self.classes_
@@ -404,8 +461,9 @@ class ResNet18Classifier(NeuralNetClassifier):
         """Make a ResNet-18 for the channels and classes of the data."""
         if "image_shape_" not in vars(self):
             raise ValueError(
-                "ResNet18Classifier learns its channels and classes from data; call fit before initialize or "
-                "load_params, or pickle the fitted net instead."
+                "ResNet18Classifier learns its channels and classes from data; call "
+                "fit before initialize or load_params, or pickle the fitted net "
+                "instead."
             )
         self.module_ = resnet18(
             self.image_shape_[0],
@@ -418,15 +476,23 @@ class ResNet18Classifier(NeuralNetClassifier):
         )
         return self
 
-    def get_params_for_optimizer(self, prefix: str, named_parameters: Any) -> tuple[Any, dict[str, Any]]:
-        """As in skorch; Adam runs fused, as one call for all 62 parameters and not several for each."""
+    def get_params_for_optimizer(
+        self, prefix: str, named_parameters: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """As in skorch; Adam runs fused, as one call for all 62 parameters and not
+        several for each.
+        """
         args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
-        if self.optimizer is torch.optim.Adam and torch.device(self.device or "cpu").type in ("cpu", "cuda"):
+        if self.optimizer is torch.optim.Adam and torch.device(
+            self.device or "cpu"
+        ).type in ("cpu", "cuda"):
             kwargs.setdefault("fused", True)
         return args, kwargs
 
     def check_data(self, X: Any, y: Any = None) -> None:
-        """Do nothing: images and labels were checked before the weights were touched."""
+        """Do nothing: images and labels were checked before the weights were
+        touched.
+        """
 
     def get_dataset(self, X: Any, y: Any = None) -> Any:
         """As in skorch, after a check of the images; labels become column numbers."""
@@ -436,26 +502,38 @@ class ResNet18Classifier(NeuralNetClassifier):
             return X
         X = as_images(X)
         check_images(X, fitted_shape)
-        return super().get_dataset(X, None if y is None else encode_labels(as_labels(y), self.classes_))
+        return super().get_dataset(
+            X, None if y is None else encode_labels(as_labels(y), self.classes_)
+        )
 
-    def get_split_datasets(self, X: Any, y: Any = None, **split_params: Any) -> tuple[Any, Any]:
-        """As in skorch; the training part is remembered until the end of the training."""
+    def get_split_datasets(
+        self, X: Any, y: Any = None, **split_params: Any
+    ) -> tuple[Any, Any]:
+        """As in skorch; the training part is remembered until the end of the
+        training.
+        """
         train, valid = super().get_split_datasets(X, y, **split_params)
         self.dataset_train_ = train
         return train, valid
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
-        """As in skorch; only the training part is shuffled, and no iterator draws from the global generator."""
+        """As in skorch; only the training part is shuffled, and no iterator draws from
+        the global generator.
+        """
         role = "iterator_train" if training else "iterator_valid"
         iterator = getattr(self, role)
-        kwargs: dict[str, Any] = {"batch_size": self.batch_size, **self.get_params_for(role)}
+        kwargs: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            **self.get_params_for(role),
+        }
         n_samples = len(dataset)
         if kwargs["batch_size"] == -1:
             kwargs["batch_size"] = n_samples
         if iterator is torch.utils.data.DataLoader:
             kwargs.setdefault("generator", torch.Generator())
             if training and dataset is vars(self).get("dataset_train_"):
-                # Equal batches: BatchNorm makes the gradients of a small last one noisy.
+                # Equal batches: BatchNorm makes the gradients of a small last one
+                # noisy.
                 n_batches = math.ceil(n_samples / kwargs["batch_size"])
                 kwargs["batch_size"] = math.ceil(n_samples / n_batches)
                 kwargs.setdefault("drop_last", n_samples % kwargs["batch_size"] == 1)
@@ -465,11 +543,13 @@ class ResNet18Classifier(NeuralNetClassifier):
         return iterator(dataset, **kwargs)
 
     def infer(self, x: Any, **fit_params: Any) -> torch.Tensor:
-        """Logits of a batch; uint8 is scaled to [0, 1], and a missing channel axis added.
+        """Logits of a batch; uint8 is scaled to [0, 1], and a missing channel axis
+        added.
 
         Parameters
         ----------
-        x : tensor or array of shape (n_samples, channels, height, width) or (n_samples, height, width)
+        x : tensor or array of shape (n_samples, channels, height, width) or (n_samples,
+        height, width)
             A batch as `get_iterator` yields it.
 
         **fit_params : dict
@@ -484,7 +564,9 @@ class ResNet18Classifier(NeuralNetClassifier):
         x = x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
         return super().infer(x.unsqueeze(1) if x.ndim == 3 else x, **fit_params)
 
-    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, torch.Tensor]:
+    def train_step_single(
+        self, batch: Any, **fit_params: Any
+    ) -> dict[str, torch.Tensor]:
         """As in skorch; shifts and mirrors the images where `crop_and_flip` is set."""
         if self.crop_and_flip:
             x, y = unpack_data(batch)
@@ -493,17 +575,28 @@ class ResNet18Classifier(NeuralNetClassifier):
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
-        # skorch's valid_acc would compare labels with column numbers; on_batch_end counts both accuracies.
-        kept = [(name, callback) for name, callback in super()._default_callbacks if name != "valid_acc"]
-        accuracies = [(f"{part}_acc", PassthroughScoring(f"{part}_acc", on_train=part == "train"))
-                      for part in ("train", "valid")]  # fmt: skip
+        # skorch's valid_acc would compare labels with column numbers; on_batch_end
+        # counts both accuracies.
+        kept = [
+            (name, callback)
+            for name, callback in super()._default_callbacks
+            if name != "valid_acc"
+        ]
+        accuracies = [
+            (f"{part}_acc", PassthroughScoring(f"{part}_acc", on_train=part == "train"))
+            for part in ("train", "valid")
+        ]
         return kept[:-1] + accuracies + kept[-1:]
 
-    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, net: Any, X: Any = None, y: Any = None, **kwargs: Any
+    ) -> None:
         """Start counting steps."""
         self.n_steps_ = 0
 
-    def on_batch_end(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
+    def on_batch_end(
+        self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any
+    ) -> None:
         """Record the batch's accuracy."""
         self.n_steps_ += training
         y_true = to_tensor(unpack_data(batch)[1], device=kwargs["y_pred"].device)
@@ -511,7 +604,9 @@ class ResNet18Classifier(NeuralNetClassifier):
         self.history.record_batch("train_acc" if training else "valid_acc", accuracy)
 
     def notify(self, method_name: str, **kwargs: Any) -> None:
-        """As in skorch; after all callbacks of an epoch, end the training where the stop rule says so."""
+        """As in skorch; after all callbacks of an epoch, end the training where the
+        stop rule says so.
+        """
         super().notify(method_name, **kwargs)
         if (
             method_name == "on_epoch_end"
@@ -523,20 +618,30 @@ class ResNet18Classifier(NeuralNetClassifier):
             if np.average(accuracy, weights=size) >= self.stop_accuracy:
                 raise _TrainedEnough
 
-    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> ResNet18Classifier:
+    def fit_loop(
+        self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any
+    ) -> ResNet18Classifier:
         """As in skorch, up to the stop rule."""
         with suppress(_TrainedEnough):
             super().fit_loop(X, y, epochs, **kwargs)
         return self
 
-    def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Set the BatchNorm statistics under the final weights, and leave the module in eval mode.
+    def on_train_end(
+        self, net: Any, X: Any = None, y: Any = None, **kwargs: Any
+    ) -> None:
+        """Set the BatchNorm statistics under the final weights, and leave the module in
+        eval mode.
 
-        The running averages lag behind the weights, by a lot where few labels mean few steps.
+        The running averages lag behind the weights, by a lot where few labels mean few
+        steps.
         """
         if "dataset_train_" not in vars(self):  # interrupted before the first epoch
             return
-        layers = [m for m in self.module_.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        layers = [
+            m
+            for m in self.module_.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        ]
         momenta = [layer.momentum for layer in layers]
         n_seen = 0
         self._set_training(True)

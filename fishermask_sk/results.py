@@ -45,7 +45,8 @@ class Table(list[dict[str, Any]]):
             import pandas as pd
         except ImportError as error:
             raise ImportError(
-                "to_frame needs pandas, which is not installed; run pip install pandas, or use the rows as they are."
+                "to_frame needs pandas, which is not installed; run pip install "
+                "pandas, or use the rows as they are."
             ) from error
         return pd.DataFrame(list(self))
 
@@ -56,21 +57,25 @@ class Table(list[dict[str, Any]]):
         cells = [header] + [[_cell(row[name]) for name in header] for row in self]
         widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
         return "\n".join(
-            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+            "  ".join(
+                text.ljust(width) for text, width in zip(line, widths, strict=True)
+            ).rstrip()
             for line in cells
         )
 
 
 class ComparisonResults(Table):
-    """Tidy rows of :func:`~fishermask_sk.compare_strategies`: one per strategy, seed and round.
+    """Tidy rows of :func:`~fishermask_sk.compare_strategies`: one per strategy, seed
+    and round.
 
     Each row is a dict with
 
     - "strategy" (str), "seed" (int), "round" (int; 0 is the first batch),
     - "n_labels": labels used so far,
-    - "accuracy", "balanced_accuracy", "log_loss" on the test set, after the round's fit; the log loss is NaN for
-      estimators without `predict_proba`,
-    - "class_counts": dict from class, as str, to how many samples of it are labelled so far,
+    - "accuracy", "balanced_accuracy", "log_loss" on the test set, after the round's
+      fit; the log loss is NaN for estimators without `predict_proba`,
+    - "class_counts": dict from class, as str, to how many samples of it are labelled
+      so far,
     - "query_seconds", "fit_seconds": wall time,
     - "indices": positions in `X` of the samples labelled in this round, in pick order.
 
@@ -105,8 +110,9 @@ class ComparisonResults(Table):
         metric : {"accuracy", "balanced_accuracy", "log_loss"}, default="accuracy"
             The column to compare.
         test : {"t", "wilcoxon"}, default="t"
-            The paired test of equal areas: Student's t, or Wilcoxon's signed ranks, which assumes no normal
-            distribution but with n seeds gives no p below 2^(1−n): with five seeds never below 0.06.
+            The paired test of equal areas: Student's t, or Wilcoxon's signed ranks,
+            which assumes no normal distribution but with n seeds gives no p below
+            2^(1−n): with five seeds never below 0.06.
         confidence : float, default=0.95
             Level of the intervals.
         n_bootstrap : int, default=10000
@@ -121,16 +127,18 @@ class ComparisonResults(Table):
 
             - "n_seeds": seeds that both have all rounds of,
             - "final": mean of the metric after the last round,
-            - "area": mean area under the curve, divided by the range of labels: the metric averaged over the
-              budget,
-            - "area_difference", "area_low", "area_high": mean difference of areas, strategy minus baseline on
-              the same seed, with its bootstrap interval,
-            - "p", "p_holm": of the paired test, and corrected by Holm's method for all strategies tested,
-            - "labels_saved", "saved_low", "saved_high": how many labels fewer than the baseline it needs for
-              the best score that both reach on that seed, with its bootstrap interval.
+            - "area": mean area under the curve, divided by the range of labels: the
+              metric averaged over the budget,
+            - "area_difference", "area_low", "area_high": mean difference of areas,
+              strategy minus baseline on the same seed, with its bootstrap interval,
+            - "p", "p_holm": of the paired test, and corrected by Holm's method for
+              all strategies tested,
+            - "labels_saved", "saved_low", "saved_high": how many labels fewer than
+              the baseline it needs for the best score that both reach on that seed,
+              with its bootstrap interval.
 
-            What needs two seeds is NaN for one. For the baseline the differences are 0 and p is NaN, as it is for
-            t where all seeds differ by the same amount.
+            What needs two seeds is NaN for one. For the baseline the differences are 0
+            and p is NaN, as it is for t where all seeds differ by the same amount.
 
         Raises
         ------
@@ -139,24 +147,29 @@ class ComparisonResults(Table):
 
         Notes
         -----
-        Labels to reach a score are counted where the running best of a curve, drawn with straight lines
-        between rounds, first gets there. Percentile intervals from a handful of seeds are too narrow; they show
-        the scatter, and the test decides. Rounds that are missing (a run that is not finished) leave the whole
-        seed out.
+        Labels to reach a score are counted where the running best of a curve, drawn
+        with straight lines between rounds, first gets there. Percentile intervals from
+        a handful of seeds are too narrow; they show the scatter, and the test decides.
+        Rounds that are missing (a run that is not finished) leave the whole seed out.
 
         References
         ----------
-        .. [1] S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scand. J. Statist. 6, 1979.
-        .. [2] B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+        .. [1] S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure",
+           Scand. J. Statist. 6, 1979.
+        .. [2] B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993,
+           chapter 13.
         """
         if test not in ("t", "wilcoxon"):
             raise ValueError(f"test={test!r} is unknown; choose 't' or 'wilcoxon'.")
         curves = self._curves(metric)
         if baseline not in curves:
             raise ValueError(
-                f"baseline={baseline!r} is not among the strategies; choose one of {list(curves)}."
+                f"baseline={baseline!r} is not among the strategies; choose one of "
+                f"{list(curves)}."
             )
-        longest = max(len(curve) for seeds in curves.values() for curve in seeds.values())
+        longest = max(
+            len(curve) for seeds in curves.values() for curve in seeds.values()
+        )
         rng = np.random.default_rng(random_state)
         sign = -1 if metric in LOWER_IS_BETTER else 1
         rows = Table()
@@ -168,9 +181,13 @@ class ComparisonResults(Table):
             ]
             if not shared:
                 raise ValueError(
-                    f"There is no seed with all rounds of both {name!r} and {baseline!r}; finish the comparison first."
+                    f"There is no seed with all rounds of both {name!r} and "
+                    f"{baseline!r}; finish the comparison first."
                 )
-            pairs = [(np.array(seeds[seed]), np.array(curves[baseline][seed])) for seed in shared]
+            pairs = [
+                (np.array(seeds[seed]), np.array(curves[baseline][seed]))
+                for seed in shared
+            ]
             areas = np.array([[_area(*curve.T) for curve in pair] for pair in pairs])
             saved = np.array([_labels_saved(own, other, sign) for own, other in pairs])
             difference = areas[:, 0] - areas[:, 1]
@@ -185,7 +202,9 @@ class ComparisonResults(Table):
                     "area_difference": float(difference.mean()),
                     "area_low": low,
                     "area_high": high,
-                    "p": float("nan") if name == baseline else _p_value(difference, test),
+                    "p": float("nan")
+                    if name == baseline
+                    else _p_value(difference, test),
                     "p_holm": float("nan"),
                     "labels_saved": float(saved.mean()),
                     "saved_low": saved_low,
@@ -193,7 +212,9 @@ class ComparisonResults(Table):
                 }
             )
         tested = [row for row in rows if np.isfinite(row["p"])]
-        for row, corrected in zip(tested, holm(row["p"] for row in tested), strict=True):
+        for row, corrected in zip(
+            tested, holm(row["p"] for row in tested), strict=True
+        ):
             row["p_holm"] = corrected
         return rows
 
@@ -202,7 +223,9 @@ class ComparisonResults(Table):
         curves: dict[str, dict[int, list[tuple[float, float]]]] = {}
         for row in sorted(self, key=lambda row: row["round"]):
             if metric not in row:
-                raise ValueError(f"metric={metric!r} is not among the columns {list(row)}.")
+                raise ValueError(
+                    f"metric={metric!r} is not among the columns {list(row)}."
+                )
             curves.setdefault(row["strategy"], {}).setdefault(row["seed"], []).append(
                 (row["n_labels"], row[metric])
             )
@@ -211,7 +234,8 @@ class ComparisonResults(Table):
 
 
 def load_results(path: str | Path) -> ComparisonResults:
-    """Read the rows of a results file, also of a comparison that is still running or was killed.
+    """Read the rows of a results file, also of a comparison that is still running or
+    was killed.
 
     Parameters
     ----------
@@ -250,7 +274,8 @@ def holm(p_values: Iterable[float]) -> list[float]:
     Returns
     -------
     list of float
-        In the same order: the i-th smallest of m becomes max over j ≤ i of (m − j + 1)·p_(j), at most 1.
+        In the same order: the i-th smallest of m becomes max over j ≤ i of (m − j +
+        1)·p_(j), at most 1.
 
     Examples
     --------
@@ -260,12 +285,16 @@ def holm(p_values: Iterable[float]) -> list[float]:
     p = np.array(list(p_values), dtype=float)
     order = np.argsort(p, kind="stable")
     corrected = np.empty_like(p)
-    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    corrected[order] = np.minimum(
+        np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0
+    )
     return [float(value) for value in corrected]
 
 
 def _area(n_labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the straight lines between rounds, over the range of labels; the score itself for one round."""
+    """Area under the straight lines between rounds, over the range of labels; the score
+    itself for one round.
+    """
     if len(scores) == 1:
         return float(scores[0])
     return float(np.trapezoid(scores, n_labels) / (n_labels[-1] - n_labels[0]))
@@ -278,7 +307,9 @@ def _labels_saved(own: np.ndarray, other: np.ndarray, sign: int) -> float:
 
 
 def labels_to_reach(target: float, curve: np.ndarray, sign: int) -> float:
-    """Where the running best of a curve of rows (labels, score), drawn with straight lines, first gets to `target`."""
+    """Where the running best of a curve of rows (labels, score), drawn with straight
+    lines, first gets to `target`.
+    """
     n_labels, best = curve[:, 0], np.maximum.accumulate(sign * curve[:, 1])
     i = int(np.argmax(best >= target))
     if i == 0:
@@ -293,7 +324,9 @@ def _interval(
     """Percentile bootstrap interval of the mean over seeds."""
     if len(values) < 2:
         return float("nan"), float("nan")
-    means = values[rng.integers(len(values), size=(n_bootstrap, len(values)))].mean(axis=1)
+    means = values[rng.integers(len(values), size=(n_bootstrap, len(values)))].mean(
+        axis=1
+    )
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -307,7 +340,11 @@ def _p_value(difference: np.ndarray, test: str) -> float:
         return 1.0
     if test == "t" and np.ptp(difference) <= 1e-9 * np.abs(difference).max():
         return float("nan")  # no spread to divide by
-    return float(ttest_1samp(difference, 0.0).pvalue if test == "t" else wilcoxon(difference).pvalue)
+    return float(
+        ttest_1samp(difference, 0.0).pvalue
+        if test == "t"
+        else wilcoxon(difference).pvalue
+    )
 
 
 def _cell(value: Any) -> str:

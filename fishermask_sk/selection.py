@@ -2,14 +2,17 @@ r"""Greedy selection of the samples that lower the expected error, tr(M⁻¹ F̄
 
 With L labelled samples, b to pick and damping λ:
 
-* F̄ is the mean of :math:`V_x^\top V_x` over pool and labelled samples together (`pool_information`);
-* :math:`M_\emptyset = \lambda I + \frac{L}{L+b}` · the labelled samples' mean (`labeled_information`);
+* F̄ is the mean of :math:`V_x^\top V_x` over pool and labelled samples together
+  (`pool_information`);
+* :math:`M_\emptyset = \lambda I + \frac{L}{L+b}` · the labelled samples' mean
+  (`labeled_information`);
 * picking x adds :math:`\frac{b}{L+b} V_x^\top V_x`.
 
-The gain of a candidate needs only two c×c matrices, A = V M⁻¹ Vᵀ and B = V M⁻¹ F̄ M⁻¹ Vᵀ: `initial` makes them, in
-a basis where M_∅ = I and F̄ is diagonal unless there are too many weights for so few candidates, and `candidates` keeps
-them. Source: Ash et al., "Gone Fishing" (BAIT), arXiv 2106.09675, with the scaling of its authors' code. This file sees
-tensors only.
+The gain of a candidate needs only two c×c matrices, A = V M⁻¹ Vᵀ and B = V M⁻¹ F̄ M⁻¹
+Vᵀ: `initial` makes them, in a basis where M_∅ = I and F̄ is diagonal unless there are
+too many weights for so few candidates, and `candidates` keeps them. Source: Ash et al.,
+"Gone Fishing" (BAIT), arXiv 2106.09675, with the scaling of its authors' code. This
+file sees tensors only.
 """
 
 from __future__ import annotations
@@ -26,16 +29,21 @@ from fishermask_sk.candidates import Candidates
 from fishermask_sk.gains import trace_increases
 from fishermask_sk.initial import TOO_LARGE, from_matrices, from_rows
 
-# λ below this asks for float64 in every product, not only where small matrices are kept.
+# λ below this asks for float64 in every product, not only where small matrices are
+# kept.
 FLOAT32_DAMPING = 0.1
-# Gains closer than this, relative to the best, are equal: of these the lowest index wins.
+# Gains closer than this, relative to the best, are equal: of these the lowest index
+# wins.
 TIE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-# Picks made ahead at the start; twice as many after each time that all of them were right.
+# Picks made ahead at the start; twice as many after each time that all of them were
+# right.
 START_AHEAD = 4
 
 
 class Selection(NamedTuple):
-    """Positions in the pool in the order of picking, and the trace reduction of each pick as it was made."""
+    """Positions in the pool in the order of picking, and the trace reduction of each
+    pick as it was made.
+    """
 
     indices: Tensor
     trace_reductions: Tensor
@@ -56,16 +64,18 @@ def select(
     overwrite: bool = False,
     shard: Shard | None = None,
 ) -> Selection:
-    r"""Pick `n_instances` samples one by one, each with the largest trace reduction; then drop the surplus.
+    r"""Pick `n_instances` samples one by one, each with the largest trace reduction;
+    then drop the surplus.
 
     Parameters
     ----------
     embeddings : Tensor of shape (n, c, k)
-        Of the pool. Any rows with the same :math:`V_x^\top V_x` give the same picks. They may lie in a mapped
-        file, or on another device than the information, where all arithmetic is done.
+        Of the pool. Any rows with the same :math:`V_x^\top V_x` give the same picks.
+        They may lie in a mapped file, or on another device than the information, where
+        all arithmetic is done.
     pool_information : Tensor of shape (k, k) or None
-        F̄, the mean over pool and labelled samples together. None leaves it in the form of the embeddings, for
-        many weights and few samples: no k×k matrix is made.
+        F̄, the mean over pool and labelled samples together. None leaves it in the form
+        of the embeddings, for many weights and few samples: no k×k matrix is made.
     n_instances : int
         b, at most n. It sets the weight of a pick even when more are picked first.
     labeled_information : Tensor of shape (k, k), optional
@@ -77,20 +87,24 @@ def select(
     damping : float
         λ > 0.
     oversample : float
-        Pick min(⌈oversample·b⌉, n) first and remove the least costly afterwards (BAIT uses 2).
+        Pick min(⌈oversample·b⌉, n) first and remove the least costly afterwards (BAIT
+        uses 2).
     choose : callable, Tensor of tied positions -> one of them, optional
         Default: the lowest.
     on_pick : callable, called after every pick and every removal
     overwrite : bool
         Work in `embeddings` and the information matrices instead of in copies.
     shard : Shard, optional
-        Where `embeddings` are those of one process of several, which all call this: its place among them. Then
-        `pool_information` and `labeled_information` are those of all, and so are the indices.
+        Where `embeddings` are those of one process of several, which all call this: its
+        place among them. Then `pool_information` and `labeled_information` are those of
+        all, and so are the indices.
 
     Returns
     -------
-    indices : Tensor of shape (n_instances,), int64, in the order in which the samples were picked
-    trace_reductions : Tensor of shape (n_instances,), float64, the gains at which they were picked
+    indices : Tensor of shape (n_instances,), int64, in the order in which the samples
+    were picked
+    trace_reductions : Tensor of shape (n_instances,), float64, the gains at which they
+    were picked
 
     Raises
     ------
@@ -99,17 +113,18 @@ def select(
 
     Notes
     -----
-    Only the candidates with the largest gains are kept up to date from pick to pick. Every few picks one pass
-    over the embeddings, 4·n·c²·k flops a pick in one large product, replays the picks on all candidates: those
-    that were the best of all stand, from the first that was not on they are made anew. Candidates that a bound
-    keeps far from the largest gain are left out until it no longer does (`screening`).
+    Only the candidates with the largest gains are kept up to date from pick to pick.
+    Every few picks one pass over the embeddings, 4·n·c²·k flops a pick in one large
+    product, replays the picks on all candidates: those that were the best of all stand,
+    from the first that was not on they are made anew. Candidates that a bound keeps far
+    from the largest gain are left out until it no longer does (`screening`).
 
-    Gains fall by orders of magnitude while A and B started from the first, so A, B and M⁻¹ are float64, and so
-    are the leading directions in the pass of the first picks; all else has the dtype of the embeddings (float64
-    throughout for λ < 0.1).
+    Gains fall by orders of magnitude while A and B started from the first, so A, B and
+    M⁻¹ are float64, and so are the leading directions in the pass of the first picks;
+    all else has the dtype of the embeddings (float64 throughout for λ < 0.1).
 
-    Beside the embeddings it holds, in float64, five k×k matrices at the start and up to four later, four numbers for
-    each of n·c², and blocks of products.
+    Beside the embeddings it holds, in float64, five k×k matrices at the start and up to
+    four later, four numbers for each of n·c², and blocks of products.
 
     Examples
     --------
@@ -128,12 +143,22 @@ def select(
         state = from_rows(embeddings, labeled_embeddings, weight, damping, n_steps)
     else:
         state = from_matrices(
-            embeddings, pool_information, labeled_information, weight, damping, shard, overwrite
+            embeddings,
+            pool_information,
+            labeled_information,
+            weight,
+            damping,
+            shard,
+            overwrite,
         )
     state.exact |= damping < FLOAT32_DAMPING
     tie_tolerance = TIE_TOLERANCE.get(embeddings.dtype, 1e-6)
-    indices, gains = _pick(state, n_picks, n_picks > n_instances, choose, on_pick, tie_tolerance)
-    kept = _drop_surplus(state, indices, n_instances, choose or torch.amin, tie_tolerance, on_pick)
+    indices, gains = _pick(
+        state, n_picks, n_picks > n_instances, choose, on_pick, tie_tolerance
+    )
+    kept = _drop_surplus(
+        state, indices, n_instances, choose or torch.amin, tie_tolerance, on_pick
+    )
     kept = shard.same(kept)  # where the processes' arithmetic differs in the last digit
     return Selection(indices[kept], gains[kept])
 
@@ -159,7 +184,9 @@ def _pick(
             reductions = state.bring_back(reductions, tie_tolerance)
         best = state.shard.best(reductions, tie_tolerance, choose)
         if not bool(torch.isfinite(best.gain)):
-            raise FloatingPointError(f"The largest trace reduction is {best.gain.item()}. {TOO_LARGE}")
+            raise FloatingPointError(
+                f"The largest trace reduction is {best.gain.item()}. {TOO_LARGE}"
+            )
         return reductions, best
 
     def accept(best: Best) -> None:
@@ -178,7 +205,9 @@ def _pick(
         t = len(indices)
         n_left = state.set_precision(t, n_picks, best.gain) - t
         # What `choose` draws must not depend on picks that are taken back.
-        steps = state.look_ahead(best, reductions, 1 if choose else min(n_ahead, n_left), tie_tolerance)
+        steps = state.look_ahead(
+            best, reductions, 1 if choose else min(n_ahead, n_left), tie_tolerance
+        )
         accept(best)
         is_last = t + len(steps) == n_picks and not add_last
         added = steps[:-1] if is_last else steps
@@ -210,7 +239,9 @@ def _drop_surplus(
     tolerance: float,
     on_pick: Callable[[], object] | None,
 ) -> Tensor:
-    """BAIT's backward pass: which of `indices` stay when the least costly are removed in turn."""
+    """BAIT's backward pass: which of `indices` stay when the least costly are removed
+    in turn.
+    """
     kept = torch.ones(len(indices), dtype=torch.bool, device=indices.device)
     if len(indices) == n_instances:
         return kept
@@ -219,7 +250,9 @@ def _drop_surplus(
         costs = trace_increases(state.a, state.b).masked_fill(~kept, torch.inf)
         least = costs.amin()
         if not bool(torch.isfinite(least)):
-            raise FloatingPointError(f"The least cost of dropping a pick is {least.item()}. {TOO_LARGE}")
+            raise FloatingPointError(
+                f"The least cost of dropping a pick is {least.item()}. {TOO_LARGE}"
+            )
         tied = costs <= least + tolerance * least.abs()
         # Ties are settled by place in the pool, not by order of picking.
         loser = choose(indices[tied.nonzero()[:, 0]])

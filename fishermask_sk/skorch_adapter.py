@@ -1,7 +1,8 @@
-"""The seam to skorch: from a learner, pipeline or search to the fitted net, its class scores and its batches.
+"""The seam to skorch: from a learner, pipeline or search to the fitted net, its class
+scores and its batches.
 
-The only file of the query that knows skorch and scikit-learn's wrappers. modAL is not imported: a learner is
-whatever has an `estimator`.
+The only file of the query that knows skorch and scikit-learn's wrappers. modAL is not
+imported: a learner is whatever has an `estimator`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ CRITERIA: dict[type[nn.Module], Scores] = {
     nn.NLLLoss: "probabilities",
     nn.BCEWithLogitsLoss: "logit",
 }
-# Wrappers whose probabilities are those of the estimator that they fitted, on the same X.
+# Wrappers whose probabilities are those of the estimator that they fitted, on the same
+# X.
 TRANSPARENT = {
     "ActiveLearningClassifier": "estimator_",
     "BaseSearchCV": "best_estimator_",
@@ -41,7 +43,9 @@ TRANSPARENT = {
 
 
 class FittedNet(NamedTuple):
-    """A fitted skorch net, what its outputs mean, and the fitted transformers in front of it."""
+    """A fitted skorch net, what its outputs mean, and the fitted transformers in front
+    of it.
+    """
 
     net: NeuralNet
     scores: Scores
@@ -57,7 +61,8 @@ class FittedNet(NamedTuple):
 
         Parameters
         ----------
-        X : array, tensor, sparse matrix, DataFrame, list, dict of arrays, Dataset or None
+        X : array, tensor, sparse matrix, DataFrame, list, dict of arrays, Dataset or
+        None
         name : str
             What to call X in messages.
 
@@ -67,7 +72,12 @@ class FittedNet(NamedTuple):
         n_samples : int
         """
         no_rows = not hasattr(X, "__len__") and not hasattr(X, "shape")
-        if X is None or no_rows or isinstance(X, str) or getattr(X, "shape", None) == ():
+        if (
+            X is None
+            or no_rows
+            or isinstance(X, str)
+            or getattr(X, "shape", None) == ()
+        ):
             raise TypeError(f"{name} is {X!r:.40}; pass samples, one a row.")
         if is_empty(X):
             return None, 0
@@ -75,8 +85,8 @@ class FittedNet(NamedTuple):
             X = step.transform(X)
         if issparse(X):
             raise TypeError(
-                f"{name} is a sparse matrix of shape {X.shape} where it reaches the net, which takes dense samples: "
-                f"pass {name}.toarray()."
+                f"{name} is a sparse matrix of shape {X.shape} where it reaches the "
+                f"net, which takes dense samples: pass {name}.toarray()."
             )
         for values in X.values() if isinstance(X, dict) else [X]:
             _check_values(values, name)
@@ -86,33 +96,50 @@ class FittedNet(NamedTuple):
         return dataset, len(dataset)
 
     def _check_several_inputs(self, X: Any, dataset: Dataset, name: str) -> None:
-        """Refuse a list or DataFrame, which skorch takes for several inputs, where the module has one."""
+        """Refuse a list or DataFrame, which skorch takes for several inputs, where the
+        module has one.
+        """
         try:
             with torch.no_grad():
                 self.outputs(next(self.batches(dataset, 1, [0])))
-        except (AttributeError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (
+            AttributeError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            IndexError,
+        ) as error:
             if isinstance(X, (list, tuple)):
-                taken, cure = "the module's inputs, not for samples", f"pass one array, np.stack({name})"
+                taken, cure = (
+                    "the module's inputs, not for samples",
+                    f"pass one array, np.stack({name})",
+                )
             else:
                 taken = "the module's inputs, a column each"
-                cure = (
-                    f'pass {name}.to_numpy(dtype="float32"), or put an encoder before the net in a Pipeline'
-                )
+                cure = f'pass {name}.to_numpy(dtype="float32"), or put an encoder before the net in a Pipeline'
             raise ValueError(
-                f"{name} is a {type(X).__name__}, which skorch takes for {taken}, and the module cannot: "
-                f"{str(error).splitlines()[0].rstrip('.')}. Instead, {cure}."
+                f"{name} is a {type(X).__name__}, which skorch takes for {taken}, and "
+                f"the module cannot: {str(error).splitlines()[0].rstrip('.')}. "
+                f"Instead, {cure}."
             ) from error
 
     def batches(
         self, dataset: Dataset, batch_size: int, indices: Sequence[int] | None = None
     ) -> Iterator[Any]:
-        """Inputs of the module, batch by batch, from the net's own iterator for prediction."""
+        """Inputs of the module, batch by batch, from the net's own iterator for
+        prediction.
+        """
         part = dataset if indices is None else Subset(dataset, indices)
-        # A shallow twin with another batch size; copy.copy would pickle the module on the way.
+        # A shallow twin with another batch size; copy.copy would pickle the module on
+        # the way.
         net = object.__new__(type(self.net))
         vars(net).update(vars(self.net), iterator_valid__batch_size=batch_size)
         for batch in net.get_iterator(part, training=False):
-            yield batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+            yield (
+                batch[0]
+                if isinstance(batch, (tuple, list)) and len(batch) == 2
+                else batch
+            )
 
     def outputs(self, batch: Any) -> Tensor:
         """The module's outputs on a batch; of a tuple the first, as skorch takes it."""
@@ -140,43 +167,50 @@ class FittedNet(NamedTuple):
                 outputs = self.outputs(batch)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise ValueError(
-                    f"The net cannot take these samples, {_describe(batch)}: {str(error).splitlines()[0]}. Pass "
-                    "samples of the shape and dtype that it was fitted on."
+                    f"The net cannot take these samples, {_describe(batch)}: "
+                    f"{str(error).splitlines()[0]}. Pass samples of the shape and "
+                    "dtype that it was fitted on."
                 ) from error
         criterion = type(_eager(self.net.criterion_)).__name__
         if not isinstance(outputs, Tensor):
             raise ValueError(
-                f"The net's module returned {type(outputs).__name__}; expected a tensor of class scores, or a tuple "
-                "that begins with it: return that from forward, of a Hugging Face model its logits."
+                f"The net's module returned {type(outputs).__name__}; expected a "
+                "tensor of class scores, or a tuple that begins with it: return that "
+                "from forward, of a Hugging Face model its logits."
             )
         if not outputs.is_floating_point():
             raise ValueError(
-                f"The module returned numbers of dtype {str(outputs.dtype).removeprefix('torch.')}; expected class "
-                "scores, real numbers that gradients can be taken of: return them, not the classes."
+                "The module returned numbers of dtype "
+                f"{str(outputs.dtype).removeprefix('torch.')}; expected class scores, "
+                "real numbers that gradients can be taken of: return them, not the "
+                "classes."
             )
         shape = tuple(outputs.shape)
         if self.scores == "logit":
             if len(shape) not in (1, 2) or outputs.numel() != shape[0]:
                 raise ValueError(
-                    f"Under {criterion} the module must return one logit a sample, shape (n,) or (n, 1); it returned "
-                    f"{shape}. For several classes use CrossEntropyLoss."
+                    f"Under {criterion} the module must return one logit a sample, "
+                    f"shape (n,) or (n, 1); it returned {shape}. For several classes "
+                    "use CrossEntropyLoss."
                 )
         elif len(shape) != 2 or shape[1] < 2:
             raise ValueError(
-                f"Under {criterion} the module must return class scores of shape (n, n_classes) with two classes or "
-                f"more; it returned {shape}. One logit goes with BCEWithLogitsLoss."
+                f"Under {criterion} the module must return class scores of shape (n, "
+                f"n_classes) with two classes or more; it returned {shape}. One logit "
+                "goes with BCEWithLogitsLoss."
             )
         if not bool(torch.isfinite(outputs).all()):
             raise ValueError(
-                "The net's outputs hold NaN or infinite values; it diverged in training, or the samples are out of "
-                "the range that it was fitted on."
+                "The net's outputs hold NaN or infinite values; it diverged in "
+                "training, or the samples are out of the range that it was fitted on."
             )
         if self.scores == "probabilities":
             _check_probabilities(outputs.float())
         elif self.scores == "logits" and _are_probabilities(outputs.float()):
             warn_user(
-                f"The module's outputs are probabilities, and {criterion} takes logits: softmax is applied twice, in "
-                "training and here, and nothing is ever predicted with confidence. Leave softmax out of forward, or "
+                f"The module's outputs are probabilities, and {criterion} takes "
+                "logits: softmax is applied twice, in training and here, and nothing "
+                "is ever predicted with confidence. Leave softmax out of forward, or "
                 "set criterion=nn.NLLLoss, for which skorch takes probabilities."
             )
         return outputs[0].numel()
@@ -188,8 +222,8 @@ def fitted_net(learner: Any) -> FittedNet:
     Parameters
     ----------
     learner : object
-        A modAL learner, or an estimator: a skorch net, a `Pipeline` that ends in one, a search over one, or a
-        wrapper that leaves its probabilities as they are.
+        A modAL learner, or an estimator: a skorch net, a `Pipeline` that ends in one, a
+        search over one, or a wrapper that leaves its probabilities as they are.
 
     Returns
     -------
@@ -206,8 +240,9 @@ def fitted_net(learner: Any) -> FittedNet:
     """
     if hasattr(learner, "learner_list"):
         raise TypeError(
-            f"FisherMask reads the gradients of one net, and a {type(learner).__name__} has several; give each of "
-            "its learners FisherMask() as query_strategy, or use an ActiveLearner."
+            "FisherMask reads the gradients of one net, and a "
+            f"{type(learner).__name__} has several; give each of its learners "
+            "FisherMask() as query_strategy, or use an ActiveLearner."
         )
     is_learner = hasattr(learner, "estimator") and hasattr(learner, "query")
     estimator = learner.estimator if is_learner else learner
@@ -215,36 +250,44 @@ def fitted_net(learner: Any) -> FittedNet:
     while not isinstance(estimator, NeuralNet):
         if isinstance(estimator, Pipeline):
             steps.extend(
-                step for _, step in estimator.steps[:-1] if step is not None and step != "passthrough"
+                step
+                for _, step in estimator.steps[:-1]
+                if step is not None and step != "passthrough"
             )
             estimator = estimator.steps[-1][1]
         else:
             estimator = _net_inside(estimator)
     if not getattr(estimator, "initialized_", False):
         raise NotFittedError(
-            f"This {type(estimator).__name__} is not fitted yet; fit it, or give the learner its first labelled "
-            "samples, before asking for more."
+            f"This {type(estimator).__name__} is not fitted yet; fit it, or give the "
+            "learner its first labelled samples, before asking for more."
         )
     criterion = _eager(estimator.criterion_)
     for kind, scores in CRITERIA.items():
         if isinstance(criterion, kind):
             return FittedNet(estimator, scores, tuple(steps))
     raise ValueError(
-        f"FisherMask needs a classifier's criterion: CrossEntropyLoss on logits, NLLLoss on probabilities or "
-        f"BCEWithLogitsLoss on one logit; this net was fitted with {type(criterion).__name__}. Fit it with one of "
-        "these; regression has no class probabilities to take gradients of, so use another strategy for it."
+        "FisherMask needs a classifier's criterion: CrossEntropyLoss on logits, "
+        "NLLLoss on probabilities or BCEWithLogitsLoss on one logit; this net was "
+        f"fitted with {type(criterion).__name__}. Fit it with one of these; regression "
+        "has no class probabilities to take gradients of, so use another strategy for "
+        "it."
     )
 
 
 def is_empty(X: Any) -> bool:
-    """Whether there are no samples in X: no rows, no elements, or no keys, or none in what a dict holds."""
+    """Whether there are no samples in X: no rows, no elements, or no keys, or none in
+    what a dict holds.
+    """
     if isinstance(X, dict) and X:
         return all(is_empty(values) for values in X.values())
     return (X.shape[0] if hasattr(X, "shape") else len(X)) == 0
 
 
 def sample_shape(X: Any) -> Any:
-    """Shape of one sample, by key for a dict; None where only reading one would tell."""
+    """Shape of one sample, by key for a dict; None where only reading one would
+    tell.
+    """
     if isinstance(X, (Dataset, SliceDataset)):
         return None
     if isinstance(X, dict):
@@ -266,7 +309,8 @@ def preserved_rng() -> Iterator[None]:
 
 
 def unwrapped(estimator: Any) -> Any:
-    """The fitted estimator inside one wrapper that changes neither X nor the probabilities; None for any other.
+    """The fitted estimator inside one wrapper that changes neither X nor the
+    probabilities; None for any other.
 
     Raises
     ------
@@ -274,13 +318,16 @@ def unwrapped(estimator: Any) -> Any:
     """
     kind = type(estimator).__name__
     attributes = [
-        TRANSPARENT[base.__name__] for base in type(estimator).__mro__ if base.__name__ in TRANSPARENT
+        TRANSPARENT[base.__name__]
+        for base in type(estimator).__mro__
+        if base.__name__ in TRANSPARENT
     ]
     if not attributes:
         return None
     if not hasattr(estimator, attributes[0]):
         raise NotFittedError(
-            f"This {kind} has no {attributes[0]} yet; fit it (a search with refit=True) first."
+            f"This {kind} has no {attributes[0]} yet; fit it (a search with "
+            "refit=True) first."
         )
     return getattr(estimator, attributes[0])
 
@@ -290,32 +337,40 @@ def _net_inside(estimator: Any) -> Any:
     kind = type(estimator).__name__
     if kind == "CalibratedClassifierCV":
         raise TypeError(
-            "A CalibratedClassifierCV changes the probabilities of the net inside, so its Fisher information is not "
-            "the net's; pass calibrated.calibrated_classifiers_[0].estimator to mean the net as it was fitted."
+            "A CalibratedClassifierCV changes the probabilities of the net inside, so "
+            "its Fisher information is not the net's; pass "
+            "calibrated.calibrated_classifiers_[0].estimator to mean the net as it was "
+            "fitted."
         )
     inside = unwrapped(estimator)
     if inside is None:
         raise TypeError(
-            f"FisherMask needs the gradients of a skorch net, and there is none in this {kind}; wrap the torch module "
-            "in skorch.NeuralNetClassifier, or use fishermask_sk.ResNet18Classifier."
+            "FisherMask needs the gradients of a skorch net, and there is none in "
+            f"this {kind}; wrap the torch module in skorch.NeuralNetClassifier, or use "
+            "fishermask_sk.ResNet18Classifier."
         )
     return inside
 
 
 def _eager(module: nn.Module) -> nn.Module:
-    """The module that was given to `torch.compile`; skorch compiles the criterion as well."""
+    """The module that was given to `torch.compile`; skorch compiles the criterion as
+    well.
+    """
     return getattr(module, "_orig_mod", module)
 
 
 def _check_values(values: Any, name: str) -> None:
-    """Refuse arrays that hold no numbers, or NaN and infinite ones; what is no array shows in the batches."""
+    """Refuse arrays that hold no numbers, or NaN and infinite ones; what is no array
+    shows in the batches.
+    """
     if hasattr(values, "select_dtypes"):
         values = values.select_dtypes("number").to_numpy()
     if isinstance(values, np.ndarray):
         if values.dtype.kind not in "biufc":
             raise TypeError(
-                f"{name} is an array of shape {values.shape} and dtype {values.dtype}; the net takes numbers, one "
-                "sample a row: encode it, or put an encoder before the net in a Pipeline."
+                f"{name} is an array of shape {values.shape} and dtype {values.dtype}; "
+                "the net takes numbers, one sample a row: encode it, or put an "
+                "encoder before the net in a Pipeline."
             )
         if values.dtype.kind not in "fc":
             return
@@ -325,8 +380,17 @@ def _check_values(values: Any, name: str) -> None:
     step = max(1, 2**24 // max(1, per_sample))
     for start in range(0, len(values), step):
         part = values[start : start + step]
-        if not bool((np.isfinite(part) if isinstance(part, np.ndarray) else torch.isfinite(part)).all()):
-            raise ValueError(f"{name} holds NaN or infinite values; impute or drop those samples first.")
+        if not bool(
+            (
+                np.isfinite(part)
+                if isinstance(part, np.ndarray)
+                else torch.isfinite(part)
+            ).all()
+        ):
+            raise ValueError(
+                f"{name} holds NaN or infinite values; impute or drop those samples "
+                "first."
+            )
 
 
 def _are_probabilities(p: Tensor) -> bool:
@@ -337,10 +401,12 @@ def _check_probabilities(p: Tensor) -> None:
     sums = p.sum(1)
     if not _are_probabilities(p):
         raise ValueError(
-            "Under NLLLoss skorch takes the module's outputs for probabilities, and these are none: values from "
-            f"{p.min().item():.3g} to {p.max().item():.3g}, rows that sum to {sums.min().item():.3g} to "
-            f"{sums.max().item():.3g}. End the module with softmax (not log_softmax: skorch takes the logarithm), or "
-            "set criterion=nn.CrossEntropyLoss for logits."
+            "Under NLLLoss skorch takes the module's outputs for probabilities, and "
+            f"these are none: values from {p.min().item():.3g} to "
+            f"{p.max().item():.3g}, rows that sum to {sums.min().item():.3g} to "
+            f"{sums.max().item():.3g}. End the module with softmax (not log_softmax: "
+            "skorch takes the logarithm), or set criterion=nn.CrossEntropyLoss for "
+            "logits."
         )
 
 

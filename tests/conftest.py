@@ -1,4 +1,6 @@
-"""Threads are pinned and denormals flushed, so that tests take the same time on a busy machine."""
+"""Threads are pinned and denormals flushed, so that tests take the same time on a busy
+machine.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""One process of a group, for tests/test_distributed.py: makes a net, takes its part of the samples and asks."""
+"""One process of a group, for tests/test_distributed.py: makes a net, takes its part of
+the samples and asks.
+"""
 
 import json
 import os
@@ -23,7 +25,9 @@ N_POOL, N_LABELED, N_CLASSES = 60, 13, 4
 def make_net(seed=0):
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, N_CLASSES)).double()
-    net = NeuralNetClassifier(module, criterion=nn.CrossEntropyLoss, verbose=0, train_split=None)
+    net = NeuralNetClassifier(
+        module, criterion=nn.CrossEntropyLoss, verbose=0, train_split=None
+    )
     return net.initialize()
 
 
@@ -43,15 +47,34 @@ def as_pool(X, kind):
     return X
 
 
-def ask(rank, counts, labeled_counts, strategy, kind="array", n_instances=9, n_proposed=None, **kwargs):
-    """A query of this rank; without a group (counts of one rank) that of one process."""
+def ask(
+    rank,
+    counts,
+    labeled_counts,
+    strategy,
+    kind="array",
+    n_instances=9,
+    n_proposed=None,
+    **kwargs,
+):
+    """A query of this rank; without a group (counts of one rank) that of one
+    process.
+    """
     X, known = samples(N_POOL, 1), samples(N_LABELED, 2)
     if kind == "tied":
         X = X[np.arange(N_POOL) % 7]
     own = as_pool(part(X, counts, rank), kind)
     if n_proposed is not None:
-        kwargs["candidates"] = np.flatnonzero(part(np.arange(N_POOL) % N_POOL < n_proposed, counts, rank))
-    strategy.select(make_net(), own, n_instances, X_labeled=part(known, labeled_counts, rank), **kwargs)
+        kwargs["candidates"] = np.flatnonzero(
+            part(np.arange(N_POOL) % N_POOL < n_proposed, counts, rank)
+        )
+    strategy.select(
+        make_net(),
+        own,
+        n_instances,
+        X_labeled=part(known, labeled_counts, rank),
+        **kwargs,
+    )
     return {
         "picks": strategy.query_idx_.tolist(),
         "gains": strategy.trace_reductions_.tolist(),
@@ -93,8 +116,14 @@ LEFT_OUT = []
 
 
 def leave_candidates_out():
-    """As many and as early as can be, which one process with so few samples would not do."""
-    screening.FIRST_SCREENING, screening.NEXT_SCREENING, screening.MIN_SCREENED = 1, 1.0, 0.0
+    """As many and as early as can be, which one process with so few samples would not
+    do.
+    """
+    screening.FIRST_SCREENING, screening.NEXT_SCREENING, screening.MIN_SCREENED = (
+        1,
+        1.0,
+        0.0,
+    )
     screening.SCREENED_SHARE, screening.READMITTED_SHARE = 0.95, 0.999
     set_ = screening.Screen._set
 
@@ -141,15 +170,21 @@ def cases(rank, size, what):
 
 
 def errors(rank, size):
-    """One rank is wrong at a time, or asks otherwise; the group goes on with the next question."""
+    """One rank is wrong at a time, or asks otherwise; the group goes on with the next
+    question.
+    """
     X, strategy = samples(20, 1), FisherMask(0.8, random_state=0)
     bad = X.copy()
     bad[7] = np.nan
     bad = as_pool(bad, "dataset")
 
-    def try_out(rank, X_pool=X, net=None, n_instances=3, X_labeled=X[:0], params=None, **kwargs):
+    def try_out(
+        rank, X_pool=X, net=None, n_instances=3, X_labeled=X[:0], params=None, **kwargs
+    ):
         chosen = FisherMask(0.8, **params) if params else strategy
-        return chosen.select(net or make_net(), X_pool, n_instances, X_labeled=X_labeled, **kwargs).tolist()
+        return chosen.select(
+            net or make_net(), X_pool, n_instances, X_labeled=X_labeled, **kwargs
+        ).tolist()
 
     class Learner:
         estimator, X_training = make_net(), X
@@ -172,8 +207,15 @@ def errors(rank, size):
         answer(partial(try_out, X_pool=X[:0]), rank),
         answer(partial(try_out, n_instances=1 + size * len(X)), rank),
         answer(partial(try_out, params={"random_state": None}), rank),
-        answer(partial(try_out, candidates=partial(margin_sampling, n_instances=3)), rank),
-        answer(lambda rank: strategy(make_net(), X[: 4 + rank], 4 + rank, X_labeled=X[:0]).tolist(), rank),
+        answer(
+            partial(try_out, candidates=partial(margin_sampling, n_instances=3)), rank
+        ),
+        answer(
+            lambda rank: strategy(
+                make_net(), X[: 4 + rank], 4 + rank, X_labeled=X[:0]
+            ).tolist(),
+            rank,
+        ),
     ]
 
 
@@ -187,7 +229,12 @@ def dies(rank, size):
 
     if rank == size - 1:
         candidates.Candidates.add = add_or_die
-    return answer(partial(run_case, "plain"), rank, [N_POOL // size] * size, [N_LABELED] + [0] * (size - 1))
+    return answer(
+        partial(run_case, "plain"),
+        rank,
+        [N_POOL // size] * size,
+        [N_LABELED] + [0] * (size - 1),
+    )
 
 
 def stays_away(rank, size, end):
@@ -195,6 +242,11 @@ def stays_away(rank, size, end):
     if rank == size - 1:
         end.wait(120)
         return None
-    found = answer(partial(run_case, "plain"), rank, [N_POOL // size] * size, [N_LABELED] + [0] * (size - 1))
+    found = answer(
+        partial(run_case, "plain"),
+        rank,
+        [N_POOL // size] * size,
+        [N_LABELED] + [0] * (size - 1),
+    )
     end.set()
     return found

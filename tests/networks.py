@@ -1,6 +1,8 @@
-"""Small networks of every kind that FisherMask claims to take, each with a few samples; nothing is downloaded.
+"""Small networks of every kind that FisherMask claims to take, each with a few samples;
+nothing is downloaded.
 
-`NETS` maps a name to a function that gives a skorch net, not yet initialised, and its samples.
+`NETS` maps a name to a function that gives a skorch net, not yet initialised, and its
+samples.
 """
 
 import warnings
@@ -22,7 +24,9 @@ N, CLASSES, WORDS, LENGTH = 9, 3, 12, 6
 class TabularMLP(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(7, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Dropout(0.3))
+        self.body = nn.Sequential(
+            nn.Linear(7, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Dropout(0.3)
+        )
         self.hidden, self.head = nn.Linear(8, 6), nn.Linear(6, CLASSES)
 
     def forward(self, x):
@@ -31,9 +35,16 @@ class TabularMLP(nn.Module):
 
 def vision_transformer():
     return torchvision.models.VisionTransformer(
-        image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=12, num_classes=CLASSES,
-        dropout=0.2, attention_dropout=0.1,
-    )  # fmt: skip
+        image_size=8,
+        patch_size=4,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=8,
+        mlp_dim=12,
+        num_classes=CLASSES,
+        dropout=0.2,
+        attention_dropout=0.1,
+    )
 
 
 class MobileNet(nn.Module):
@@ -42,7 +53,9 @@ class MobileNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(2, 8, 3, stride=2, padding=1)
-        self.block = CNBlock(8, layer_scale=0.5, stochastic_depth_prob=0.1)  # depthwise, 7 by 7
+        self.block = CNBlock(
+            8, layer_scale=0.5, stochastic_depth_prob=0.1
+        )  # depthwise, 7 by 7
         self.dilated = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4, bias=False)
         self.norm, self.squeeze = nn.GroupNorm(2, 8), SqueezeExcitation(8, 4)
         self.head = nn.Linear(8, CLASSES)
@@ -64,7 +77,9 @@ class PackedGRU(nn.Module):
 
     def forward(self, tokens):
         lengths = (tokens != 0).sum(1).cpu()
-        packed = pack_padded_sequence(self.embed(tokens), lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            self.embed(tokens), lengths, batch_first=True, enforce_sorted=False
+        )
         _, last = self.rnn(packed)
         return self.head(torch.cat([last[0], last[1]], dim=1))
 
@@ -74,20 +89,27 @@ class TextTransformer(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.words, self.places = nn.Embedding(WORDS, 8, padding_idx=0), nn.Embedding(LENGTH, 8)
+        self.words, self.places = (
+            nn.Embedding(WORDS, 8, padding_idx=0),
+            nn.Embedding(LENGTH, 8),
+        )
         layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.2, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, input_ids, attention_mask):
-        x = self.words(input_ids) + self.places(torch.arange(input_ids.shape[1], device=input_ids.device))
+        x = self.words(input_ids) + self.places(
+            torch.arange(input_ids.shape[1], device=input_ids.device)
+        )
         x = self.encoder(x, src_key_padding_mask=attention_mask == 0)
         weights = attention_mask.to(x.dtype)[..., None]
         return self.head((weights * x).sum(1) / weights.sum(1))
 
 
 def vgg():
-    with torch.device("meta"):  # its classifier has 100 million weights before it is replaced
+    with torch.device(
+        "meta"
+    ):  # its classifier has 100 million weights before it is replaced
         net = torchvision.models.VGG(nn.Identity(), init_weights=False)
     net.features = torchvision.models.vgg.make_layers([4, "M", 6, "M"], batch_norm=True)
     net.features[0] = nn.Conv2d(2, 4, 3, padding=1)
@@ -100,7 +122,11 @@ def vgg():
 
 def densenet():
     net = torchvision.models.DenseNet(
-        growth_rate=3, block_config=(2, 1), num_init_features=4, bn_size=2, num_classes=CLASSES
+        growth_rate=3,
+        block_config=(2, 1),
+        num_init_features=4,
+        bn_size=2,
+        num_classes=CLASSES,
     )
     net.features.conv0 = nn.Conv2d(2, 4, 3, padding=1, bias=False)
     return net
@@ -150,7 +176,9 @@ class Adapted(nn.Module):
 
 
 class WeightNorm(nn.Module):
-    """Weight norm in its new form and in the old one, spectral norm, and a plain layer among them."""
+    """Weight norm in its new form and in the old one, spectral norm, and a plain layer
+    among them.
+    """
 
     def __init__(self):
         super().__init__()
@@ -163,7 +191,11 @@ class WeightNorm(nn.Module):
         self.head = nn.utils.parametrizations.weight_norm(nn.Linear(6, CLASSES))
 
     def forward(self, x):
-        return self.head(self.spectral(self.old(self.plain(self.first(x).tanh()).tanh()).tanh()).tanh())
+        return self.head(
+            self.spectral(
+                self.old(self.plain(self.first(x).tanh()).tanh()).tanh()
+            ).tanh()
+        )
 
 
 class SmallConv(nn.Module):
@@ -230,17 +262,30 @@ class Checkpointed(TabularMLP):
 
     def __init__(self):
         super().__init__()
-        self.again = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh())
+        self.again = nn.Sequential(
+            nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh()
+        )
 
     def forward(self, x):
-        return self.head(checkpoint(self.again, self.hidden(self.body(x)), use_reentrant=False))
+        return self.head(
+            checkpoint(self.again, self.hidden(self.body(x)), use_reentrant=False)
+        )
 
 
 def make_net(module, *, cls=NeuralNetClassifier, **params):
     params.setdefault(
-        "criterion", nn.BCEWithLogitsLoss if cls is NeuralNetBinaryClassifier else nn.CrossEntropyLoss
+        "criterion",
+        nn.BCEWithLogitsLoss
+        if cls is NeuralNetBinaryClassifier
+        else nn.CrossEntropyLoss,
     )
-    settings = {"max_epochs": 2, "lr": 0.01, "batch_size": 8, "verbose": 0, "train_split": None}
+    settings = {
+        "max_epochs": 2,
+        "lr": 0.01,
+        "batch_size": 8,
+        "verbose": 0,
+        "train_split": None,
+    }
     return cls(module, **settings, **params)
 
 
@@ -267,7 +312,9 @@ FIRST_FIVE = list(NETS)[:5]
 
 
 def make(name, device="cpu", seed=0):
-    """An initialised skorch net in float64, its weights away from zero, and N samples."""
+    """An initialised skorch net in float64, its weights away from zero, and N
+    samples.
+    """
     module, draw, params = NETS[name]
     torch.manual_seed(seed)
     module = module().double()

@@ -1,4 +1,5 @@
-"""Slow twins of the fast paths, written from the formulas of docs/user_guide.md, in loops and dense inverses.
+"""Slow twins of the fast paths, written from the formulas of docs/user_guide.md, in
+loops and dense inverses.
 
 Nothing here imports the package.
 """
@@ -8,7 +9,9 @@ import torch
 
 
 def log_probabilities(outputs, scores, n_top_classes=None):
-    """Log p(y|x) of shape (n, c), as the criterion understands the module's outputs; or of the m best classes alone."""
+    """Log p(y|x) of shape (n, c), as the criterion understands the module's outputs; or
+    of the m best classes alone.
+    """
     if n_top_classes is not None:
         all_log_p = log_probabilities(outputs, scores)
         best = all_log_p.argsort(dim=1, descending=True)[:, :n_top_classes]
@@ -19,11 +22,17 @@ def log_probabilities(outputs, scores, n_top_classes=None):
     if scores == "probabilities":
         return outputs.log()
     logit = outputs.reshape(-1)
-    return torch.stack([torch.nn.functional.logsigmoid(-logit), torch.nn.functional.logsigmoid(logit)], 1)
+    return torch.stack(
+        [torch.nn.functional.logsigmoid(-logit), torch.nn.functional.logsigmoid(logit)],
+        1,
+    )
 
 
-def naive_embeddings(module, batch, scores="logits", weighting="fisher", forward=None, n_top_classes=None):
-    """(n, c, P): row c of sample x is √p_c ∂log p_c/∂θ, one backward pass through one sample's graph each.
+def naive_embeddings(
+    module, batch, scores="logits", weighting="fisher", forward=None, n_top_classes=None
+):
+    """(n, c, P): row c of sample x is √p_c ∂log p_c/∂θ, one backward pass through one
+    sample's graph each.
 
     Frozen weights get zeros.
     """
@@ -40,7 +49,9 @@ def naive_embeddings(module, batch, scores="logits", weighting="fisher", forward
             if p_c == 0:
                 grads = [None] * len(trainable)
             else:
-                grads = torch.autograd.grad(log_p[c], trainable, retain_graph=True, allow_unused=True)
+                grads = torch.autograd.grad(
+                    log_p[c], trainable, retain_graph=True, allow_unused=True
+                )
             found = dict(zip(map(id, trainable), grads, strict=True))
             flat = [
                 torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
@@ -61,7 +72,11 @@ def n_samples(batch):
 
 def one_sample(batch, i):
     """A batch that holds sample i alone."""
-    return {k: v[i : i + 1] for k, v in batch.items()} if isinstance(batch, dict) else batch[i : i + 1]
+    return (
+        {k: v[i : i + 1] for k, v in batch.items()}
+        if isinstance(batch, dict)
+        else batch[i : i + 1]
+    )
 
 
 def naive_diagonal_fisher(module, batch, **kwargs):
@@ -75,8 +90,11 @@ def naive_top_k(scores, k):
     return sorted(order[:k])
 
 
-def naive_selection(pool, labeled, n_instances, damping=1.0, oversample=1.0, tolerance=1e-9):
-    """Greedy minimisation of tr(M⁻¹ F̄) by dense inverses of every candidate's M, then the backward pass.
+def naive_selection(
+    pool, labeled, n_instances, damping=1.0, oversample=1.0, tolerance=1e-9
+):
+    """Greedy minimisation of tr(M⁻¹ F̄) by dense inverses of every candidate's M, then
+    the backward pass.
 
     Parameters
     ----------
@@ -103,7 +121,11 @@ def naive_selection(pool, labeled, n_instances, damping=1.0, oversample=1.0, tol
     picks, gains = [], []
     for _ in range(min(int(np.ceil(oversample * n_instances)), n_pool)):
         before = trace(m)
-        gain = {i: before - trace(m + weight * pool[i].T @ pool[i]) for i in range(n_pool) if i not in picks}
+        gain = {
+            i: before - trace(m + weight * pool[i].T @ pool[i])
+            for i in range(n_pool)
+            if i not in picks
+        }
         best = max(gain.values())
         chosen = min(i for i in gain if gain[i] >= best - tolerance * abs(best))
         picks.append(chosen)

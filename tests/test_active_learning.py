@@ -1,4 +1,6 @@
-"""The loop as a classifier and as a generator: what it reads, asks, seeds, refuses and learns."""
+"""The loop as a classifier and as a generator: what it reads, asks, seeds, refuses and
+learns.
+"""
 
 import inspect
 import itertools
@@ -51,7 +53,13 @@ class Margin(BaseEstimator):
 
 
 def loop(estimator=None, query_strategy=margin_sampling, **params):
-    settings = {"n_initial": 10, "n_instances": 5, "n_queries": 3, "random_state": 0, **params}
+    settings = {
+        "n_initial": 10,
+        "n_instances": 5,
+        "n_queries": 3,
+        "random_state": 0,
+        **params,
+    }
     return ActiveLearningClassifier(
         GaussianNB() if estimator is None else estimator, query_strategy, **settings
     )
@@ -77,12 +85,16 @@ def net(module=TinyNet, **params):
     return NeuralNetClassifier(module, **{**settings, **params})
 
 
-# --- scikit-learn's own checks ------------------------------------------------------------------------------
+# --- scikit-learn's own checks
+# ------------------------------------------------------------------------------
 
-# None is exempt. `check_array_api_input` skips itself: it runs only where SCIPY_ARRAY_API is set before start.
+# None is exempt. `check_array_api_input` skips itself: it runs only where
+# SCIPY_ARRAY_API is set before start.
 
 
-@parametrize_with_checks([ActiveLearningClassifier(LogisticRegression(), Margin(), random_state=0)])
+@parametrize_with_checks(
+    [ActiveLearningClassifier(LogisticRegression(), Margin(), random_state=0)]
+)
 @pytest.mark.filterwarnings("ignore")  # the checks feed what classifiers warn about
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
@@ -92,7 +104,12 @@ def test_scikit_learn_checks(estimator, check):
 @parametrize_with_checks(
     [
         ActiveLearningClassifier(
-            LogisticRegression(), Margin(), n_initial=40, n_instances=30, n_queries=8, initial="stratified"
+            LogisticRegression(),
+            Margin(),
+            n_initial=40,
+            n_instances=30,
+            n_queries=8,
+            initial="stratified",
         )
     ],
 )
@@ -101,7 +118,8 @@ def test_scikit_learn_checks_with_queries(estimator, check):
     check(estimator)
 
 
-# --- rounds -------------------------------------------------------------------------------------------------
+# --- rounds
+# --------------------------------------------------------------------------------
 
 
 def test_rounds_are_counted_and_every_sample_is_labelled_at_most_once():
@@ -117,7 +135,9 @@ def test_the_last_estimator_was_fitted_on_all_labelled_samples():
     clf = loop().fit(X_IRIS, Y_IRIS)
     labeled = clf.labeled_indices_
     expected = GaussianNB().fit(X_IRIS[labeled], Y_IRIS[labeled])
-    np.testing.assert_array_equal(clf.predict_proba(X_IRIS), expected.predict_proba(X_IRIS))
+    np.testing.assert_array_equal(
+        clf.predict_proba(X_IRIS), expected.predict_proba(X_IRIS)
+    )
     assert clf.score(X_IRIS, Y_IRIS) == expected.score(X_IRIS, Y_IRIS)
 
 
@@ -165,29 +185,45 @@ def test_the_generator_stops_where_one_stops_and_stores_nothing():
 def test_rounds_keep_estimators_of_their_own():
     rounds = list(loop().iter_rounds(X_IRIS, Y_IRIS))
     assert len({id(played.learner.estimator) for played in rounds}) == 4
-    assert [played.learner.estimator.class_count_.sum() for played in rounds] == [10, 15, 20, 25]
+    assert [played.learner.estimator.class_count_.sum() for played in rounds] == [
+        10,
+        15,
+        20,
+        25,
+    ]
 
 
 @pytest.mark.parametrize("n_known", [1, 2, 4])
-@pytest.mark.parametrize("estimator", [RandomForestClassifier(5), net()], ids=["forest", "net"])
+@pytest.mark.parametrize(
+    "estimator", [RandomForestClassifier(5), net()], ids=["forest", "net"]
+)
 def test_going_on_from_a_history_gives_what_would_have_followed(n_known, estimator):
     clf = loop(estimator, random_sampling)
     X = X_IRIS.astype("float32")
     whole = list(clf.iter_rounds(X, Y_IRIS))
-    rest = list(clf.iter_rounds(X, Y_IRIS, labeled_iter=[played.query_idx for played in whole[:n_known]]))
+    rest = list(
+        clf.iter_rounds(
+            X, Y_IRIS, labeled_iter=[played.query_idx for played in whole[:n_known]]
+        )
+    )
     assert [played.number for played in rest] == list(range(n_known - 1, 4))
     for expected, played in zip(whole[n_known - 1 :], rest, strict=True):
         np.testing.assert_array_equal(played.query_idx, expected.query_idx)
-        np.testing.assert_array_equal(played.learner.predict_proba(X), expected.learner.predict_proba(X))
+        np.testing.assert_array_equal(
+            played.learner.predict_proba(X), expected.learner.predict_proba(X)
+        )
 
 
 def test_a_history_beyond_the_budget_is_its_last_round():
     history = np.arange(40).reshape(8, 5)
-    rounds = list(loop(n_queries=2).iter_rounds(X_IRIS[::-1], Y_IRIS[::-1], labeled_iter=history))
+    rounds = list(
+        loop(n_queries=2).iter_rounds(X_IRIS[::-1], Y_IRIS[::-1], labeled_iter=history)
+    )
     assert [played.number for played in rounds] == [7]
 
 
-# --- the oracle ---------------------------------------------------------------------------------------------
+# --- the oracle
+# --------------------------------------------------------------------------------
 
 
 class Oracle:
@@ -215,7 +251,9 @@ def test_labels_of_other_rows_change_nothing():
     clf = loop().fit(X_IRIS, Y_IRIS)
     poisoned = np.full(150, 99)
     poisoned[clf.labeled_indices_] = Y_IRIS[clf.labeled_indices_]
-    np.testing.assert_array_equal(loop().fit(X_IRIS, poisoned).labeled_iter_, clf.labeled_iter_)
+    np.testing.assert_array_equal(
+        loop().fit(X_IRIS, poisoned).labeled_iter_, clf.labeled_iter_
+    )
 
 
 def test_stratified_reads_all_of_y():
@@ -227,7 +265,11 @@ def test_stratified_reads_all_of_y():
 @pytest.mark.parametrize("n_initial", [3, 4, 9, 30])
 def test_stratified_gives_every_class_a_label_and_its_share(n_initial):
     rare = np.r_[0, 50:80, 100:150]  # 1, 30 and 50 samples
-    first = next(loop(initial="stratified", n_initial=n_initial).iter_rounds(X_IRIS[rare], Y_IRIS[rare]))
+    first = next(
+        loop(initial="stratified", n_initial=n_initial).iter_rounds(
+            X_IRIS[rare], Y_IRIS[rare]
+        )
+    )
     counts = np.bincount(first.learner.y_training, minlength=3)
     assert counts[0] == 1
     assert counts.sum() == n_initial
@@ -244,12 +286,19 @@ def test_string_labels():
     names = np.array(["setosa", "versicolor", "virginica"])[Y_IRIS]
     clf = loop().fit(X_IRIS, names)
     assert clf.classes_.tolist() == ["setosa", "versicolor", "virginica"]
-    np.testing.assert_array_equal(clf.labeled_iter_, loop().fit(X_IRIS, Y_IRIS).labeled_iter_)
+    np.testing.assert_array_equal(
+        clf.labeled_iter_, loop().fit(X_IRIS, Y_IRIS).labeled_iter_
+    )
     assert clf.score(X_IRIS, names) > 0.8
 
 
 @pytest.mark.parametrize(
-    "y", [Y_IRIS.tolist(), pd.Series(Y_IRIS, index=np.arange(150)[::-1]), torch.tensor(Y_IRIS)]
+    "y",
+    [
+        Y_IRIS.tolist(),
+        pd.Series(Y_IRIS, index=np.arange(150)[::-1]),
+        torch.tensor(Y_IRIS),
+    ],
 )
 def test_labels_in_other_containers(y):
     np.testing.assert_array_equal(
@@ -261,28 +310,35 @@ def test_a_column_of_labels_warns_once():
     with pytest.warns(DataConversionWarning, match="column-vector") as caught:
         clf = loop().fit(X_IRIS, Y_IRIS[:, None])
     assert len(caught) == 1
-    np.testing.assert_array_equal(clf.labeled_iter_, loop().fit(X_IRIS, Y_IRIS).labeled_iter_)
+    np.testing.assert_array_equal(
+        clf.labeled_iter_, loop().fit(X_IRIS, Y_IRIS).labeled_iter_
+    )
 
 
 def test_a_class_that_the_first_batch_misses_joins_later():
     rounds = list(
-        loop(LogisticRegression(max_iter=500), random_sampling, initial=np.arange(48, 58)).iter_rounds(
-            X_IRIS, Y_IRIS
-        )
+        loop(
+            LogisticRegression(max_iter=500), random_sampling, initial=np.arange(48, 58)
+        ).iter_rounds(X_IRIS, Y_IRIS)
     )
     assert rounds[0].learner.estimator.classes_.tolist() == [0, 1]
     assert rounds[-1].learner.estimator.classes_.tolist() == [0, 1, 2]
 
 
 def test_classes_of_a_plain_net_are_its_columns():
-    clf = loop(net(), random_sampling, n_queries=0, initial=[0, 1, 100]).fit(X_IRIS.astype("float32"), Y_IRIS)
+    clf = loop(net(), random_sampling, n_queries=0, initial=[0, 1, 100]).fit(
+        X_IRIS.astype("float32"), Y_IRIS
+    )
     assert clf.estimator_.classes_.tolist() == [0, 2]  # skorch: the labels seen
     assert clf.classes_.tolist() == [0, 1, 2]
     proba = clf.predict_proba(X_IRIS.astype("float32"))
-    np.testing.assert_array_equal(clf.predict(X_IRIS.astype("float32")), clf.classes_[proba.argmax(1)])
+    np.testing.assert_array_equal(
+        clf.predict(X_IRIS.astype("float32")), clf.classes_[proba.argmax(1)]
+    )
 
 
-# --- query strategies ---------------------------------------------------------------------------------------
+# --- query strategies
+# --------------------------------------------------------------------------------
 
 
 def test_the_learner_has_what_modals_learners_have():
@@ -297,8 +353,12 @@ def test_the_learner_has_what_modals_learners_have():
     learner = seen["learner"]
     assert seen["n_instances"] == 5
     assert len(learner.X_training) == len(learner.y_training) == 10
-    np.testing.assert_array_equal(learner.predict(X_IRIS), learner.estimator.predict(X_IRIS))
-    np.testing.assert_array_equal(learner.predict_proba(X_IRIS), learner.estimator.predict_proba(X_IRIS))
+    np.testing.assert_array_equal(
+        learner.predict(X_IRIS), learner.estimator.predict(X_IRIS)
+    )
+    np.testing.assert_array_equal(
+        learner.predict_proba(X_IRIS), learner.estimator.predict_proba(X_IRIS)
+    )
     assert learner.score(X_IRIS, Y_IRIS) == learner.estimator.score(X_IRIS, Y_IRIS)
 
 
@@ -318,7 +378,9 @@ PICKS = {
 def test_bare_indices_and_pairs_are_understood(kind, n_instances):
     played = list(
         loop(
-            query_strategy=lambda learner, X_pool, n_instances=1: PICKS[kind](n_instances),
+            query_strategy=lambda learner, X_pool, n_instances=1: PICKS[kind](
+                n_instances
+            ),
             n_queries=1,
             n_instances=n_instances,
         ).iter_rounds(X_IRIS, Y_IRIS)
@@ -330,7 +392,9 @@ def test_bare_indices_and_pairs_are_understood(kind, n_instances):
 
 @pytest.mark.parametrize("answer", [3, np.int64(3), (np.int64(3), 0.5)])
 def test_a_single_index_is_understood(answer):
-    learner = PoolLearner(None, lambda learner, X_pool, n_instances=1: answer, None, None)
+    learner = PoolLearner(
+        None, lambda learner, X_pool, n_instances=1: answer, None, None
+    )
     query_idx, X_query = learner.query(X_IRIS)
     assert query_idx.tolist() == [3]
     np.testing.assert_array_equal(X_query, X_IRIS[[3]])
@@ -346,13 +410,20 @@ def test_modals_own_strategies_work():
     clf = loop(query_strategy=modal_margin_sampling).fit(X_IRIS, Y_IRIS)
     np.testing.assert_array_equal(
         np.sort(clf.labeled_indices_),
-        np.sort(loop(query_strategy=margin_sampling).fit(X_IRIS, Y_IRIS).labeled_indices_),
+        np.sort(
+            loop(query_strategy=margin_sampling).fit(X_IRIS, Y_IRIS).labeled_indices_
+        ),
     )
 
 
-@pytest.mark.parametrize("strategy", [modal_entropy_sampling, uncertainty_batch_sampling])
+@pytest.mark.parametrize(
+    "strategy", [modal_entropy_sampling, uncertainty_batch_sampling]
+)
 def test_modals_other_strategies_work(strategy):
-    assert len(set(loop(query_strategy=strategy).fit(X_IRIS, Y_IRIS).labeled_indices_)) == 25
+    assert (
+        len(set(loop(query_strategy=strategy).fit(X_IRIS, Y_IRIS).labeled_indices_))
+        == 25
+    )
 
 
 def test_a_strategy_is_asked_once_per_query():
@@ -376,7 +447,8 @@ def test_fisher_mask_with_nested_parameters():
     assert clf.estimator_.max_epochs == 2
 
 
-# --- randomness ---------------------------------------------------------------------------------------------
+# --- randomness
+# --------------------------------------------------------------------------------
 
 
 class Recorder(BaseEstimator):
@@ -388,11 +460,17 @@ class Recorder(BaseEstimator):
     def __call__(self, learner, X_pool, n_instances=1):
         random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
         self.seed_ = self.random_state
-        return np.random.RandomState(self.random_state).permutation(len(X_pool))[:n_instances]
+        return np.random.RandomState(self.random_state).permutation(len(X_pool))[
+            :n_instances
+        ]
 
 
-@pytest.mark.parametrize("estimator", [RandomForestClassifier(5), net()], ids=["forest", "net"])
-def test_an_int_random_state_gives_all_candidates_the_same_first_batch_and_training_noise(estimator):
+@pytest.mark.parametrize(
+    "estimator", [RandomForestClassifier(5), net()], ids=["forest", "net"]
+)
+def test_an_int_random_state_gives_all_candidates_the_same_first_batch_and_training_noise(
+    estimator,
+):
     X = X_IRIS.astype("float32")
     first = [
         next(loop(clone(estimator), strategy).iter_rounds(X, Y_IRIS))
@@ -400,13 +478,20 @@ def test_an_int_random_state_gives_all_candidates_the_same_first_batch_and_train
     ]
     for played in first[1:]:
         np.testing.assert_array_equal(played.query_idx, first[0].query_idx)
-        np.testing.assert_array_equal(played.learner.predict_proba(X), first[0].learner.predict_proba(X))
+        np.testing.assert_array_equal(
+            played.learner.predict_proba(X), first[0].learner.predict_proba(X)
+        )
 
 
-@pytest.mark.parametrize("strategy", [random_sampling, Recorder()], ids=["function", "object"])
+@pytest.mark.parametrize(
+    "strategy", [random_sampling, Recorder()], ids=["function", "object"]
+)
 def test_an_int_random_state_repeats_everything(strategy):
     X = X_IRIS.astype("float32")
-    fits = [loop(net(), clone(strategy, safe=False), random_state=3).fit(X, Y_IRIS) for _ in range(2)]
+    fits = [
+        loop(net(), clone(strategy, safe=False), random_state=3).fit(X, Y_IRIS)
+        for _ in range(2)
+    ]
     np.testing.assert_array_equal(fits[0].labeled_indices_, fits[1].labeled_indices_)
     np.testing.assert_array_equal(fits[0].predict_proba(X), fits[1].predict_proba(X))
     other = loop(net(), strategy, random_state=4).fit(X, Y_IRIS)
@@ -414,10 +499,15 @@ def test_an_int_random_state_repeats_everything(strategy):
 
 
 def test_nested_random_states_are_set_on_clones_by_round():
-    estimator = make_pipeline(StandardScaler(), RandomForestClassifier(2, random_state=77))
-    rounds = list(loop(estimator, Recorder(random_state=78)).iter_rounds(X_IRIS, Y_IRIS))
+    estimator = make_pipeline(
+        StandardScaler(), RandomForestClassifier(2, random_state=77)
+    )
+    rounds = list(
+        loop(estimator, Recorder(random_state=78)).iter_rounds(X_IRIS, Y_IRIS)
+    )
     seeds = [
-        played.learner.estimator.get_params()["randomforestclassifier__random_state"] for played in rounds
+        played.learner.estimator.get_params()["randomforestclassifier__random_state"]
+        for played in rounds
     ]
     assert len({77, *seeds}) == 5
     assert estimator.get_params()["randomforestclassifier__random_state"] == 77
@@ -425,7 +515,9 @@ def test_nested_random_states_are_set_on_clones_by_round():
 
 
 def test_without_random_state_nested_ones_stay():
-    clf = loop(RandomForestClassifier(2, random_state=77), random_state=None).fit(X_IRIS, Y_IRIS)
+    clf = loop(RandomForestClassifier(2, random_state=77), random_state=None).fit(
+        X_IRIS, Y_IRIS
+    )
     assert clf.estimator_.random_state == 77
 
 
@@ -437,7 +529,8 @@ def test_global_generators_are_as_before():
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-# --- containers ---------------------------------------------------------------------------------------------
+# --- containers
+# --------------------------------------------------------------------------------
 
 DIGITS, Y_DIGITS = load_digits(return_X_y=True)
 IMAGES = (DIGITS[:120] / 16).astype("float32").reshape(-1, 1, 8, 8)
@@ -450,15 +543,27 @@ class DictNet(TinyNet):
 
 
 def image_net(module=TinyNet, **params):
-    return net(module=module, module__n_features=64, module__n_classes=10, classes=list(range(10)), **params)
+    return net(
+        module=module,
+        module__n_features=64,
+        module__n_classes=10,
+        classes=list(range(10)),
+        **params,
+    )
 
 
 @pytest.mark.parametrize(
-    "strategy", [margin_sampling, FisherMask(sparsity=10, keep_head=False)], ids=["margin", "fisher_mask"]
+    "strategy",
+    [margin_sampling, FisherMask(sparsity=10, keep_head=False)],
+    ids=["margin", "fisher_mask"],
 )
-@pytest.mark.parametrize("kind", ["array", "tensor", "slice_dataset", "dataset", "dict"])
+@pytest.mark.parametrize(
+    "kind", ["array", "tensor", "slice_dataset", "dataset", "dict"]
+)
 def test_containers_of_images_give_the_same_picks(kind, strategy):
-    expected = loop(image_net(), clone(strategy, safe=False), n_queries=2).fit(IMAGES, Y_IMAGES)
+    expected = loop(image_net(), clone(strategy, safe=False), n_queries=2).fit(
+        IMAGES, Y_IMAGES
+    )
     dataset = TensorDataset(torch.tensor(IMAGES), torch.tensor(Y_IMAGES))
     X = {
         "array": IMAGES,
@@ -469,11 +574,18 @@ def test_containers_of_images_give_the_same_picks(kind, strategy):
     }[kind]
     estimator = image_net(DictNet if kind == "dict" else TinyNet)
     if kind == "dict":  # columns come in another order
-        assert len(loop(estimator, strategy, n_queries=2).fit(X, Y_IMAGES).labeled_indices_) == 20
+        assert (
+            len(
+                loop(estimator, strategy, n_queries=2).fit(X, Y_IMAGES).labeled_indices_
+            )
+            == 20
+        )
         return
     clf = loop(estimator, strategy, n_queries=2).fit(X, Y_IMAGES)
     np.testing.assert_array_equal(clf.labeled_indices_, expected.labeled_indices_)
-    np.testing.assert_allclose(clf.predict_proba(X), expected.predict_proba(IMAGES), rtol=1e-6)
+    np.testing.assert_allclose(
+        clf.predict_proba(X), expected.predict_proba(IMAGES), rtol=1e-6
+    )
 
 
 class ReadCounter(TensorDataset):
@@ -491,18 +603,24 @@ def test_a_dataset_is_read_at_labelled_rows_to_train():
     assert dataset.read == set(clf.labeled_indices_.tolist())
 
 
-@pytest.mark.parametrize("container", [sparse.csr_matrix, sparse.coo_array, sparse.dok_matrix])
+@pytest.mark.parametrize(
+    "container", [sparse.csr_matrix, sparse.coo_array, sparse.dok_matrix]
+)
 def test_sparse_matrices(container):
     clf = loop(LogisticRegression()).fit(container(X_IRIS), Y_IRIS)
     np.testing.assert_array_equal(
         clf.labeled_indices_,
-        loop(LogisticRegression()).fit(sparse.csr_matrix(X_IRIS), Y_IRIS).labeled_indices_,
+        loop(LogisticRegression())
+        .fit(sparse.csr_matrix(X_IRIS), Y_IRIS)
+        .labeled_indices_,
     )
 
 
 def test_a_dataframe_keeps_its_columns():
     frame = pd.DataFrame(X_IRIS, columns=list("abcd"), index=np.arange(150)[::-1])
-    scaler = make_column_transformer((StandardScaler(), ["a", "b"]), ("passthrough", ["c", "d"]))
+    scaler = make_column_transformer(
+        (StandardScaler(), ["a", "b"]), ("passthrough", ["c", "d"])
+    )
     clf = loop(make_pipeline(scaler, GaussianNB())).fit(frame, Y_IRIS)
     assert clf.feature_names_in_.tolist() == list("abcd")
     assert clf.n_features_in_ == 4
@@ -517,7 +635,8 @@ def test_lists_of_texts():
     assert clf.predict(["very good"]).tolist() == ["+"]
 
 
-# --- at home in scikit-learn --------------------------------------------------------------------------------
+# --- at home in scikit-learn
+# --------------------------------------------------------------------------------
 
 
 def test_params_clone_pickle_repr_tags():
@@ -528,7 +647,9 @@ def test_params_clone_pickle_repr_tags():
     assert is_classifier(clf)
     assert "FisherMask" in repr(clf)
     fitted = loop().fit(X_IRIS, Y_IRIS)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict(X_IRIS), fitted.predict(X_IRIS))
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(fitted)).predict(X_IRIS), fitted.predict(X_IRIS)
+    )
 
 
 def test_methods_are_those_of_the_estimator():
@@ -556,7 +677,10 @@ def test_randomized_search_inside_a_pipeline(n_jobs):
     pipe = make_pipeline(StandardScaler(), loop(n_queries=1))
     search = RandomizedSearchCV(
         pipe,
-        {"activelearningclassifier__n_initial": [20, 30], "activelearningclassifier__n_instances": [5, 10]},
+        {
+            "activelearningclassifier__n_initial": [20, 30],
+            "activelearningclassifier__n_instances": [5, 10],
+        },
         n_iter=2,
         cv=2,
         n_jobs=n_jobs,
@@ -567,13 +691,19 @@ def test_randomized_search_inside_a_pipeline(n_jobs):
 
 @pytest.mark.slow
 def test_grid_search_on_a_dask_cluster():
-    distributed = pytest.importorskip("distributed", reason="dask's distributed is not installed")
+    distributed = pytest.importorskip(
+        "distributed", reason="dask's distributed is not installed"
+    )
     search = GridSearchCV(
-        loop(LogisticRegression(max_iter=500), margin_sampling, n_queries=1), {"n_instances": [5, 10]}, cv=2
+        loop(LogisticRegression(max_iter=500), margin_sampling, n_queries=1),
+        {"n_instances": [5, 10]},
+        cv=2,
     )
     expected = clone(search).fit(X_IRIS, Y_IRIS)
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
         distributed.Client(cluster),
         joblib.parallel_config("dask"),
     ):
@@ -590,7 +720,9 @@ def test_learning_curve_with_an_eval_set():
     assert not hasattr(loop().fit(X_IRIS, Y_IRIS), "learning_curve_")
 
 
-@pytest.mark.parametrize("y_eval", [Y_IRIS[:, None], Y_IRIS.tolist(), torch.tensor(Y_IRIS)])
+@pytest.mark.parametrize(
+    "y_eval", [Y_IRIS[:, None], Y_IRIS.tolist(), torch.tensor(Y_IRIS)]
+)
 def test_labels_of_an_eval_set_in_other_containers(y_eval):
     clf = loop().fit(X_IRIS, Y_IRIS, eval_set=(X_IRIS, y_eval))
     assert clf.learning_curve_[-1]["accuracy"] == clf.score(X_IRIS, Y_IRIS)
@@ -605,11 +737,14 @@ def test_nothing_is_printed_but_the_bar_on_request(capsys):
     assert "4/4" in shown
 
 
-# --- refusals -----------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------
 
 
 def test_sample_weight_is_refused():
-    with pytest.raises(TypeError, match=r"takes X, y and eval_set, and got \['sample_weight'\]"):
+    with pytest.raises(
+        TypeError, match=r"takes X, y and eval_set, and got \['sample_weight'\]"
+    ):
         loop().fit(X_IRIS, Y_IRIS, sample_weight=np.ones(150))
 
 
@@ -619,10 +754,19 @@ def test_sample_weight_is_refused():
         ({"n_initial": 0}, "n_initial must be an integer of at least 1, got 0"),
         ({"n_initial": 2.5}, "n_initial must be an integer of at least 1, got 2.5"),
         ({"n_instances": 0}, "n_instances must be an integer of at least 1, got 0"),
-        ({"n_instances": True}, "n_instances must be an integer of at least 1, got True"),
+        (
+            {"n_instances": True},
+            "n_instances must be an integer of at least 1, got True",
+        ),
         ({"n_queries": -1}, "n_queries must be an integer of at least 0, got -1"),
-        ({"initial": "balanced"}, "initial must be 'random', 'stratified' or positions in X, got 'balanced'"),
-        ({"initial": [0, 150]}, "initial has positions from 0 to 150; there are 150 samples, 0 to 149"),
+        (
+            {"initial": "balanced"},
+            "initial must be 'random', 'stratified' or positions in X, got 'balanced'",
+        ),
+        (
+            {"initial": [0, 150]},
+            "initial has positions from 0 to 150; there are 150 samples, 0 to 149",
+        ),
         ({"initial": [1, 1]}, "initial has a position twice"),
         (
             {"initial": [0.5]},
@@ -638,13 +782,17 @@ def test_parameters_out_of_range(params, message):
 
 @pytest.mark.parametrize("strategy", [FisherMask, "margin", None])
 def test_what_is_no_strategy(strategy):
-    with pytest.raises(TypeError, match="query_strategy must be a function or a callable object, got"):
+    with pytest.raises(
+        TypeError, match="query_strategy must be a function or a callable object, got"
+    ):
         loop(query_strategy=strategy).iter_rounds(X_IRIS, Y_IRIS)
 
 
 @pytest.mark.parametrize("estimator", [GaussianNB, "net"])
 def test_what_is_no_estimator(estimator):
-    with pytest.raises(TypeError, match="estimator must be a classifier object with a fit method, got"):
+    with pytest.raises(
+        TypeError, match="estimator must be a classifier object with a fit method, got"
+    ):
         loop(estimator).iter_rounds(X_IRIS, Y_IRIS)
 
 
@@ -655,7 +803,11 @@ def test_what_is_no_estimator(estimator):
         (None, Y_IRIS, "X is None; pass the samples"),
         (X_IRIS, Y_IRIS[:-1], "X has 150 samples and y has 149 labels"),
         (X_IRIS[:0], Y_IRIS[:0], "0 samples, a minimum of 1 is required"),
-        ({"a": X_IRIS, "b": X_IRIS[1:]}, Y_IRIS, "X is a dict whose arrays have .* rows"),
+        (
+            {"a": X_IRIS, "b": X_IRIS[1:]},
+            Y_IRIS,
+            "X is a dict whose arrays have .* rows",
+        ),
         (np.float64(3), Y_IRIS, "X is the single value .*; pass an array"),
     ],
 )
@@ -665,7 +817,10 @@ def test_samples_and_labels_that_do_not_match(X, y, message):
 
 
 def test_a_history_with_other_samples():
-    with pytest.raises(ValueError, match="labeled_iter has positions from 3 to 150; there are 150 samples"):
+    with pytest.raises(
+        ValueError,
+        match="labeled_iter has positions from 3 to 150; there are 150 samples",
+    ):
         loop().iter_rounds(X_IRIS, Y_IRIS, labeled_iter=[[3, 4], [150]])
 
 
@@ -673,7 +828,9 @@ def test_a_history_with_other_samples():
 def test_a_missing_label_names_its_row(missing):
     y = Y_IRIS.astype(object)
     y[7] = missing
-    with pytest.raises(ValueError, match=r"y has no label for row 7, which was queried: (nan|None)"):
+    with pytest.raises(
+        ValueError, match=r"y has no label for row 7, which was queried: (nan|None)"
+    ):
         loop(initial=[3, 7, 60, 120]).fit(X_IRIS, y)
 
 
@@ -684,7 +841,8 @@ def test_continuous_labels():
 
 def test_a_first_batch_of_one_class_that_cannot_be_fitted():
     with pytest.raises(
-        ValueError, match=r"All 10 labels so far are of one class, .*0.*raise n_initial, or use initial"
+        ValueError,
+        match=r"All 10 labels so far are of one class, .*0.*raise n_initial, or use initial",
     ):
         loop(LogisticRegression(), initial=np.arange(10)).fit(X_IRIS, Y_IRIS)
 
@@ -703,7 +861,9 @@ def test_an_eval_set_that_is_no_pair(eval_set):
 
 
 def test_an_eval_set_that_does_not_match():
-    with pytest.raises(ValueError, match="eval_set has 150 samples and 147 labels; pass one label per"):
+    with pytest.raises(
+        ValueError, match="eval_set has 150 samples and 147 labels; pass one label per"
+    ):
         loop().fit(X_IRIS, Y_IRIS, eval_set=(X_IRIS, Y_IRIS[:-3]))
 
 
@@ -712,18 +872,29 @@ def test_an_eval_set_that_does_not_match():
     [
         (np.arange(4), r"strategy returned indices of shape \(4,\) for n_instances=5"),
         (np.arange(5)[None], r"strategy returned indices of shape \(1, 5\)"),
-        ((np.arange(5), X_IRIS[:5], 0), "strategy returned indices of shape|inhomogeneous"),
-        (np.ones(5), "The answer of strategy must be a one-dimensional array of integers, got .* float64"),
+        (
+            (np.arange(5), X_IRIS[:5], 0),
+            "strategy returned indices of shape|inhomogeneous",
+        ),
+        (
+            np.ones(5),
+            "The answer of strategy must be a one-dimensional array of integers, got "
+            ".* float64",
+        ),
         (
             np.ones(5, dtype=bool),
-            "The answer of strategy must be a one-dimensional array of integers, got .* bool",
+            "The answer of strategy must be a one-dimensional array of integers, got "
+            ".* bool",
         ),
         (np.array([0, 1, 2, 3, 3]), "The answer of strategy has a position twice"),
         (
             np.array([0, 1, 2, 3, 140]),
             "The answer of strategy has positions from 0 to 140; there are 140 samples",
         ),
-        (np.array([-1, 1, 2, 3, 4]), "The answer of strategy has positions from -1 to 4"),
+        (
+            np.array([-1, 1, 2, 3, 4]),
+            "The answer of strategy has positions from -1 to 4",
+        ),
     ],
 )
 def test_answers_that_are_no_positions(answer, message):
@@ -759,10 +930,14 @@ def test_columns_that_have_no_classes():
         def predict_proba(self, X):
             return np.ones((len(X), 7))
 
-    with pytest.raises(ValueError, match="Odd gives 7 probabilities per sample and has the classes"):
+    with pytest.raises(
+        ValueError, match="Odd gives 7 probabilities per sample and has the classes"
+    ):
         loop(Odd(), first_samples).fit(X_IRIS, np.array(["a", "b", "c"])[Y_IRIS])
 
 
 def test_partials_are_strategies():
-    clf = loop(query_strategy=partial(random_sampling, random_state=5)).fit(X_IRIS, Y_IRIS)
+    clf = loop(query_strategy=partial(random_sampling, random_state=5)).fit(
+        X_IRIS, Y_IRIS
+    )
     assert len(clf.labeled_indices_) == 25

@@ -1,4 +1,6 @@
-"""Baselines against slow twins, a published implementation where it is installed, and both forms of answer."""
+"""Baselines against slow twins, a published implementation where it is installed, and
+both forms of answer.
+"""
 
 from functools import partial
 
@@ -7,7 +9,11 @@ import pytest
 import sklearn
 import torch
 from modAL.models import ActiveLearner, Committee
-from modAL.uncertainty import classifier_entropy, classifier_margin, classifier_uncertainty
+from modAL.uncertainty import (
+    classifier_entropy,
+    classifier_margin,
+    classifier_uncertainty,
+)
 from scipy import sparse
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -31,7 +37,8 @@ from fishermask_sk.baselines import (
 )
 
 X, Y = load_digits(return_X_y=True)
-# Grey values are multiples of 1/16, so that distances tie; the noise keeps ties out of where none are meant.
+# Grey values are multiples of 1/16, so that distances tie; the noise keeps ties out of
+# where none are meant.
 X = X[:90] / 16 + np.random.default_rng(0).normal(scale=0.01, size=(90, 64))
 Y = Y[:90].astype("int64")
 X_LABELED, Y_LABELED, X_POOL = X[:40], Y[:40], X[40:]
@@ -40,12 +47,18 @@ ALL = [random_sampling, *UNCERTAINTY, kcenter_sampling, badge_sampling, bait_sam
 
 
 class Net(nn.Module):
-    """A tiny convolutional net with batch normalisation, so that training and evaluation differ."""
+    """A tiny convolutional net with batch normalisation, so that training and
+    evaluation differ.
+    """
 
     def __init__(self, n_outputs=10, probabilities=False):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.AvgPool2d(3), nn.Flatten()
+            nn.Conv2d(1, 3, 3),
+            nn.BatchNorm2d(3),
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(3),
+            nn.Flatten(),
         )
         self.output = nn.Linear(12, n_outputs)
         self.dropout, self.probabilities = nn.Dropout(0.5), probabilities
@@ -104,11 +117,14 @@ def features_and_probabilities(net, X):
         return net.module_.features(X).numpy(), net.module_(X).softmax(1).numpy()
 
 
-# --- slow twins, from the papers ----------------------------------------------------------------------------
+# --- slow twins, from the papers
+# ----------------------------------------------------------------------------
 
 
 def naive_kcenter(pool, labeled, b):
-    """Algorithm 1 of arXiv 1708.00489: u = argmax over the pool of the least distance to any centre."""
+    """Algorithm 1 of arXiv 1708.00489: u = argmax over the pool of the least distance
+    to any centre.
+    """
     centers, picks = list(labeled), []
     for _ in range(b):
         distances = [min(np.linalg.norm(x - c) for c in centers) for x in pool]
@@ -119,14 +135,21 @@ def naive_kcenter(pool, labeled, b):
 
 
 def naive_badge(features, p, b, seed, centers=()):
-    """Algorithm 1 of arXiv 1906.03671 with whole embeddings; the first pick is the longest, as in the code."""
+    """Algorithm 1 of arXiv 1906.03671 with whole embeddings; the first pick is the
+    longest, as in the code.
+    """
     g = np.stack(
-        [np.outer(q - np.eye(len(q))[q.argmax()], h).ravel() for q, h in zip(p, features, strict=True)]
+        [
+            np.outer(q - np.eye(len(q))[q.argmax()], h).ravel()
+            for q, h in zip(p, features, strict=True)
+        ]
     )
     rng = sklearn.utils.check_random_state(seed)
     picks = [int(np.argmax((g**2).sum(1)))]
     while len(picks) < b:
-        squared = np.array([min(((x - c) ** 2).sum() for c in (*g[picks], *centers)) for x in g])
+        squared = np.array(
+            [min(((x - c) ** 2).sum() for c in (*g[picks], *centers)) for x in g]
+        )
         squared[picks] = 0
         picks.append(int(rng.choice(len(g), p=squared / squared.sum())))
     return picks
@@ -134,7 +157,9 @@ def naive_badge(features, p, b, seed, centers=()):
 
 @pytest.mark.parametrize("b", [1, 2, 10, 50])
 def test_kcenter_is_its_slow_twin(net, learner, b):
-    pool, labeled = (features_and_probabilities(net, part)[0] for part in (X_POOL, X_LABELED))
+    pool, labeled = (
+        features_and_probabilities(net, part)[0] for part in (X_POOL, X_LABELED)
+    )
     query_idx, distances = kcenter_sampling(learner, X_POOL, b)
     assert query_idx.tolist() == naive_kcenter(pool, labeled, b)
     assert (np.diff(distances) <= 1e-12).all()
@@ -143,7 +168,9 @@ def test_kcenter_is_its_slow_twin(net, learner, b):
 @pytest.mark.parametrize("b", [1, 2, 10, 50])
 def test_badge_is_its_slow_twin(net, learner, b):
     query_idx, _ = badge_sampling(learner, X_POOL, b, random_state=3)
-    assert query_idx.tolist() == naive_badge(*features_and_probabilities(net, X_POOL), b, seed=3)
+    assert query_idx.tolist() == naive_badge(
+        *features_and_probabilities(net, X_POOL), b, seed=3
+    )
 
 
 def test_badge_metrics_are_squared_distances(net, learner):
@@ -186,12 +213,15 @@ def test_uncertainty_is_modals_in_order(strategy, measure, sign, b, estimator, r
     )
 
 
-# --- a published implementation: scikit-activeml, where it is installed ----------------------------------------
+# --- a published implementation: scikit-activeml, where it is installed
+# ----------------------------------------
 
 
 @pytest.mark.parametrize("b", [1, 10, 50])
 def test_kcenter_is_scikit_activemls_core_set(regression, b):
-    pool = pytest.importorskip("skactiveml.pool", reason="scikit-activeml is not installed")
+    pool = pytest.importorskip(
+        "skactiveml.pool", reason="scikit-activeml is not installed"
+    )
     everything = np.r_[X_LABELED, X_POOL]
     y = np.r_[Y_LABELED.astype(float), np.full(len(X_POOL), np.nan)]
     expected = pool.CoreSet(random_state=0).query(everything, y, batch_size=b)
@@ -201,8 +231,12 @@ def test_kcenter_is_scikit_activemls_core_set(regression, b):
 
 @pytest.mark.parametrize("b", [1, 10, 50])
 def test_badges_twin_is_scikit_activemls(regression, b):
-    """It takes the origin for one more centre, from the second pick on, which paper and authors' code do not."""
-    pool = pytest.importorskip("skactiveml.pool", reason="scikit-activeml is not installed")
+    """It takes the origin for one more centre, from the second pick on, which paper and
+    authors' code do not.
+    """
+    pool = pytest.importorskip(
+        "skactiveml.pool", reason="scikit-activeml is not installed"
+    )
     from skactiveml.classifier import SklearnClassifier
     from skactiveml.utils import check_random_state
 
@@ -211,18 +245,25 @@ def test_badges_twin_is_scikit_activemls(regression, b):
     everything = np.r_[X_LABELED, X_POOL]
     y = np.r_[Y_LABELED.astype(float), np.full(len(X_POOL), np.nan)]
     expected = pool.Badge(random_state=7).query(everything, y, clf, batch_size=b)
-    rng = check_random_state(7, len(X_POOL) + 1)  # it mixes its seed with the number of unlabelled samples
+    rng = check_random_state(
+        7, len(X_POOL) + 1
+    )  # it mixes its seed with the number of unlabelled samples
     origin = np.zeros(640)
-    twin = naive_badge(X_POOL, regression.predict_proba(X_POOL), b, rng, centers=[origin])
+    twin = naive_badge(
+        X_POOL, regression.predict_proba(X_POOL), b, rng, centers=[origin]
+    )
     np.testing.assert_array_equal(np.array(twin) + len(X_LABELED), expected)
 
 
-# --- what a net is, and is not -------------------------------------------------------------------------------
+# --- what a net is, and is not
+# -------------------------------------------------------------------------------
 
 
 def test_features_are_those_that_the_net_predicts_with(net, learner):
     in_batches = kcenter_sampling(learner, X_POOL, 5, batch_size=7)[0]
-    np.testing.assert_array_equal(in_batches, kcenter_sampling(learner, X_POOL, 5, head="output")[0])
+    np.testing.assert_array_equal(
+        in_batches, kcenter_sampling(learner, X_POOL, 5, head="output")[0]
+    )
 
 
 @pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling, bait_sampling])
@@ -232,7 +273,10 @@ def test_the_net_is_as_before(net, learner, strategy):
     torch_state, numpy_state = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
     strategy(learner, X_POOL, 3, random_state=0)
     assert net.module_.training
-    assert all(torch.equal(value, state[name]) for name, value in net.module_.state_dict().items())
+    assert all(
+        torch.equal(value, state[name])
+        for name, value in net.module_.state_dict().items()
+    )
     assert all(p.requires_grad for p in net.module_.parameters())
     assert not net.module_.output._forward_pre_hooks
     assert torch.equal(torch.get_rng_state(), torch_state)
@@ -244,7 +288,9 @@ def test_probabilities_under_nll_loss():
     h, _ = features_and_probabilities(probabilistic, X_POOL)
     with torch.no_grad():
         p = probabilistic.module_(torch.tensor(X_POOL)).numpy()
-    assert badge_sampling(probabilistic, X_POOL, 6, random_state=0).tolist() == naive_badge(h, p, 6, seed=0)
+    assert badge_sampling(
+        probabilistic, X_POOL, 6, random_state=0
+    ).tolist() == naive_badge(h, p, 6, seed=0)
 
 
 def test_one_logit_under_bce():
@@ -272,11 +318,19 @@ def test_one_logit_under_bce():
 
 def test_parametrized_and_root_heads():
     torch.manual_seed(0)
-    for module in (nn.Linear(64, 10), nn.utils.parametrizations.weight_norm(nn.Linear(64, 10))):
+    for module in (
+        nn.Linear(64, 10),
+        nn.utils.parametrizations.weight_norm(nn.Linear(64, 10)),
+    ):
         for wrapped in (module, nn.Sequential(nn.Flatten(), module)):
-            plain = NeuralNetClassifier(wrapped, criterion=nn.CrossEntropyLoss, verbose=0).initialize()
+            plain = NeuralNetClassifier(
+                wrapped, criterion=nn.CrossEntropyLoss, verbose=0
+            ).initialize()
             query_idx = kcenter_sampling(
-                plain, X_POOL.astype("float32"), 4, X_labeled=X_LABELED.astype("float32")
+                plain,
+                X_POOL.astype("float32"),
+                4,
+                X_labeled=X_LABELED.astype("float32"),
             )
             assert query_idx.tolist() == naive_kcenter(X_POOL, X_LABELED, 4)
 
@@ -286,7 +340,12 @@ def test_earlier_steps_of_a_pipeline_are_applied_once(strategy):
     scaler = StandardScaler().fit(X_LABELED)
     pipe = make_pipeline(StandardScaler(), fitted_net(scaler.transform(X_LABELED)))
     pipe.steps[0] = ("standardscaler", scaler)
-    bare = strategy(pipe[-1], scaler.transform(X_POOL), 5, **labeled(strategy, scaler.transform(X_LABELED)))
+    bare = strategy(
+        pipe[-1],
+        scaler.transform(X_POOL),
+        5,
+        **labeled(strategy, scaler.transform(X_LABELED)),
+    )
     in_pipe = strategy(pipe, X_POOL, 5, **labeled(strategy, X_LABELED))
     np.testing.assert_array_equal(in_pipe, bare)
 
@@ -298,31 +357,46 @@ def labeled(strategy, X_labeled):
 
 @pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling])
 def test_without_a_net_features_are_the_inputs_after_the_pipeline(strategy):
-    pipe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(X_LABELED, Y_LABELED)
+    pipe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(
+        X_LABELED, Y_LABELED
+    )
     pool, known = pipe[0].transform(X_POOL), pipe[0].transform(X_LABELED)
     expected = (
         naive_kcenter(pool, known, 6)
         if strategy is kcenter_sampling
         else naive_badge(pool, pipe.predict_proba(X_POOL), 6, seed=0)
     )
-    assert strategy(pipe, X_POOL, 6, **labeled(strategy, X_LABELED)).tolist() == expected
+    assert (
+        strategy(pipe, X_POOL, 6, **labeled(strategy, X_LABELED)).tolist() == expected
+    )
 
 
 @pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling])
 def test_a_search_around_a_pipeline_is_that_pipeline(strategy):
     pipe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     scale = np.geomspace(1, 1e3, X_POOL.shape[1])
-    search = GridSearchCV(pipe, {"logisticregression__C": [1.0]}, cv=2).fit(X_LABELED * scale, Y_LABELED)
-    expected = strategy(search.best_estimator_, X_POOL * scale, 6, **labeled(strategy, X_LABELED * scale))
+    search = GridSearchCV(pipe, {"logisticregression__C": [1.0]}, cv=2).fit(
+        X_LABELED * scale, Y_LABELED
+    )
+    expected = strategy(
+        search.best_estimator_,
+        X_POOL * scale,
+        6,
+        **labeled(strategy, X_LABELED * scale),
+    )
     found = strategy(search, X_POOL * scale, 6, **labeled(strategy, X_LABELED * scale))
     np.testing.assert_array_equal(found, expected)
     bare = strategy(
-        pipe[-1].fit(X_LABELED * scale, Y_LABELED), X_POOL * scale, 6, **labeled(strategy, X_LABELED * scale)
+        pipe[-1].fit(X_LABELED * scale, Y_LABELED),
+        X_POOL * scale,
+        6,
+        **labeled(strategy, X_LABELED * scale),
     )
     assert found.tolist() != bare.tolist()
 
 
-# --- ties, duplicates, no labels ------------------------------------------------------------------------------
+# --- ties, duplicates, no labels
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling])
@@ -350,33 +424,47 @@ def test_kcenter_warns_where_nobody_says_what_is_labelled(regression):
 def test_ties_go_to_the_lowest_index_or_to_chance(learner, strategy):
     pool = np.repeat(X_POOL[:1], 30, axis=0)
     assert strategy(learner, pool, 1)[0].tolist() == [0]
-    picks = [strategy(learner, pool, 1, random_tie_break=True, random_state=seed)[0][0] for seed in range(8)]
+    picks = [
+        strategy(learner, pool, 1, random_tie_break=True, random_state=seed)[0][0]
+        for seed in range(8)
+    ]
     assert len(set(picks)) > 1
-    again = [strategy(learner, pool, 1, random_tie_break=True, random_state=seed)[0][0] for seed in range(8)]
+    again = [
+        strategy(learner, pool, 1, random_tie_break=True, random_state=seed)[0][0]
+        for seed in range(8)
+    ]
     assert picks == again
 
 
 def test_random_is_seeded_and_every_sample_is_as_likely():
-    draws = [random_sampling(None, X_POOL[:5], 2, random_state=seed) for seed in range(2000)]
+    draws = [
+        random_sampling(None, X_POOL[:5], 2, random_state=seed) for seed in range(2000)
+    ]
     counts = np.bincount(np.concatenate(draws), minlength=5)
     assert (np.abs(counts - 800) < 5 * np.sqrt(800 * 0.6)).all()
     assert all(len(set(draw)) == 2 for draw in draws)
     np.testing.assert_array_equal(
-        random_sampling(None, X_POOL, 9, random_state=1), random_sampling(None, X_POOL, 9, random_state=1)
+        random_sampling(None, X_POOL, 9, random_state=1),
+        random_sampling(None, X_POOL, 9, random_state=1),
     )
 
 
-# --- the contract with modAL ----------------------------------------------------------------------------------
+# --- the contract with modAL
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_instances", [1, 2, 5])
 @pytest.mark.parametrize("strategy", ALL)
-def test_answers_have_the_form_that_the_caller_expects(net, learner, strategy, n_instances):
+def test_answers_have_the_form_that_the_caller_expects(
+    net, learner, strategy, n_instances
+):
     query_idx, metrics = strategy(learner, X_POOL, n_instances)
     assert query_idx.shape == metrics.shape == (n_instances,)
     assert query_idx.dtype.kind == "i"
     bare = (
-        partial(strategy, X_labeled=X_LABELED) if strategy in (kcenter_sampling, bait_sampling) else strategy
+        partial(strategy, X_labeled=X_LABELED)
+        if strategy in (kcenter_sampling, bait_sampling)
+        else strategy
     )
     assert bare(net, X_POOL, n_instances, return_metrics=True).shape == (n_instances,)
 
@@ -384,7 +472,8 @@ def test_answers_have_the_form_that_the_caller_expects(net, learner, strategy, n
 @pytest.mark.parametrize("n_instances", [1, 2])
 @pytest.mark.parametrize("strategy", ALL)
 def test_in_modals_active_learner(net, strategy, n_instances):
-    # Made without training data, so that no modAL checks these with keywords that scikit-learn dropped.
+    # Made without training data, so that no modAL checks these with keywords that
+    # scikit-learn dropped.
     modal_learner = ActiveLearner(net, query_strategy=strategy)
     modal_learner.X_training, modal_learner.y_training = X_LABELED, Y_LABELED
     query_idx, X_query = modal_learner.query(X_POOL, n_instances=n_instances)
@@ -392,7 +481,8 @@ def test_in_modals_active_learner(net, strategy, n_instances):
     np.testing.assert_array_equal(X_query, X_POOL[query_idx])
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", ALL)
@@ -441,7 +531,9 @@ def test_committees(net, strategy):
 @pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling, bait_sampling])
 def test_a_net_that_is_not_fitted(strategy):
     with pytest.raises(NotFittedError, match="is not fitted yet"):
-        strategy(PoolLearner(NeuralNetClassifier(Net), None, X_LABELED, Y_LABELED), X_POOL, 2)
+        strategy(
+            PoolLearner(NeuralNetClassifier(Net), None, X_LABELED, Y_LABELED), X_POOL, 2
+        )
 
 
 @pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling])
@@ -470,11 +562,18 @@ def test_a_bare_parameter_as_the_head_shows_no_features(strategy):
         def forward(self, X):
             return self.body(X).tanh() @ self.rows
 
-    net = NeuralNetClassifier(Bare, criterion=nn.CrossEntropyLoss, verbose=0).initialize()
+    net = NeuralNetClassifier(
+        Bare, criterion=nn.CrossEntropyLoss, verbose=0
+    ).initialize()
     with pytest.raises(
-        ValueError, match=r"'rows' is a parameter of a Bare that holds other layers.*Make it the"
+        ValueError,
+        match=r"'rows' is a parameter of a Bare that holds other layers.*Make it the",
     ):
-        strategy(PoolLearner(net, None, X_LABELED.astype("float32"), Y_LABELED), X_POOL.astype("float32"), 2)
+        strategy(
+            PoolLearner(net, None, X_LABELED.astype("float32"), Y_LABELED),
+            X_POOL.astype("float32"),
+            2,
+        )
 
 
 @pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling])
@@ -487,8 +586,15 @@ def test_a_net_without_a_head(strategy):
         def forward(self, X):
             return self.body(X).reshape(-1, 10, 2).amax(2)
 
-    net = NeuralNetClassifier(Headless, criterion=nn.CrossEntropyLoss, verbose=0).initialize()
+    net = NeuralNetClassifier(
+        Headless, criterion=nn.CrossEntropyLoss, verbose=0
+    ).initialize()
     with pytest.raises(
-        ValueError, match="no layer's output dimension is the number of classes; name it with head"
+        ValueError,
+        match="no layer's output dimension is the number of classes; name it with head",
     ):
-        strategy(PoolLearner(net, None, X_LABELED.astype("float32"), Y_LABELED), X_POOL.astype("float32"), 2)
+        strategy(
+            PoolLearner(net, None, X_LABELED.astype("float32"), Y_LABELED),
+            X_POOL.astype("float32"),
+            2,
+        )

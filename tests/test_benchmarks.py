@@ -28,18 +28,26 @@ def query(monkeypatch, tmp_path):
 
     monkeypatch.setattr(module, "load", load)
     monkeypatch.setattr(module, "ResNet18Classifier", small_net)
-    monkeypatch.setattr(module, "FisherMask", partial(FisherMask, 0.1))  # more weights than 700 directions
+    monkeypatch.setattr(
+        module, "FisherMask", partial(FisherMask, 0.1)
+    )  # more weights than 700 directions
     return module
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("section", "n_rows"), [("steps", 5), ("screened", 3), ("fidelity", 10), ("large", 2)]
+    ("section", "n_rows"),
+    [("steps", 5), ("screened", 3), ("fidelity", 10), ("large", 2)],
 )
 def test_a_section_writes_its_table(section, n_rows, query, monkeypatch, tmp_path):
     parts = query.screening.Screen.parts
-    monkeypatch.setattr(query.screening.Screen, "parts", parts)  # as it was, after the section's own
-    sizes = {"fidelity": {"n_pool": 60, "n_picks": 5}, "large": {"n_pool": 60, "n_picks": 5}}
+    monkeypatch.setattr(
+        query.screening.Screen, "parts", parts
+    )  # as it was, after the section's own
+    sizes = {
+        "fidelity": {"n_pool": 60, "n_picks": 5},
+        "large": {"n_pool": 60, "n_picks": 5},
+    }
     getattr(query, section)(**sizes.get(section, {}))
     (page,) = tmp_path.glob("*.md")
     table = [line for line in page.read_text().splitlines() if line.startswith("|")]

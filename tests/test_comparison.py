@@ -1,4 +1,6 @@
-"""Comparisons: tidy rows, the same start for all, going on after every kind of end, and what the summary says."""
+"""Comparisons: tidy rows, the same start for all, going on after every kind of end, and
+what the summary says.
+"""
 
 import json
 import os
@@ -49,7 +51,10 @@ def compare(strategies=STRATEGIES, estimator=None, split=SPLIT, **params):
 
 
 def without_seconds(rows):
-    return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in rows]
+    return [
+        {name: value for name, value in row.items() if not name.endswith("_seconds")}
+        for row in rows
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +63,18 @@ def whole():
     return without_seconds(compare())
 
 
-# --- rows -----------------------------------------------------------------------------------------------------
+# --- rows
+# --------------------------------------------------------------------------------
 
 
 def test_one_tidy_row_per_strategy_seed_and_round():
     results = compare()
-    keys = [(row["strategy"], row["seed"], row["round"], row["n_labels"]) for row in results]
-    assert keys == [(s, seed, r, 8 + 4 * r) for s in STRATEGIES for seed in (0, 1) for r in range(4)]
+    keys = [
+        (row["strategy"], row["seed"], row["round"], row["n_labels"]) for row in results
+    ]
+    assert keys == [
+        (s, seed, r, 8 + 4 * r) for s in STRATEGIES for seed in (0, 1) for r in range(4)
+    ]
     for row in results:
         assert sum(row["class_counts"].values()) == row["n_labels"]
         assert row["fit_seconds"] > 0
@@ -74,7 +84,8 @@ def test_one_tidy_row_per_strategy_seed_and_round():
 
 def test_all_strategies_start_from_the_same_batch_and_the_same_fit():
     results = compare(
-        estimator=RandomForestClassifier(5), strategies={**STRATEGIES, "entropy": entropy_sampling}
+        estimator=RandomForestClassifier(5),
+        strategies={**STRATEGIES, "entropy": entropy_sampling},
     )
     for seed in (0, 1):
         first = [row for row in results if row["seed"] == seed and row["round"] == 0]
@@ -89,13 +100,19 @@ def test_metrics_are_scikit_learns():
     estimator = GaussianNB().fit(SPLIT[0][labeled], SPLIT[1][labeled])
     y_pred, proba = estimator.predict(SPLIT[2]), estimator.predict_proba(SPLIT[2])
     assert row["accuracy"] == pytest.approx(estimator.score(*SPLIT[2:]))
-    assert row["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(SPLIT[3], y_pred))
+    assert row["balanced_accuracy"] == pytest.approx(
+        balanced_accuracy_score(SPLIT[3], y_pred)
+    )
     assert row["log_loss"] == pytest.approx(log_loss(SPLIT[3], proba))
-    assert row["class_counts"] == {str(c): int((SPLIT[1][labeled] == c).sum()) for c in range(3)}
+    assert row["class_counts"] == {
+        str(c): int((SPLIT[1][labeled] == c).sum()) for c in range(3)
+    }
 
 
 def test_a_class_without_a_column_costs_what_scikit_learn_charges_for_zero():
-    row = compare(n_queries=0, seeds=1, initial=[0, 1, 30, 31])[0]  # never the third class
+    row = compare(n_queries=0, seeds=1, initial=[0, 1, 30, 31])[
+        0
+    ]  # never the third class
     estimator = GaussianNB().fit(SPLIT[0][[0, 1, 30, 31]], SPLIT[1][[0, 1, 30, 31]])
     proba = np.c_[estimator.predict_proba(SPLIT[2]), np.zeros(75)]
     assert row["log_loss"] == pytest.approx(log_loss(SPLIT[3], proba, labels=[0, 1, 2]))
@@ -123,8 +140,15 @@ def test_a_budget_beyond_the_data_ends_with_all_rows(tmp_path):
 
 
 def test_strategies_without_names_are_called_by_function_or_class():
-    results = compare([random_sampling, partial(margin_sampling, random_state=0)], n_queries=0, seeds=1)
-    assert [row["strategy"] for row in results] == ["random_sampling", "margin_sampling"]
+    results = compare(
+        [random_sampling, partial(margin_sampling, random_state=0)],
+        n_queries=0,
+        seeds=1,
+    )
+    assert [row["strategy"] for row in results] == [
+        "random_sampling",
+        "margin_sampling",
+    ]
 
 
 def test_inputs_are_left_as_they_are():
@@ -157,7 +181,8 @@ def test_display_from_results():
     assert list(display.curves) == ["random", "margin"]
 
 
-# --- going on -------------------------------------------------------------------------------------------------
+# --- going on
+# --------------------------------------------------------------------------------
 
 
 class Counting(GaussianNB):
@@ -213,10 +238,17 @@ def test_a_broken_line_in_the_middle_is_named_and_played_again(tmp_path, whole):
 def test_more_seeds_and_strategies_are_added(tmp_path):
     path = tmp_path / "results.jsonl"
     compare({"random": random_sampling}, results=path, seeds=1)
-    more = compare({"margin": margin_sampling, "random": random_sampling}, results=path, seeds=[1, 0])
+    more = compare(
+        {"margin": margin_sampling, "random": random_sampling},
+        results=path,
+        seeds=[1, 0],
+    )
     assert [(row["strategy"], row["seed"]) for row in more[::4]] == [
-        ("margin", 1), ("margin", 0), ("random", 1), ("random", 0),
-    ]  # fmt: skip
+        ("margin", 1),
+        ("margin", 0),
+        ("random", 1),
+        ("random", 0),
+    ]
     assert len(compare({"random": random_sampling}, results=path, seeds=1)) == 4
     assert len(load_results(path)) == 16
 
@@ -249,8 +281,11 @@ def test_an_error_keeps_the_rounds_before_and_frees_the_file(tmp_path):
 
 
 def run_in_child(path, n_jobs=1, limit=None):
-    """Play a comparison in a forked process: it has imported everything already, so that kills hit the work."""
-    # The child would take an earlier test's pool of workers for its own, and wait for threads that it does not have.
+    """Play a comparison in a forked process: it has imported everything already, so
+    that kills hit the work.
+    """
+    # The child would take an earlier test's pool of workers for its own, and wait for
+    # threads that it does not have.
     get_reusable_executor().shutdown(wait=True)
     child = os.fork()
     if child:
@@ -262,7 +297,13 @@ def run_in_child(path, n_jobs=1, limit=None):
                 signal.SIGXFSZ, signal.SIG_IGN
             )  # writing then fails as on a full disk, halfway in a line
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        compare(estimator=RandomForestClassifier(20), n_queries=6, seeds=3, results=path, n_jobs=n_jobs)
+        compare(
+            estimator=RandomForestClassifier(20),
+            n_queries=6,
+            seeds=3,
+            results=path,
+            n_jobs=n_jobs,
+        )
         code = 0
     except OSError as error:
         (path.parent / "error.txt").write_text(str(error))
@@ -279,15 +320,20 @@ def n_lines(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n_jobs", "n_kills"), [(1, 20), (2, 4)])
-def test_kills_at_random_times_leave_the_table_of_an_undisturbed_run(tmp_path, n_jobs, n_kills):
+def test_kills_at_random_times_leave_the_table_of_an_undisturbed_run(
+    tmp_path, n_jobs, n_kills
+):
     path, rng = tmp_path / "results.jsonl", random.Random(n_jobs)
-    expected = without_seconds(compare(estimator=RandomForestClassifier(20), n_queries=6, seeds=3))
+    expected = without_seconds(
+        compare(estimator=RandomForestClassifier(20), n_queries=6, seeds=3)
+    )
     kills = hits = 0
     while kills < n_kills:
         known = n_lines(path)
         child = run_in_child(path, n_jobs)
         watch = os.pidfd_open(child)
-        # Kills come by progress first, so that slow machines are hit in the middle as well, and then at random.
+        # Kills come by progress first, so that slow machines are hit in the middle as
+        # well, and then at random.
         wanted = known + rng.randint(0, 2)
         while n_lines(path) < wanted and not select.select([watch], [], [], 0.005)[0]:
             pass
@@ -306,10 +352,20 @@ def test_kills_at_random_times_leave_the_table_of_an_undisturbed_run(tmp_path, n
             assert n_rows >= known - 1  # what was on the disk stays, but for a cut line
             hits += known < n_rows < len(expected)
     assert hits > 0
-    results = compare(estimator=RandomForestClassifier(20), n_queries=6, seeds=3, results=path, n_jobs=n_jobs)
+    results = compare(
+        estimator=RandomForestClassifier(20),
+        n_queries=6,
+        seeds=3,
+        results=path,
+        n_jobs=n_jobs,
+    )
     assert without_seconds(results) == expected
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    keys = [(line["strategy"], line["seed"], line["round"]) for line in lines if "round" in line]
+    keys = [
+        (line["strategy"], line["seed"], line["round"])
+        for line in lines
+        if "round" in line
+    ]
     assert len(keys) == len(set(keys)) == len(expected)
 
 
@@ -321,7 +377,9 @@ def test_a_worker_of_a_killed_run_cannot_append(tmp_path):
         left_over.append({"strategy": "a", "seed": 0, "round": 0})
     with hold(path, {}, {}) as (file, known):
         assert len(known["a", 0]) == 1
-        with pytest.raises(RuntimeError, match="was taken over by a later run of compare_strategies"):
+        with pytest.raises(
+            RuntimeError, match="was taken over by a later run of compare_strategies"
+        ):
             left_over.append({"strategy": "a", "seed": 0, "round": 1})
         file.append({"strategy": "a", "seed": 0, "round": 1})
     assert [row["round"] for row in load_results(path)] == [0, 1]
@@ -335,8 +393,8 @@ def test_a_full_disk_is_said_and_survived(tmp_path):
     assert os.waitstatus_to_exitcode(status) == 1
     said = (tmp_path / "error.txt").read_text()
     assert (
-        "Could not write to the results (File too large). All rounds before are safe: make room, and call"
-        in said
+        "Could not write to the results (File too large). All rounds before are safe: "
+        "make room, and call" in said
     )
     assert path.stat().st_size == 6000  # cut in the middle of a line
     assert 0 < len(load_results(path)) < 42
@@ -352,13 +410,15 @@ def test_a_full_disk_at_the_start_leaves_the_file_as_it_was(tmp_path):
     before = path.read_bytes()
     (tmp_path / "results.jsonl.new").symlink_to("/dev/full")
     with pytest.raises(
-        OSError, match=r"No space left on device.*make room, and call compare_strategies again"
+        OSError,
+        match=r"No space left on device.*make room, and call compare_strategies again",
     ):
         compare(results=path)
     assert path.read_bytes() == before
 
 
-# --- refusals -------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------
 
 
 def test_a_second_run_on_one_file(tmp_path):
@@ -366,7 +426,8 @@ def test_a_second_run_on_one_file(tmp_path):
 
     def strategy(learner, X_pool, n_instances=1):
         with pytest.raises(
-            RuntimeError, match=r"results.jsonl' is in use by another run of compare_strategies"
+            RuntimeError,
+            match=r"results.jsonl' is in use by another run of compare_strategies",
         ):
             compare(results=path)
         return np.arange(n_instances)
@@ -380,7 +441,10 @@ def test_a_second_run_on_one_file(tmp_path):
         ({"n_instances": 5}, "n_instances is 4 in the file and 5 now"),
         ({"n_initial": 9}, "n_initial is 8 in the file and 9 now"),
         ({"n_queries": 4}, "n_queries is 3 in the file and 4 now"),
-        ({"initial": "stratified"}, "initial is 'random' in the file and 'stratified' now"),
+        (
+            {"initial": "stratified"},
+            "initial is 'random' in the file and 'stratified' now",
+        ),
         (
             {"estimator": GaussianNB(var_smoothing=0.5)},
             "estimator.params.var_smoothing is 1e-09 in the file and 0.5 now",
@@ -391,7 +455,10 @@ def test_a_second_run_on_one_file(tmp_path):
         ),
         ({"split": (*SPLIT[:3], SPLIT[3][::-1])}, "data.y_test is '.*' in the file"),
         ({"split": (SPLIT[0] + 1, *SPLIT[1:])}, "data.X is '.*' in the file"),
-        ({"estimator": GaussianNB(var_smoothing=0)}, "var_smoothing is 1e-09 in the file and 0 now"),
+        (
+            {"estimator": GaussianNB(var_smoothing=0)},
+            "var_smoothing is 1e-09 in the file and 0 now",
+        ),
         (
             {"strategies": {"margin": entropy_sampling}},
             r"strategies\['margin'\] is 'fishermask_sk.baselines.margin_samp",
@@ -407,12 +474,15 @@ def test_results_of_other_settings_are_refused_and_kept(tmp_path, other, message
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["strategy,seed\nrandom,0\n", "{}\n", "[1]\n", "no newline"])
+@pytest.mark.parametrize(
+    "content", ["strategy,seed\nrandom,0\n", "{}\n", "[1]\n", "no newline"]
+)
 def test_a_file_of_something_else_is_refused_and_kept(tmp_path, content):
     path = tmp_path / "notes.csv"
     path.write_text(content)
     with pytest.raises(
-        ValueError, match=r"notes\.csv' is not a file of compare_strategies; give another path"
+        ValueError,
+        match=r"notes\.csv' is not a file of compare_strategies; give another path",
     ):
         compare(results=path)
     assert path.read_text() == content
@@ -422,12 +492,17 @@ def test_another_version_of_the_format(tmp_path):
     path = tmp_path / "results.jsonl"
     compare(results=path, n_queries=0)
     path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(ValueError, match="has version 2 of the format, and this package reads version 1"):
+    with pytest.raises(
+        ValueError,
+        match="has version 2 of the format, and this package reads version 1",
+    ):
         compare(results=path)
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*; make it first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no folder .*; make it first"
+    ):
         compare(results=tmp_path / "no" / "results.jsonl")
 
 
@@ -435,29 +510,60 @@ def test_a_folder_that_is_not_there(tmp_path):
     ("params", "error", "message"),
     [
         ({"strategies": {}}, ValueError, "strategies is empty"),
-        ({"strategies": {1: margin_sampling}}, TypeError, "strategies has the name 1; names must be strings"),
-        ({"strategies": [margin_sampling] * 2}, ValueError, "Two strategies are called 'margin_sampling'"),
+        (
+            {"strategies": {1: margin_sampling}},
+            TypeError,
+            "strategies has the name 1; names must be strings",
+        ),
+        (
+            {"strategies": [margin_sampling] * 2},
+            ValueError,
+            "Two strategies are called 'margin_sampling'",
+        ),
         (
             {"strategies": {"margin": "margin"}},
             TypeError,
             "query_strategy must be a function or a callable object",
         ),
-        ({"seeds": 0}, ValueError, "seeds must be at least one, each once and none negative, got 0"),
+        (
+            {"seeds": 0},
+            ValueError,
+            "seeds must be at least one, each once and none negative, got 0",
+        ),
         ({"seeds": [1, 1]}, ValueError, "seeds must be at least one, each once"),
-        ({"seeds": [-1]}, ValueError, "seeds must be at least one, each once and none negative"),
-        ({"seeds": 1.5}, TypeError, "seeds must be a number of seeds or integers, got 1.5"),
-        ({"seeds": True}, TypeError, "seeds must be a number of seeds or integers, got True"),
+        (
+            {"seeds": [-1]},
+            ValueError,
+            "seeds must be at least one, each once and none negative",
+        ),
+        (
+            {"seeds": 1.5},
+            TypeError,
+            "seeds must be a number of seeds or integers, got 1.5",
+        ),
+        (
+            {"seeds": True},
+            TypeError,
+            "seeds must be a number of seeds or integers, got True",
+        ),
         ({"n_initial": 0}, ValueError, "n_initial must be an integer of at least 1"),
-        ({"split": (*SPLIT[:3], SPLIT[3][1:])}, ValueError, "X_test has 75 samples and y_test has 74 labels"),
+        (
+            {"split": (*SPLIT[:3], SPLIT[3][1:])},
+            ValueError,
+            "X_test has 75 samples and y_test has 74 labels",
+        ),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_written(tmp_path, params, error, message):
+def test_bad_input_is_refused_before_anything_is_written(
+    tmp_path, params, error, message
+):
     with pytest.raises(error, match=message):
         compare(**{"results": tmp_path / "results.jsonl", **params})
     assert not list(tmp_path.iterdir())
 
 
-# --- settings ---------------------------------------------------------------------------------------------------
+# --- settings
+# --------------------------------------------------------------------------------
 
 
 def lambdas():
@@ -477,7 +583,11 @@ def made_with(value):
     def with_default(learner, X_pool, n_instances=1, value=value):
         return np.arange(n_instances) + value
 
-    return [strategy, with_default, lambda learner, X_pool, n_instances: np.arange(n_instances) + value]
+    return [
+        strategy,
+        with_default,
+        lambda learner, X_pool, n_instances: np.arange(n_instances) + value,
+    ]
 
 
 DIFFERENT = [
@@ -520,19 +630,27 @@ DIFFERENT = [
 
 
 def test_an_int_is_no_float_and_nan_is_nan(tmp_path):
-    """FisherMask(1) keeps one weight and FisherMask(1.0) all; SimpleImputer's missing_values is NaN."""
+    """FisherMask(1) keeps one weight and FisherMask(1.0) all; SimpleImputer's
+    missing_values is NaN.
+    """
     assert differences(describe(FisherMask(1.0)), describe(FisherMask(1))) == [
         "params.sparsity is 1.0 in the file and 1 now"
     ]
     imputing = make_pipeline(SimpleImputer(), GaussianNB())
-    whole = compare(estimator=imputing, results=tmp_path / "results.jsonl", n_initial=np.int64(8))
+    whole = compare(
+        estimator=imputing, results=tmp_path / "results.jsonl", n_initial=np.int64(8)
+    )
     again = compare(estimator=imputing, results=tmp_path / "results.jsonl", n_initial=8)
     assert list(again) == list(whole)
 
 
 def test_the_layout_in_memory_is_no_content():
     values = np.arange(12.0).reshape(4, 3)
-    others = [np.asfortranarray(values), np.repeat(values, 2, axis=0)[::2], torch.tensor(values.T.copy()).T]
+    others = [
+        np.asfortranarray(values),
+        np.repeat(values, 2, axis=0)[::2],
+        torch.tensor(values.T.copy()).T,
+    ]
     assert {digest(each) for each in (values, *others)} == {digest(values)}
     assert digest(values) != digest(values.T)
 
@@ -540,27 +658,33 @@ def test_the_layout_in_memory_is_no_content():
 def test_descriptions_tell_things_apart_and_survive_json():
     described = [json.dumps(describe(thing)) for thing in DIFFERENT]
     assert len(set(described)) == len(described)
-    assert not [text for text in described if " at 0x" in text]  # an address is another one in every run
+    assert not [
+        text for text in described if " at 0x" in text
+    ]  # an address is another one in every run
 
 
 @pytest.mark.slow
 def test_descriptions_are_the_same_in_every_process():
     program = (
-        "import json, sys; sys.path[:0] = sys.argv[1:]; import numpy as np, pandas as pd, torch\n"
-        "from pathlib import Path\nfrom torch.utils.data import TensorDataset\n"
-        "from fishermask_sk._settings import digest\n"
-        "from fishermask_sk.query_strategy import FisherMask\ntorch.manual_seed(0)\n"
-        "things = [TensorDataset(torch.ones(3)), torch.nn.Linear(2, 2), FisherMask(), {'a', 'b', 'c'},\n"
-        "pd.DataFrame({'a': [1.5], 'b': ['x']}), pd.Series([1]),\n"
-        "lambda x: [i in {'a', 'b', 'c'} for i in x], Path('a')]\nprint(json.dumps([digest(t) for t in things]))"
+        "import json, sys; sys.path[:0] = sys.argv[1:]; import numpy as np, pandas as "
+        "pd, torch\nfrom pathlib import Path\nfrom torch.utils.data import "
+        "TensorDataset\nfrom fishermask_sk._settings import digest\nfrom "
+        "fishermask_sk.query_strategy import FisherMask\ntorch.manual_seed(0)\nthings "
+        "= [TensorDataset(torch.ones(3)), torch.nn.Linear(2, 2), FisherMask(), {'a', "
+        "'b', 'c'},\npd.DataFrame({'a': [1.5], 'b': ['x']}), pd.Series([1]),\nlambda "
+        "x: [i in {'a', 'b', 'c'} for i in x], Path('a')]\nprint(json.dumps([digest(t) "
+        "for t in things]))"
     )
     answers = [
         subprocess.run(
             [sys.executable, "-c", program, str(Path(__file__).parents[1])],
-            capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("1", "2")
-    ]  # fmt: skip
+    ]
     assert answers[0] == answers[1]
     assert len(set(json.loads(answers[0]))) == 8
 
@@ -574,12 +698,19 @@ def test_an_object_that_holds_itself_is_described():
     assert digest(knot) == digest(knot)
 
 
-# --- the summary --------------------------------------------------------------------------------------------------
+# --- the summary
+# --------------------------------------------------------------------------------
 
 
 def rows_of(curves, metric="accuracy", n_labels=(10, 20, 40)):
     return ComparisonResults(
-        {"strategy": name, "seed": seed, "round": i, "n_labels": n_labels[i], metric: score}
+        {
+            "strategy": name,
+            "seed": seed,
+            "round": i,
+            "n_labels": n_labels[i],
+            metric: score,
+        }
         for name, seeds in curves.items()
         for seed, scores in enumerate(seeds)
         for i, score in enumerate(scores)
@@ -596,7 +727,9 @@ CURVES = {
 def test_areas_differences_and_tests_by_hand():
     summary = rows_of(CURVES).summary("random")
     areas = {
-        name: np.array([((a + b) / 2 * 10 + (b + c) / 2 * 20) / 30 for a, b, c in seeds])
+        name: np.array(
+            [((a + b) / 2 * 10 + (b + c) / 2 * 20) / 30 for a, b, c in seeds]
+        )
         for name, seeds in CURVES.items()
     }
     p = {}
@@ -604,7 +737,9 @@ def test_areas_differences_and_tests_by_hand():
         own, base = areas[row["strategy"]], areas["random"]
         assert row["n_seeds"] == 3
         assert row["area"] == pytest.approx(own.mean())
-        assert row["final"] == pytest.approx(np.mean([seed[-1] for seed in CURVES[row["strategy"]]]))
+        assert row["final"] == pytest.approx(
+            np.mean([seed[-1] for seed in CURVES[row["strategy"]]])
+        )
         assert row["area_difference"] == pytest.approx((own - base).mean())
         assert row["area_low"] <= row["area_difference"] <= row["area_high"]
         if row["strategy"] != "random":
@@ -622,22 +757,29 @@ def test_wilcoxon():
     curves = {name: rng.random((8, 3)).tolist() for name in ("a", "b")}
     row = rows_of(curves).summary("a", test="wilcoxon")[1]
     areas = {
-        name: [np.trapezoid(seed, (10, 20, 40)) / 30 for seed in seeds] for name, seeds in curves.items()
+        name: [np.trapezoid(seed, (10, 20, 40)) / 30 for seed in seeds]
+        for name, seeds in curves.items()
     }
     assert row["p"] == pytest.approx(stats.wilcoxon(areas["b"], areas["a"]).pvalue)
 
 
 def test_labels_saved_at_equal_accuracy_by_hand():
     saved = [row["labels_saved"] for row in rows_of(CURVES).summary("random")]
-    # The best that both reach: .6, .5, .6. Random needs 40, 40, 40 labels for it; good 20, 20, 20.
-    # With bad it is .4, .5, .5, at 20, 40, 20 labels for random; bad needs 40, 40, 40.
+    # The best that both reach: .6, .5, .6. Random needs 40, 40, 40 labels for it; good
+    # 20, 20, 20. With bad it is .4, .5, .5, at 20, 40, 20 labels for random; bad needs
+    # 40, 40, 40.
     assert saved == pytest.approx([0, 20, -40 / 3])
-    interpolated = rows_of({"a": [(0.0, 0.5, 1.0)], "b": [(0.0, 0.75, 0.7)]}).summary("a")[1]
+    interpolated = rows_of({"a": [(0.0, 0.5, 1.0)], "b": [(0.0, 0.75, 0.7)]}).summary(
+        "a"
+    )[1]
     assert interpolated["labels_saved"] == pytest.approx(30 - 20)
 
 
 def test_for_a_loss_lower_is_better():
-    losses = {name: [[1 - score for score in seed] for seed in seeds] for name, seeds in CURVES.items()}
+    losses = {
+        name: [[1 - score for score in seed] for seed in seeds]
+        for name, seeds in CURVES.items()
+    }
     summary = rows_of(losses, "log_loss").summary("random", metric="log_loss")
     assert [row["labels_saved"] for row in summary] == pytest.approx([0, 20, -40 / 3])
     assert summary[1]["area_difference"] < 0
@@ -655,22 +797,37 @@ def test_intervals_are_seeded_and_grow_with_confidence():
 def test_bootstrap_intervals_cover_as_they_should():
     rng, covered = np.random.default_rng(0), 0
     for _ in range(200):
-        curves = {"a": [(0.5,)] * 40, "b": [(0.5 + noise,) for noise in rng.normal(0.1, 0.1, 40)]}
+        curves = {
+            "a": [(0.5,)] * 40,
+            "b": [(0.5 + noise,) for noise in rng.normal(0.1, 0.1, 40)],
+        }
         row = rows_of(curves, n_labels=(10,)).summary("a", n_bootstrap=500)[1]
         covered += row["area_low"] <= 0.1 <= row["area_high"]
     assert 176 <= covered <= 199
 
 
 def test_one_seed_has_no_interval_and_no_test():
-    row = rows_of({name: seeds[:1] for name, seeds in CURVES.items()}).summary("random")[1]
+    row = rows_of({name: seeds[:1] for name, seeds in CURVES.items()}).summary(
+        "random"
+    )[1]
     assert row["n_seeds"] == 1
-    assert all(np.isnan(row[name]) for name in ("area_low", "area_high", "p", "p_holm", "saved_low"))
+    assert all(
+        np.isnan(row[name])
+        for name in ("area_low", "area_high", "p", "p_holm", "saved_low")
+    )
 
 
 @pytest.mark.parametrize("test", ["t", "wilcoxon"])
 def test_equal_strategies_do_not_differ(test):
-    row = rows_of({"a": CURVES["random"], "b": CURVES["random"]}).summary("a", test=test)[1]
-    assert (row["p"], row["p_holm"], row["area_difference"], row["labels_saved"]) == (1, 1, 0, 0)
+    row = rows_of({"a": CURVES["random"], "b": CURVES["random"]}).summary(
+        "a", test=test
+    )[1]
+    assert (row["p"], row["p_holm"], row["area_difference"], row["labels_saved"]) == (
+        1,
+        1,
+        0,
+        0,
+    )
 
 
 def test_the_same_difference_on_all_seeds_has_no_t():
@@ -686,7 +843,9 @@ def test_the_same_difference_on_all_seeds_has_no_t():
 def test_seeds_that_are_not_finished_are_left_out():
     results = rows_of(CURVES)
     unfinished = ComparisonResults(
-        row for row in results if (row["strategy"], row["seed"], row["round"]) != ("good", 2, 2)
+        row
+        for row in results
+        if (row["strategy"], row["seed"], row["round"]) != ("good", 2, 2)
     )
     assert [row["n_seeds"] for row in unfinished.summary("random")] == [3, 2, 3]
 
@@ -711,7 +870,9 @@ def test_no_shared_seed():
     results = rows_of({"a": [(0.5, 0.6, 0.7)], "b": [(0.5, 0.6, 0.7)]})
     for row in results[3:]:
         row["seed"] = 9
-    with pytest.raises(ValueError, match="There is no seed with all rounds of both 'b' and 'a'"):
+    with pytest.raises(
+        ValueError, match="There is no seed with all rounds of both 'b' and 'a'"
+    ):
         results.summary("a")
 
 
@@ -730,5 +891,7 @@ def test_tables_print_and_become_frames(monkeypatch):
     frame = compare().to_frame()
     assert frame.shape[0] == 16
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match="to_frame needs pandas, which is not installed"):
+    with pytest.raises(
+        ImportError, match="to_frame needs pandas, which is not installed"
+    ):
         summary.to_frame()

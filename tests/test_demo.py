@@ -22,7 +22,9 @@ def test_table_and_picture_come_out(quick):
     output, run = quick
     picture = output / "demo-digits.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert run.stdout.rstrip().endswith(str(picture)), "the last line must name the picture"
+    assert run.stdout.rstrip().endswith(str(picture)), (
+        "the last line must name the picture"
+    )
     assert "6/6" in run.stderr, "the progress bar counts strategies x seeds"
     header, *lines = run.stdout[run.stdout.index("strategy") :].splitlines()
     assert header.split() == ["strategy", "FisherMask", "margin", "random"]
@@ -33,7 +35,9 @@ def test_table_shows_the_saved_numbers(quick):
     output, run = quick
     results = pd.read_csv(output / "demo-digits.csv")
     assert len(results) == 3 * 2 * 2  # strategies, seeds, rounds
-    for (_, strategy), accuracy in results.groupby(["n_labels", "strategy"])["accuracy"]:
+    for (_, strategy), accuracy in results.groupby(["n_labels", "strategy"])[
+        "accuracy"
+    ]:
         assert f"{accuracy.mean():.3f} ± {accuracy.sem():.3f}" in run.stdout, strategy
 
 

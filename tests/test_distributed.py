@@ -1,4 +1,6 @@
-"""A pool on several processes: the picks of one, whatever lies where; and what is said when a process fails."""
+"""A pool on several processes: the picks of one, whatever lies where; and what is said
+when a process fails.
+"""
 
 import json
 import multiprocessing
@@ -15,7 +17,8 @@ import pytest
 import torch.distributed as dist
 
 pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
+    not (dist.is_available() and dist.is_gloo_available()),
+    reason="this torch has no gloo",
 )
 
 N, L = worker.N_POOL, worker.N_LABELED
@@ -31,7 +34,9 @@ def context():
     """Processes that start from one which has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["distributed_worker"])
-    with pytest.MonkeyPatch.context() as patch:  # older servers look for what they preload on this path alone
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # older servers look for what they preload on this path alone
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         forkserver.ensure_running()
     return context
@@ -39,12 +44,16 @@ def context():
 
 @pytest.fixture
 def play(context, tmp_path):
-    """Play a scene on several ranks; what each wrote down, and nobody is left behind."""
+    """Play a scene on several ranks; what each wrote down, and nobody is left
+    behind.
+    """
 
     def play(scene, size, *args, timeout=60, gone=()):
         ranks = [
             context.Process(
-                target=worker.work, args=(scene, rank, size, str(tmp_path), timeout, *args), daemon=True
+                target=worker.work,
+                args=(scene, rank, size, str(tmp_path), timeout, *args),
+                daemon=True,
             )
             for rank in range(size)
         ]
@@ -60,7 +69,9 @@ def play(context, tmp_path):
                     process.kill()
         assert [rank for rank, end in enumerate(ends) if end != 0] == list(gone)
         return [
-            json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size) if rank not in gone
+            json.loads((tmp_path / f"{rank}.json").read_text())
+            for rank in range(size)
+            if rank not in gone
         ]
 
     return play
@@ -74,7 +85,9 @@ def assert_answers_of_one_process(play, size, what):
         for answer in answers:
             assert answer["picks"] == expected["picks"], shown
             assert answer["mask"] == expected["mask"], shown
-            np.testing.assert_allclose(answer["gains"], expected["gains"], rtol=1e-7, err_msg=shown)
+            np.testing.assert_allclose(
+                answer["gains"], expected["gains"], rtol=1e-7, err_msg=shown
+            )
         assert all(answer == answers[0] for answer in answers), shown
 
 
@@ -100,12 +113,18 @@ def test_every_case_on_every_kind_of_shards(play, size):
 def test_an_error_of_one_rank_is_raised_by_all(play):
     """One after the other, in one group: each time it is in step again."""
     answers = list(zip(*play(worker.errors, 2), strict=True))
-    alone = ["The net's outputs hold NaN", "X_pool holds NaN", "needs about .* max_memory allows"]
+    alone = [
+        "The net's outputs hold NaN",
+        "X_pool holds NaN",
+        "needs about .* max_memory allows",
+    ]
     steps = ["'mask': ValueError", "'start': ValueError", "'mask': MemoryError"]
     for message, step in zip(alone, steps, strict=True):
         first, last = answers.pop(0)
         assert re.search(message, last)
-        assert re.fullmatch(f"RuntimeError: Rank 1 of 2 failed in the step {step}: .*{message}.*", first)
+        assert re.fullmatch(
+            f"RuntimeError: Rank 1 of 2 failed in the step {step}: .*{message}.*", first
+        )
     of_both = [
         "n_instances is 3 on rank 0 and 4 on rank 1",
         "damping is 1.0 on rank 0 and 2.0 on rank 1",
@@ -130,13 +149,17 @@ def test_an_error_of_one_rank_is_raised_by_all(play):
 def test_a_rank_that_dies_stops_the_others(play):
     found = play(worker.dies, 3, timeout=20, gone=[2])
     for rank, message in enumerate(found):
-        assert message.startswith(f"RuntimeError: Rank {rank} of 3 lost the others in the step 'selection': ")
+        assert message.startswith(
+            f"RuntimeError: Rank {rank} of 3 lost the others in the step 'selection': "
+        )
         assert "Another process has died or raised" in message
 
 
 def test_a_rank_that_stays_away_stops_the_others_at_the_timeout(play, context):
     found, _ = play(worker.stays_away, 2, context.Event(), timeout=4)
-    assert found.startswith("RuntimeError: Rank 0 of 2 lost the others in the step 'start': ")
+    assert found.startswith(
+        "RuntimeError: Rank 0 of 2 lost the others in the step 'start': "
+    )
     assert "Timed out" in found
 
 
@@ -148,6 +171,8 @@ def test_the_example_under_torchrun_picks_what_one_process_picks():
     found = set()
     for launcher in ([], torchrun):
         run = [sys.executable, *launcher, str(example)]
-        shown = subprocess.run(run, capture_output=True, text=True, timeout=500, check=True).stdout
+        shown = subprocess.run(
+            run, capture_output=True, text=True, timeout=500, check=True
+        ).stdout
         found |= set(re.findall(r"all ranks pick (\[.*?\])", shown))
     assert len(found) == 1

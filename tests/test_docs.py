@@ -1,4 +1,6 @@
-"""Every python block of the README and the docs runs, page by page from top to bottom; every link leads somewhere."""
+"""Every python block of the README and the docs runs, page by page from top to bottom;
+every link leads somewhere.
+"""
 
 import re
 from functools import partial
@@ -36,7 +38,11 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
     if "from distributed import Client" in page.read_text(encoding="utf-8"):
         # In place of the machines that the page speaks of: one thread of this process.
         local = partial(
-            distributed.Client, processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None
+            distributed.Client,
+            processes=False,
+            n_workers=1,
+            threads_per_worker=1,
+            dashboard_address=None,
         )
         monkeypatch.setattr(distributed, "Client", lambda address: local())
     text = page.read_text(encoding="utf-8")
@@ -50,7 +56,9 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_no_block_is_passed_over(page):
-    """A block is Python, which is run; a command; what something prints; or a directive of the site."""
+    """A block is Python, which is run; a command; what something prints; or a directive
+    of the site.
+    """
     for kind, _ in FENCE.findall(page.read_text(encoding="utf-8")):
         assert kind in ("python", "py", "sh", "bash", "text") or kind.startswith("{"), (
             f"{page_name(page)}: ```{kind}"
@@ -61,11 +69,17 @@ def test_no_block_is_passed_over(page):
 def test_commands_exist(page):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for block in (
-        block for kind, block in FENCE.findall(page.read_text(encoding="utf-8")) if kind in ("sh", "bash")
+        block
+        for kind, block in FENCE.findall(page.read_text(encoding="utf-8"))
+        if kind in ("sh", "bash")
     ):
         for target in re.findall(r"^make ([\w-]+)", block, re.MULTILINE):
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page_name(page)}: make {target}"
-        for script, options in re.findall(r"^python (\S+\.py)([^#\n]*)", block, re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), (
+                f"{page_name(page)}: make {target}"
+            )
+        for script, options in re.findall(
+            r"^python (\S+\.py)([^#\n]*)", block, re.MULTILINE
+        ):
             known = (ROOT / script).read_text(encoding="utf-8")
             for option in re.findall(r"--[\w-]+", options):
                 assert f'"{option}"' in known, f"{page_name(page)}: {script} {option}"
@@ -77,10 +91,15 @@ def test_links_lead_somewhere(page):
         target = page.parent / path if path else page
         assert target.exists(), f"{page_name(page)} links to {path}, which is not there"
         if anchor:
-            assert anchor[1:] in anchors(target), f"{page_name(page)} links to {anchor}, which no heading has"
+            assert anchor[1:] in anchors(target), (
+                f"{page_name(page)} links to {anchor}, which no heading has"
+            )
 
 
 def anchors(page):
     """The anchors that GitHub gives to a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }

@@ -1,4 +1,6 @@
-"""Every example runs from top to bottom on a tiny budget, and is short enough to be read."""
+"""Every example runs from top to bottom on a tiny budget, and is short enough to be
+read.
+"""
 
 import csv
 import runpy
@@ -15,11 +17,20 @@ from fishermask_sk.datasets import load_images
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TUTORIALS = [
-    "compare_strategies", "custom_mask", "label_by_hand", "modal_loop", "pictures", "tabular_pipeline",
-    "text_transformer", "tune_sparsity", "vision_transformer",
-]  # fmt: skip
+    "compare_strategies",
+    "custom_mask",
+    "label_by_hand",
+    "modal_loop",
+    "pictures",
+    "tabular_pipeline",
+    "text_transformer",
+    "tune_sparsity",
+    "vision_transformer",
+]
 
-pytestmark = pytest.mark.filterwarnings("ignore:The mask keeps k=")  # a tiny net's head is most of it
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The mask keeps k="
+)  # a tiny net's head is most of it
 
 
 @pytest.fixture
@@ -49,7 +60,12 @@ def test_modal_loop(run):
 
 def test_tune_sparsity(run):
     out = run("tune_sparsity")
-    assert [line.split()[0] for line in out.splitlines()[1:5]] == ["0.01", "0.005", "0.002", "0.001"]
+    assert [line.split()[0] for line in out.splitlines()[1:5]] == [
+        "0.01",
+        "0.005",
+        "0.002",
+        "0.001",
+    ]
     assert "best sparsity: 0.0" in out
     assert "labels spent per candidate: 48 of 264" in out
 
@@ -58,8 +74,14 @@ def test_compare_strategies(run, tmp_path):
     out = run("compare_strategies", "--output", tmp_path)
     table = out.splitlines()
     assert [line.split()[0] for line in table[1:8]] == [
-        "FisherMask", "BAIT", "BADGE", "core-set", "margin", "entropy", "random",
-    ]  # fmt: skip
+        "FisherMask",
+        "BAIT",
+        "BADGE",
+        "core-set",
+        "margin",
+        "entropy",
+        "random",
+    ]
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert len(load_results(tmp_path / "compare-quick.jsonl")) == 7 * 2
 
@@ -69,7 +91,10 @@ def test_custom_mask(run):
     assert "fisher: " in out
     assert out.count("asks for") == 2
     stages = out.splitlines()[2]
-    assert all(stage in stages for stage in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"))
+    assert all(
+        stage in stages
+        for stage in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
+    )
 
 
 def test_pictures(run, tmp_path):
@@ -121,7 +146,9 @@ def test_label_by_hand(run, tmp_path):
         assert "Please label the images of" in run("label_by_hand", "ask", tmp_path)
         assert (tmp_path / "batch.png").read_bytes().startswith(b"\x89PNG")
         asked += label()
-        assert f"Learnt {12 * n_batches} labels of 4 kinds" in run("label_by_hand", "learn", tmp_path)
+        assert f"Learnt {12 * n_batches} labels of 4 kinds" in run(
+            "label_by_hand", "learn", tmp_path
+        )
     assert len(set(asked)) == 24
 
 
@@ -129,10 +156,14 @@ def test_label_by_hand_waits_for_labels(run, tmp_path):
     for i in range(12):
         Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(tmp_path / f"{i}.png")
     run("label_by_hand", "ask", tmp_path)
-    with pytest.raises(SystemExit, match="0 labels, of fewer than two kinds; fill in more of"):
+    with pytest.raises(
+        SystemExit, match="0 labels, of fewer than two kinds; fill in more of"
+    ):
         run("label_by_hand", "learn", tmp_path)
 
 
 def test_label_by_hand_counts_images_first(run, tmp_path):
-    with pytest.raises(SystemExit, match="has 0 PNG images without a label; 12 are to be asked for"):
+    with pytest.raises(
+        SystemExit, match="has 0 PNG images without a label; 12 are to be asked for"
+    ):
         run("label_by_hand", "ask", tmp_path)

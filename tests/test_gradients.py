@@ -1,4 +1,6 @@
-"""Per-sample gradients by layer rules, and the generic way, against one backward pass a sample and class."""
+"""Per-sample gradients by layer rules, and the generic way, against one backward pass a
+sample and class.
+"""
 
 from contextlib import nullcontext
 
@@ -23,7 +25,11 @@ def flat_classifier(*layers, features):
 class TiedLinear(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.head = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, CLASSES)
+        self.first, self.second, self.head = (
+            nn.Linear(5, 5),
+            nn.Linear(5, 5),
+            nn.Linear(5, CLASSES),
+        )
         self.second.weight = self.first.weight
 
     def forward(self, x):
@@ -40,7 +46,9 @@ class CalledTwice(nn.Module):
 
 
 class UsedDirectly(nn.Module):
-    """The first layer's weight also enters the sum on its own, where no hook sees it."""
+    """The first layer's weight also enters the sum on its own, where no hook sees
+    it.
+    """
 
     def __init__(self):
         super().__init__()
@@ -51,7 +59,9 @@ class UsedDirectly(nn.Module):
 
 
 class SequenceFirst(nn.Module):
-    """As many positions as the comparison has samples, in front: the right sum over the first axis, wrong parts."""
+    """As many positions as the comparison has samples, in front: the right sum over the
+    first axis, wrong parts.
+    """
 
     def __init__(self):
         super().__init__()
@@ -71,11 +81,17 @@ class Recurrent(nn.Module):
 
 
 class Branching(nn.Module):
-    """The path depends on each sample, so that no batch rule and no vmap can follow it."""
+    """The path depends on each sample, so that no batch rule and no vmap can follow
+    it.
+    """
 
     def __init__(self):
         super().__init__()
-        self.left, self.right, self.head = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(4, CLASSES)
+        self.left, self.right, self.head = (
+            nn.Linear(5, 4),
+            nn.Linear(5, 4),
+            nn.Linear(4, CLASSES),
+        )
 
     def forward(self, x):
         rows = [self.left(row) if row.sum() > 0 else self.right(row) for row in x]
@@ -126,7 +142,9 @@ def tokens():
 
 
 class HungTwice(nn.Module):
-    """One module in two places, and a transposed convolution that needs the generic way."""
+    """One module in two places, and a transposed convolution that needs the generic
+    way.
+    """
 
     def __init__(self):
         super().__init__()
@@ -153,35 +171,64 @@ NETS = {
         flat_classifier(nn.Linear(6, 4), nn.Tanh(), features=2 * 6 * 4),
         images(),
     ),
-    "conv": lambda: (flat_classifier(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), features=48), images()),
-    "conv stride padding dilation": lambda: (
-        flat_classifier(nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1)), features=63),
+    "conv": lambda: (
+        flat_classifier(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), features=48),
         images(),
     ),
-    "conv groups": lambda: (flat_classifier(nn.Conv2d(4, 6, 3, groups=2), features=96), images(4)),
+    "conv stride padding dilation": lambda: (
+        flat_classifier(
+            nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1)),
+            features=63,
+        ),
+        images(),
+    ),
+    "conv groups": lambda: (
+        flat_classifier(nn.Conv2d(4, 6, 3, groups=2), features=96),
+        images(4),
+    ),
     "conv depthwise": lambda: (
         flat_classifier(nn.Conv2d(4, 4, 3, groups=4, padding=1), features=144),
         images(4),
     ),
     "conv same reflect": lambda: (
-        flat_classifier(nn.Conv2d(2, 3, 3, padding="same", padding_mode="reflect"), features=108),
+        flat_classifier(
+            nn.Conv2d(2, 3, 3, padding="same", padding_mode="reflect"), features=108
+        ),
         images(),
     ),
-    "conv1d": lambda: (flat_classifier(nn.Conv1d(2, 3, 3, stride=2, padding=1), features=15), signals()),
+    "conv1d": lambda: (
+        flat_classifier(nn.Conv1d(2, 3, 3, stride=2, padding=1), features=15),
+        signals(),
+    ),
     "conv3d": lambda: (
         flat_classifier(nn.Conv3d(1, 2, 2), features=2 * 27),
         torch.randn(N, 1, 4, 4, 4, dtype=torch.float64),
     ),
     "batch norm": lambda: (
         flat_classifier(
-            nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(inplace=True), features=48
+            nn.Conv2d(2, 3, 3, bias=False),
+            nn.BatchNorm2d(3),
+            nn.ReLU(inplace=True),
+            features=48,
         ),
         images(),
     ),
-    "batch norm 1d": lambda: (nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, CLASSES)), vectors()),
-    "layer norm": lambda: (flat_classifier(nn.LayerNorm((6, 6)), nn.Tanh(), features=72), images()),
-    "layer norm on vectors": lambda: (nn.Sequential(nn.LayerNorm(5), nn.Linear(5, CLASSES)), vectors()),
-    "group norm": lambda: (flat_classifier(nn.GroupNorm(2, 4), nn.Tanh(), features=144), images(4)),
+    "batch norm 1d": lambda: (
+        nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, CLASSES)),
+        vectors(),
+    ),
+    "layer norm": lambda: (
+        flat_classifier(nn.LayerNorm((6, 6)), nn.Tanh(), features=72),
+        images(),
+    ),
+    "layer norm on vectors": lambda: (
+        nn.Sequential(nn.LayerNorm(5), nn.Linear(5, CLASSES)),
+        vectors(),
+    ),
+    "group norm": lambda: (
+        flat_classifier(nn.GroupNorm(2, 4), nn.Tanh(), features=144),
+        images(4),
+    ),
     "embedding": lambda: (Tokens(), tokens()),
     "embedding with padding": lambda: (Tokens(padding_idx=0), tokens()),
     "keyword input": lambda: (Keyword(), vectors()),
@@ -193,7 +240,10 @@ NETS = {
     "recurrent": lambda: (Recurrent(), vectors(8)),
     "branching": lambda: (Branching(), vectors()),
     "own parameter": lambda: (OwnParameter(), vectors()),
-    "transposed conv": lambda: (flat_classifier(nn.ConvTranspose2d(2, 3, 2), features=147), images()),
+    "transposed conv": lambda: (
+        flat_classifier(nn.ConvTranspose2d(2, 3, 2), features=147),
+        images(),
+    ),
 }
 GENERIC = {
     "hung twice": {"a.weight", "a.bias"},
@@ -201,7 +251,12 @@ GENERIC = {
     "called twice": {"block.weight", "block.bias"},
     "used directly": {"first.weight"},
     "sequence first": {"embed.weight", "embed.bias"},
-    "recurrent": {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"},
+    "recurrent": {
+        "rnn.weight_ih_l0",
+        "rnn.weight_hh_l0",
+        "rnn.bias_ih_l0",
+        "rnn.bias_hh_l0",
+    },
     "branching": {"left.weight", "left.bias", "right.weight", "right.bias"},
     "own parameter": {"scale"},
     "transposed conv": {"0.weight", "0.bias"},
@@ -229,22 +284,36 @@ def test_embeddings_and_diagonal_fisher_equal_the_slow_twin(name, device):
         gradients = PerSampleGradients(module, module, batch)
         scores = gradients.diagonal_fisher([batch[:4], batch[4:]])
         p = len(scores)
-        few = torch.randperm(p, generator=torch.Generator().manual_seed(1))[: max(3, p // 5)].sort().values
+        few = (
+            torch.randperm(p, generator=torch.Generator().manual_seed(1))[
+                : max(3, p // 5)
+            ]
+            .sort()
+            .values
+        )
         for mask_indices in (
             few.to(device),
             torch.arange(p, device=device),
             torch.tensor([p - 1], device=device),
         ):
             found = gradients.embeddings(batch, mask_indices)
-            torch.testing.assert_close(found, every[:, :, mask_indices], rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(
+                found, every[:, :, mask_indices], rtol=1e-9, atol=1e-11
+            )
             reduced = gradients.embeddings(batch, mask_indices, reduced=True)
             assert reduced.shape[1] == CLASSES - 1
-            torch.testing.assert_close(reduced.mT @ reduced, found.mT @ found, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(
+                reduced.mT @ reduced, found.mT @ found, rtol=1e-9, atol=1e-11
+            )
         uniform = gradients.embeddings(batch, few.to(device), "uniform")
     assert gradients.generic == GENERIC.get(name, set())
     assert all(m._parameters[key] is p for m, own in before for key, p in own.items())
-    torch.testing.assert_close(scores, reference.naive_diagonal_fisher(module, batch), rtol=1e-9, atol=1e-12)
-    expected = reference.naive_embeddings(module, batch, weighting="uniform")[:, :, few.to(device)]
+    torch.testing.assert_close(
+        scores, reference.naive_diagonal_fisher(module, batch), rtol=1e-9, atol=1e-12
+    )
+    expected = reference.naive_embeddings(module, batch, weighting="uniform")[
+        :, :, few.to(device)
+    ]
     torch.testing.assert_close(uniform, expected, rtol=1e-9, atol=1e-11)
 
 
@@ -264,7 +333,9 @@ def test_every_way_to_sum_squares(name, limits, monkeypatch, device):
     module, batch = make(name, device)
     scores = PerSampleGradients(module, module, batch).diagonal_fisher([batch])
     assert (scores >= 0).all()
-    torch.testing.assert_close(scores, reference.naive_diagonal_fisher(module, batch), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        scores, reference.naive_diagonal_fisher(module, batch), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_scores_of_the_head_alone_need_no_gradients_below_it(device):
@@ -274,7 +345,9 @@ def test_scores_of_the_head_alone_need_no_gradients_below_it(device):
     batch = torch.randn(5, 4, dtype=torch.float64, device=device)
     gradients = PerSampleGradients(module, module, batch)
     has_graph = []
-    body.register_forward_hook(lambda module, args, output: has_graph.append(output.requires_grad))
+    body.register_forward_hook(
+        lambda module, args, output: has_graph.append(output.requires_grad)
+    )
     scores = gradients.diagonal_fisher([batch], names=["1.weight", "1.bias"])
     every = gradients.diagonal_fisher([batch])
     assert has_graph == [False, True]
@@ -294,7 +367,9 @@ def test_single_samples_and_frozen_weights(name, device):
     assert (scores[:n_frozen] == 0).all()
     mask_indices = torch.arange(n_frozen, len(scores), device=device)
     found = gradients.embeddings(batch[:1], mask_indices)
-    torch.testing.assert_close(found, expected[:, :, mask_indices], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        found, expected[:, :, mask_indices], rtol=1e-9, atol=1e-11
+    )
     assert [p.requires_grad for p in module.parameters()] == [False] + [True] * (
         len(list(module.parameters())) - 1
     )
@@ -326,15 +401,23 @@ def test_autocast_inside_the_net():
 
     torch.manual_seed(0)
     layers = nn.Linear(7, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, CLASSES)
-    plain, mixed, x = nn.Sequential(*layers).eval(), Mixed(*layers).eval(), torch.randn(20, 7)
+    plain, mixed, x = (
+        nn.Sequential(*layers).eval(),
+        Mixed(*layers).eval(),
+        torch.randn(20, 7),
+    )
     every = torch.arange(sum(p.numel() for p in plain.parameters()))
     expected, found = (PerSampleGradients(net, net, x) for net in (plain, mixed))
     assert found.generic == set()
     for name in ("embeddings", "diagonal_fisher"):
         arguments = (x, every) if name == "embeddings" else ([x],)
-        right, close = (getattr(gradients, name)(*arguments) for gradients in (expected, found))
+        right, close = (
+            getattr(gradients, name)(*arguments) for gradients in (expected, found)
+        )
         assert close.dtype == torch.float32
-        torch.testing.assert_close(close, right, rtol=0, atol=5e-2 * float(right.abs().max()))
+        torch.testing.assert_close(
+            close, right, rtol=0, atol=5e-2 * float(right.abs().max())
+        )
 
 
 def test_squares_of_float16_do_not_overflow():
@@ -345,8 +428,12 @@ def test_squares_of_float16_do_not_overflow():
     x = 500 * torch.randn(20, 7)
     right = PerSampleGradients(net, net, x).diagonal_fisher([x])
     half = net.half()
-    found = PerSampleGradients(half, lambda b: half(b).float(), x.half()).diagonal_fisher([x.half()])
-    torch.testing.assert_close(found, right, rtol=0, atol=5e-2 * float(right.abs().max()))
+    found = PerSampleGradients(
+        half, lambda b: half(b).float(), x.half()
+    ).diagonal_fisher([x.half()])
+    torch.testing.assert_close(
+        found, right, rtol=0, atol=5e-2 * float(right.abs().max())
+    )
 
 
 def test_no_score_depends_on_the_mask():
@@ -382,11 +469,17 @@ def test_the_module_is_left_as_found(fails):
     module[0].bias.requires_grad_(False)
     state = {name: value.clone() for name, value in module.state_dict().items()}
     batch = vectors()
-    outcome = pytest.raises(RuntimeError, match="lost the connection") if fails else nullcontext()
+    outcome = (
+        pytest.raises(RuntimeError, match="lost the connection")
+        if fails
+        else nullcontext()
+    )
     with outcome, undisturbed(module):
         PerSampleGradients(module, module, batch).embeddings(batch, torch.arange(5))
     assert [m.training for m in module.modules()] == [True, True, False, True]
     assert [p.requires_grad for p in module.parameters()] == [True, False, True, True]
     assert all(p.grad is None for p in module.parameters())
-    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert all(
+        torch.equal(value, state[name]) for name, value in module.state_dict().items()
+    )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())

@@ -1,4 +1,6 @@
-"""Whatever skorch predicts from can be the pool: every container gives the picks that its array gives."""
+"""Whatever skorch predicts from can be the pool: every container gives the picks that
+its array gives.
+"""
 
 import numpy as np
 import pandas as pd
@@ -38,7 +40,13 @@ class TwoInputs(TinyNet):
 
 def a_net(module=TinyNet, **params):
     return NeuralNetClassifier(
-        module, criterion=nn.CrossEntropyLoss, train_split=None, verbose=0, max_epochs=5, lr=0.1, **params
+        module,
+        criterion=nn.CrossEntropyLoss,
+        train_split=None,
+        verbose=0,
+        max_epochs=5,
+        lr=0.1,
+        **params,
     )
 
 
@@ -66,7 +74,9 @@ def expected(fitted):
 
 
 def dataset(samples):
-    labels = LABELS if len(samples) == len(LABELS) else np.zeros(len(samples), dtype="int64")
+    labels = (
+        LABELS if len(samples) == len(LABELS) else np.zeros(len(samples), dtype="int64")
+    )
     return TensorDataset(torch.tensor(samples), torch.tensor(labels))
 
 
@@ -109,7 +119,9 @@ class Counted(np.ndarray):
         torch.tensor,
         dataset,
         lambda samples: SliceDataset(dataset(samples)),
-        lambda samples: Subset(dataset(np.concatenate([samples, samples])), range(len(samples))),
+        lambda samples: Subset(
+            dataset(np.concatenate([samples, samples])), range(len(samples))
+        ),
         lambda samples: {"X": samples},
     ],
     ids=["tensor", "dataset", "slice_dataset", "subset", "dict_of_one"],
@@ -117,11 +129,18 @@ class Counted(np.ndarray):
 @pytest.mark.parametrize("n_instances", [1, 2, N_POOL])
 def test_containers_give_the_picks_of_their_array(fitted, wrap, n_instances):
     expected = picks(fitted, SAMPLES[N_LABELED:], SAMPLES[:N_LABELED], n_instances)
-    assert picks(fitted, wrap(SAMPLES[N_LABELED:]), wrap(SAMPLES[:N_LABELED]), n_instances) == expected
+    assert (
+        picks(fitted, wrap(SAMPLES[N_LABELED:]), wrap(SAMPLES[:N_LABELED]), n_instances)
+        == expected
+    )
 
 
-@pytest.mark.parametrize("wrap", [torch.tensor, dataset, lambda samples: SliceDataset(dataset(samples))])
-def test_pool_and_labelled_samples_may_come_in_different_containers(fitted, expected, wrap):
+@pytest.mark.parametrize(
+    "wrap", [torch.tensor, dataset, lambda samples: SliceDataset(dataset(samples))]
+)
+def test_pool_and_labelled_samples_may_come_in_different_containers(
+    fitted, expected, wrap
+):
     assert picks(fitted, wrap(SAMPLES[N_LABELED:]), SAMPLES[:N_LABELED]) == expected
 
 
@@ -131,7 +150,9 @@ def test_a_dict_of_arrays_feeds_a_module_of_several_inputs(fitted, expected):
     def split(samples):
         return {"left": samples[:, :2], "right": samples[:, 2:]}
 
-    assert picks(net, split(SAMPLES[N_LABELED:]), split(SAMPLES[:N_LABELED])) == expected
+    assert (
+        picks(net, split(SAMPLES[N_LABELED:]), split(SAMPLES[:N_LABELED])) == expected
+    )
 
 
 def test_a_dataframe_goes_through_the_steps_of_its_pipeline():
@@ -150,23 +171,32 @@ def test_a_dataframe_goes_through_the_steps_of_its_pipeline():
 def test_a_lazy_dataset_is_never_loaded_whole(fitted, expected):
     pool, labeled = Lazy(SAMPLES[N_LABELED:]), Lazy(SAMPLES[:N_LABELED])
     assert picks(fitted, pool, labeled) == expected
-    # Every sample once to rank the weights and once to embed it, and batches of 16 to look at their shape first.
+    # Every sample once to rank the weights and once to embed it, and batches of 16 to
+    # look at their shape first.
     assert pool.n_reads <= 2 * N_POOL + 2 * 16
     assert pool.peak <= 16 + 1
     assert pool.n_alive == 0
 
 
 def test_transforms_are_those_of_prediction(fitted, expected):
-    """A net that augments in training does so in `get_iterator(training=True)`, and is not asked for that."""
+    """A net that augments in training does so in `get_iterator(training=True)`, and is
+    not asked for that.
+    """
 
     class Augmenting(NeuralNetClassifier):
         def get_iterator(self, dataset, training=False):
             assert not training
             return super().get_iterator(dataset, training=training)
 
-    net = Augmenting(TinyNet, criterion=nn.CrossEntropyLoss, train_split=None, verbose=0)
+    net = Augmenting(
+        TinyNet, criterion=nn.CrossEntropyLoss, train_split=None, verbose=0
+    )
     assert (
-        picks(with_weights(net, fitted), dataset(SAMPLES[N_LABELED:]), dataset(SAMPLES[:N_LABELED]))
+        picks(
+            with_weights(net, fitted),
+            dataset(SAMPLES[N_LABELED:]),
+            dataset(SAMPLES[:N_LABELED]),
+        )
         == expected
     )
 
@@ -178,34 +208,51 @@ def test_worker_processes_read_the_pool(fitted, expected):
     assert pool.n_reads == 0  # not in this process
 
 
-# --- searches take what scikit-learn can split --------------------------------------------------------------
+# --- searches take what scikit-learn can split
+# --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "wrap",
-    [torch.tensor, lambda samples: SliceDataset(dataset(samples)), lambda samples: SliceDict(X=samples)],
+    [
+        torch.tensor,
+        lambda samples: SliceDataset(dataset(samples)),
+        lambda samples: SliceDict(X=samples),
+    ],
     ids=["tensor", "slice_dataset", "slice_dict"],
 )
 def test_searches_split_tensors_slice_datasets_and_slice_dicts(wrap):
     loop = ActiveLearningClassifier(
-        a_net(classes=[0, 1, 2]), FisherMask(20, keep_head=False), n_initial=10, n_instances=3, n_queries=1,
+        a_net(classes=[0, 1, 2]),
+        FisherMask(20, keep_head=False),
+        n_initial=10,
+        n_instances=3,
+        n_queries=1,
         random_state=0,
-    )  # fmt: skip
+    )
     search = GridSearchCV(
-        loop, {"query_strategy__sparsity": [10, 20]}, cv=2, scoring="accuracy", error_score="raise"
+        loop,
+        {"query_strategy__sparsity": [10, 20]},
+        cv=2,
+        scoring="accuracy",
+        error_score="raise",
     )
     scores = [
-        clone(search).fit(X, LABELS).cv_results_["mean_test_score"].tolist() for X in (SAMPLES, wrap(SAMPLES))
+        clone(search).fit(X, LABELS).cv_results_["mean_test_score"].tolist()
+        for X in (SAMPLES, wrap(SAMPLES))
     ]
     assert scores[0] == scores[1]
 
 
-# --- modAL's learner: it joins and checks the rows that are taught, and so sets the limits ------------------
+# --- modAL's learner: it joins and checks the rows that are taught, and so sets the
+# limits ------------------
 
 
 @pytest.mark.parametrize("wrap", [np.asarray, torch.tensor], ids=["array", "tensor"])
 def test_modals_learner_is_taught_arrays_and_tensors(wrap):
-    learner = ActiveLearner(a_net(), FisherMask(20, keep_head=False), wrap(SAMPLES[:20]), wrap(LABELS[:20]))
+    learner = ActiveLearner(
+        a_net(), FisherMask(20, keep_head=False), wrap(SAMPLES[:20]), wrap(LABELS[:20])
+    )
     query_idx, X_query = learner.query(wrap(SAMPLES[20:]), n_instances=3)
     assert type(X_query) is type(learner.X_training)
     learner.teach(X_query, wrap(LABELS[20:])[query_idx])
@@ -215,13 +262,17 @@ def test_modals_learner_is_taught_arrays_and_tensors(wrap):
 def test_modals_learner_is_taught_data_frames():
     frame = pd.DataFrame(SAMPLES, columns=list("abcdef"))
     pipe = make_pipeline(FunctionTransformer(lambda X: X.to_numpy()), a_net())
-    learner = ActiveLearner(pipe, FisherMask(20, keep_head=False), frame[:20], LABELS[:20])
+    learner = ActiveLearner(
+        pipe, FisherMask(20, keep_head=False), frame[:20], LABELS[:20]
+    )
     query_idx, X_query = learner.query(frame[20:], n_instances=3)
     learner.teach(X_query, LABELS[20:][query_idx])
     assert learner.X_training.shape == (23, 6)
 
 
-@pytest.mark.parametrize("X", [{"X": SAMPLES}, dataset(SAMPLES)], ids=["dict", "dataset"])
+@pytest.mark.parametrize(
+    "X", [{"X": SAMPLES}, dataset(SAMPLES)], ids=["dict", "dataset"]
+)
 def test_modals_learner_is_not_taught_dicts_and_datasets(X):
     with pytest.raises((ValueError, TypeError)):  # the words are scikit-learn's
         ActiveLearner(a_net(), X_training=X, y_training=LABELS)
@@ -236,9 +287,13 @@ def test_modals_learner_adds_no_rows_to_a_slice_dataset():
 
 
 def test_modals_learner_may_query_a_dataset(fitted, expected):
-    learner = ActiveLearner(fitted, FisherMask(20, keep_head=False, batch_size=16, random_state=0))
+    learner = ActiveLearner(
+        fitted, FisherMask(20, keep_head=False, batch_size=16, random_state=0)
+    )
     query_idx, X_query = learner.query(
-        dataset(SAMPLES[N_LABELED:]), n_instances=5, X_labeled=dataset(SAMPLES[:N_LABELED])
+        dataset(SAMPLES[N_LABELED:]),
+        n_instances=5,
+        X_labeled=dataset(SAMPLES[:N_LABELED]),
     )
     assert query_idx.tolist() == expected
     assert len(X_query) == 5

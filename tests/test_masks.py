@@ -1,4 +1,6 @@
-"""Masks of every kind against a slow ranking, and head, stem and candidates of real networks."""
+"""Masks of every kind against a slow ranking, and head, stem and candidates of real
+networks.
+"""
 
 import warnings
 
@@ -23,7 +25,9 @@ from fishermask_sk.modules import undisturbed
 @pytest.mark.parametrize("k", [1, 2, 7, 20])
 @pytest.mark.parametrize("levels", [2, 5, 1000])
 def test_top_k_takes_the_lowest_of_equal_scores(k, levels, device):
-    scores = torch.randint(levels, (20,), generator=torch.Generator().manual_seed(k)).double()
+    scores = torch.randint(
+        levels, (20,), generator=torch.Generator().manual_seed(k)
+    ).double()
     assert top_k(scores.to(device), k).tolist() == reference.naive_top_k(scores, k)
 
 
@@ -49,12 +53,30 @@ def test_per_layer_mask_takes_a_share_of_every_parameter():
     scores = torch.arange(12.0)
     slices = {"a": slice(0, 4), "b": slice(4, 5), "c": slice(5, 12)}
     candidates = torch.arange(12)
-    assert per_layer_mask(scores, 0.3, slices, candidates).tolist() == [2, 3, 4, 9, 10, 11]
+    assert per_layer_mask(scores, 0.3, slices, candidates).tolist() == [
+        2,
+        3,
+        4,
+        9,
+        10,
+        11,
+    ]
     hundred = torch.arange(100.0)
     assert per_layer_mask(scores, 1.7, slices, candidates).tolist() == list(range(12))
-    assert len(per_layer_mask(hundred, 0.07, {"a": slice(0, 100)}, torch.arange(100))) == 7
+    assert (
+        len(per_layer_mask(hundred, 0.07, {"a": slice(0, 100)}, torch.arange(100))) == 7
+    )
     head = torch.arange(0, 4)
-    assert per_layer_mask(scores, 0.3, slices, candidates, head).tolist() == [0, 1, 2, 3, 4, 9, 10, 11]
+    assert per_layer_mask(scores, 0.3, slices, candidates, head).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        9,
+        10,
+        11,
+    ]
     without_c = {name: slices[name] for name in "ab"}
     assert per_layer_mask(scores, 0.3, without_c, candidates[:5]).tolist() == [2, 3, 4]
 
@@ -83,11 +105,15 @@ def test_custom_mask_sees_scores_k_and_slices():
         assert k == 2
         return [slices["b"].stop - 1, slices["b"].start]
 
-    assert custom_mask(rule, torch.zeros(6), 2, {"b": slice(2, 5)}, torch.arange(2, 5)).tolist() == [2, 4]
+    assert custom_mask(
+        rule, torch.zeros(6), 2, {"b": slice(2, 5)}, torch.arange(2, 5)
+    ).tolist() == [2, 4]
 
 
 def test_the_warning_names_k_the_head_and_the_sparsity_that_keeps_it():
-    with pytest.warns(UserWarning, match=r"k=10 .* has 25.* sparsity=0.025 or an int of 25"):
+    with pytest.warns(
+        UserWarning, match=r"k=10 .* has 25.* sparsity=0.025 or an int of 25"
+    ):
         warn_if_head_fills_mask(10, 25, 1000)
     with pytest.warns(UserWarning, match="the mask is exactly the head"):
         warn_if_head_fills_mask(25, 25, 1000)
@@ -101,7 +127,9 @@ def test_the_warning_names_k_the_head_and_the_sparsity_that_keeps_it():
 
 
 class ClassToken(nn.Module):
-    """Owns a bare parameter and calls its layers out of the order in which they are named."""
+    """Owns a bare parameter and calls its layers out of the order in which they are
+    named.
+    """
 
     def __init__(self):
         super().__init__()
@@ -122,7 +150,10 @@ def layout_of(module, batch, **kwargs):
 def test_head_and_stem_are_found_by_use_not_by_name():
     layout = layout_of(ClassToken(), torch.zeros(2, 5))
     assert layout.head == ("a_head.weight", "a_head.bias")
-    assert layout.stem == ("z_stem.weight", "z_stem.bias")  # the token never sees the input
+    assert layout.stem == (
+        "z_stem.weight",
+        "z_stem.bias",
+    )  # the token never sees the input
     names = [
         "token",
         "a_head.weight",
@@ -132,7 +163,11 @@ def test_head_and_stem_are_found_by_use_not_by_name():
         "z_stem.weight",
         "z_stem.bias",
     ]
-    assert candidate_names("middle", layout, names) == ["token", "middle.weight", "middle.bias"]
+    assert candidate_names("middle", layout, names) == [
+        "token",
+        "middle.weight",
+        "middle.bias",
+    ]
     assert candidate_names("last", layout, names) == ["a_head.weight", "a_head.bias"]
     assert candidate_names("all", layout, names) == names
     assert candidate_names(["*.bias", "token"], layout, names) == [
@@ -144,19 +179,27 @@ def test_head_and_stem_are_found_by_use_not_by_name():
 
 
 def test_a_hidden_layer_as_wide_as_the_classes_is_no_head():
-    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 3), nn.Softmax(1))
-    assert layout_of(net, torch.zeros(2, 3)) == Layout(("2.weight", "2.bias"), ("0.weight", "0.bias"))
+    net = nn.Sequential(
+        nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 3), nn.Softmax(1)
+    )
+    assert layout_of(net, torch.zeros(2, 3)) == Layout(
+        ("2.weight", "2.bias"), ("0.weight", "0.bias")
+    )
 
 
 def test_a_convolutional_head():
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     assert layout_of(net, torch.zeros(2, 1, 5, 5)).head == ("1.weight", "1.bias")
 
 
 def test_the_head_can_be_named():
     layout = layout_of(ClassToken(), torch.zeros(2, 5), head="middle")
     assert layout.head == ("middle.weight", "middle.bias")
-    with pytest.raises(ValueError, match=r"head='fc' names no module.*a_head, middle, z_stem"):
+    with pytest.raises(
+        ValueError, match=r"head='fc' names no module.*a_head, middle, z_stem"
+    ):
         layout_of(ClassToken(), torch.zeros(2, 5), head="fc")
     with pytest.raises(ValueError, match="there are weight, bias"):
         layout_of(nn.Linear(5, 3), torch.zeros(2, 5), head="fc")
@@ -167,7 +210,10 @@ def test_a_bare_parameter_can_be_the_head():
         def __init__(self):
             super().__init__()
             self.body, self.rows = nn.Linear(5, 4), nn.Parameter(torch.randn(3, 4))
-            self.bias, self.scale = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(()))
+            self.bias, self.scale = (
+                nn.Parameter(torch.zeros(3)),
+                nn.Parameter(torch.ones(())),
+            )
 
         def forward(self, x):
             x = F.normalize(self.body(x).tanh(), dim=1)

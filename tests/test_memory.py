@@ -1,4 +1,6 @@
-"""The memory budget: what it decides, that the picks stay the same, and what is said where nothing fits."""
+"""The memory budget: what it decides, that the picks stay the same, and what is said
+where nothing fits.
+"""
 
 import re
 import tempfile
@@ -34,28 +36,44 @@ def vectors(n, seed=0):
 
 def query(net, candidates=None, **kwargs):
     strategy = FisherMask(0.9, damping=0.1, random_state=0, **kwargs)
-    strategy.select(net, vectors(N_POOL), 12, X_labeled=vectors(N_LABELED, 1), candidates=candidates)
+    strategy.select(
+        net, vectors(N_POOL), 12, X_labeled=vectors(N_LABELED, 1), candidates=candidates
+    )
     return strategy
 
 
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
-    [("2GiB", 2**31), ("1.5 kB", 1500), ("500 MB", 5 * 10**8), ("7", 7), (9, 9), ("3g", 3e9)],
+    [
+        ("2GiB", 2**31),
+        ("1.5 kB", 1500),
+        ("500 MB", 5 * 10**8),
+        ("7", 7),
+        (9, 9),
+        ("3g", 3e9),
+    ],
 )
 def test_memory_in_words(text, n_bytes):
     assert parse_memory(text) == n_bytes
 
 
-@pytest.mark.parametrize("max_memory", [0, -1, "0", "much", "2 GiBs", 1.5, True, "-1GiB"])
+@pytest.mark.parametrize(
+    "max_memory", [0, -1, "0", "much", "2 GiBs", 1.5, True, "-1GiB"]
+)
 def test_memory_that_is_none(net, max_memory):
     with pytest.raises(
-        ValueError, match=f"max_memory={re.escape(repr(max_memory))} must be a number of bytes"
+        ValueError,
+        match=f"max_memory={re.escape(repr(max_memory))} must be a number of bytes",
     ):
         query(net, max_memory=max_memory)
 
 
 def test_bytes_in_a_unit_that_suits_them():
-    assert [readable(n) for n in (2**9, 3 * 2**20, 5 * 2**29)] == ["0.5 KiB", "3.0 MiB", "2.5 GiB"]
+    assert [readable(n) for n in (2**9, 3 * 2**20, 5 * 2**29)] == [
+        "0.5 KiB",
+        "3.0 MiB",
+        "2.5 GiB",
+    ]
 
 
 def mapped_files():
@@ -67,26 +85,32 @@ def test_picks_are_the_same_from_a_mapped_file_that_leaves_nothing(net, monkeypa
     k = len(expected.mask_indices_)
     needed = needs(N_POOL, N_LABELED, N_CLASSES - 1, k, 4, 12)
     original = memory._mapped
-    monkeypatch.setattr(memory, "_mapped", lambda *args: made.append(args) or original(*args))
+    monkeypatch.setattr(
+        memory, "_mapped", lambda *args: made.append(args) or original(*args)
+    )
     enough = query(net, max_memory=needed.embeddings + needed.matrices)
     assert not made
     streamed = query(net, max_memory=needed.matrices)
     assert made == [((N_POOL, N_CLASSES - 1, k), torch.float32)]
     for strategy in (enough, streamed):
         assert strategy.query_idx_.tolist() == expected.query_idx_.tolist()
-        np.testing.assert_allclose(strategy.trace_reductions_, expected.trace_reductions_, rtol=1e-6)
+        np.testing.assert_allclose(
+            strategy.trace_reductions_, expected.trace_reductions_, rtol=1e-6
+        )
     assert not mapped_files()
 
 
 def test_what_does_not_fit_is_refused_with_its_numbers(net, monkeypatch):
-    needs = (
-        r"needs about .* beside its embeddings \(k=\d+ weights, 400 samples\) and 1.0 KiB max_memory allows; "
-    )
-    with pytest.raises(MemoryError, match=needs + "lower sparsity or set n_components, or raise max_memory"):
+    needs = r"needs about .* beside its embeddings \(k=\d+ weights, 400 samples\) and 1.0 KiB max_memory allows; "
+    with pytest.raises(
+        MemoryError,
+        match=needs + "lower sparsity or set n_components, or raise max_memory",
+    ):
         query(net, max_memory="1KiB")
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     with pytest.raises(
-        MemoryError, match=r"and 0.8 KiB may be used of what is free; lower sparsity or set n_c"
+        MemoryError,
+        match=r"and 0.8 KiB may be used of what is free; lower sparsity or set n_c",
     ):
         query(net)
 
@@ -94,8 +118,12 @@ def test_what_does_not_fit_is_refused_with_its_numbers(net, monkeypatch):
 def test_a_disk_that_is_full_is_told_before_any_work(net, monkeypatch):
     needed = needs(N_POOL, N_LABELED, N_CLASSES - 1, 196, 4, 12)
     usage = memory.shutil.disk_usage(".")
-    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: usage._replace(free=10))
-    with pytest.raises(MemoryError, match=r"too much for memory, and for the 0.0 KiB free in .*TMPDIR"):
+    monkeypatch.setattr(
+        memory.shutil, "disk_usage", lambda path: usage._replace(free=10)
+    )
+    with pytest.raises(
+        MemoryError, match=r"too much for memory, and for the 0.0 KiB free in .*TMPDIR"
+    ):
         query(net, max_memory=needed.matrices + 1000)
 
 
@@ -120,18 +148,26 @@ def test_many_weights_and_few_samples_need_no_matrix(net, monkeypatch):
         monkeypatch.setattr(module, "FEW_WEIGHTS", 1)
     monkeypatch.setattr(initial, "MIN_ROWS_PER_WEIGHT", 100)
     assert not uses_rows(N_POOL, N_CLASSES - 1, 196)
-    assert query(net).query_idx_.tolist() == expected.query_idx_.tolist()  # with k×k matrices
-    assert query(net, candidates=np.arange(30)).query_idx_.tolist() == of_some.query_idx_.tolist()
+    assert (
+        query(net).query_idx_.tolist() == expected.query_idx_.tolist()
+    )  # with k×k matrices
+    assert (
+        query(net, candidates=np.arange(30)).query_idx_.tolist()
+        == of_some.query_idx_.tolist()
+    )
     monkeypatch.setattr(memory, "ROWS_PER_WEIGHT", 100)
     assert uses_rows(N_POOL, N_CLASSES - 1, 196)
     from_rows = query(net)
     assert from_rows.query_idx_.tolist() == expected.query_idx_.tolist()
-    np.testing.assert_allclose(from_rows.trace_reductions_, expected.trace_reductions_, rtol=1e-5)
+    np.testing.assert_allclose(
+        from_rows.trace_reductions_, expected.trace_reductions_, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("max_samples", [1, 3, 50])
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("full"), RuntimeError("can't allocate memory: full")]
+    "error",
+    [torch.OutOfMemoryError("full"), RuntimeError("can't allocate memory: full")],
 )
 def test_a_batch_that_runs_out_of_memory_is_halved(max_samples, error):
     torch.manual_seed(0)
@@ -147,17 +183,29 @@ def test_a_batch_that_runs_out_of_memory_is_halved(max_samples, error):
     limited = PerSampleGradients(net, net, batch)
     limited.forward = forward
     mask_indices = torch.arange(0, 18, 2)
-    torch.testing.assert_close(limited.embeddings(batch, mask_indices), plain.embeddings(batch, mask_indices))
-    torch.testing.assert_close(limited.diagonal_fisher([batch]), plain.diagonal_fisher([batch]))
+    torch.testing.assert_close(
+        limited.embeddings(batch, mask_indices), plain.embeddings(batch, mask_indices)
+    )
+    torch.testing.assert_close(
+        limited.diagonal_fisher([batch]), plain.diagonal_fisher([batch])
+    )
     assert sizes.count(40) == (1 if max_samples < 40 else 2)  # the size is remembered
 
 
 def test_a_batch_that_is_too_large_for_vmap_is_halved(monkeypatch):
-    """Not taken for a module that vmap cannot do, which would go one sample at a time from then on."""
+    """Not taken for a module that vmap cannot do, which would go one sample at a time
+    from then on.
+    """
     torch.manual_seed(0)
-    net, batch, sizes = nn.ConvTranspose1d(2, 3, 2).double().eval(), torch.randn(40, 2, 4).double(), []
+    net, batch, sizes = (
+        nn.ConvTranspose1d(2, 3, 2).double().eval(),
+        torch.randn(40, 2, 4).double(),
+        [],
+    )
     forward = lambda x: net(x).mean(2)  # noqa: E731
-    expected = PerSampleGradients(net, forward, batch).embeddings(batch, torch.arange(6))
+    expected = PerSampleGradients(net, forward, batch).embeddings(
+        batch, torch.arange(6)
+    )
     limited = PerSampleGradients(net, forward, batch)
     assert limited.generic == {"weight", "bias"}
     vmapped = GenericGradients._vmapped
@@ -192,18 +240,27 @@ def test_other_errors_of_the_net_pass(net):
 
 
 def test_components_keep_nearly_all_of_the_gain(net):
-    """Half of the directions, measured in full: nearly the same reduction as exact picks."""
+    """Half of the directions, measured in full: nearly the same reduction as exact
+    picks.
+    """
     exact = query(net)
-    assert query(net, n_components=10**6).query_idx_.tolist() == exact.query_idx_.tolist()
+    assert (
+        query(net, n_components=10**6).query_idx_.tolist() == exact.query_idx_.tolist()
+    )
     cut = query(net, n_components=60)
-    assert cut.trace_reductions_.sum() == pytest.approx(exact.trace_reductions_.sum(), rel=0.1)
-    assert query(net, n_components=60).query_idx_.tolist() == cut.query_idx_.tolist()  # seeded
+    assert cut.trace_reductions_.sum() == pytest.approx(
+        exact.trace_reductions_.sum(), rel=0.1
+    )
+    assert (
+        query(net, n_components=60).query_idx_.tolist() == cut.query_idx_.tolist()
+    )  # seeded
     few = query(net, n_components=3)
     assert few.trace_reductions_.sum() < cut.trace_reductions_.sum()
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "least"), [("n_components", 0, 1), ("n_components", 2.5, 1), ("n_top_classes", 1, 2)]
+    ("name", "value", "least"),
+    [("n_components", 0, 1), ("n_components", 2.5, 1), ("n_top_classes", 1, 2)],
 )
 def test_bad_sizes(net, name, value, least):
     with pytest.raises(ValueError, match=f"{name}={value} must be an int >= {least}"):
@@ -212,7 +269,12 @@ def test_bad_sizes(net, name, value, least):
 
 def test_top_classes_of_all_are_all(net):
     expected = query(net)
-    assert query(net, n_top_classes=N_CLASSES + 3).query_idx_.tolist() == expected.query_idx_.tolist()
+    assert (
+        query(net, n_top_classes=N_CLASSES + 3).query_idx_.tolist()
+        == expected.query_idx_.tolist()
+    )
     fewer = query(net, n_top_classes=2)
     assert len(set(fewer.query_idx_)) == 12
-    assert not np.allclose(fewer.trace_reductions_, expected.trace_reductions_, rtol=1e-3)
+    assert not np.allclose(
+        fewer.trace_reductions_, expected.trace_reductions_, rtol=1e-3
+    )

@@ -1,4 +1,5 @@
-"""The learner of fishermask_sk.modal: the same with both modAL versions and every supported scikit-learn.
+"""The learner of fishermask_sk.modal: the same with both modAL versions and every
+supported scikit-learn.
 
 `test_modal_versions.py` runs this file again in other versions of both.
 """
@@ -42,7 +43,13 @@ def net(module, **kwargs):
     """A skorch net that trains deterministically and says nothing."""
     torch.manual_seed(0)
     return NeuralNetClassifier(
-        module, criterion=nn.CrossEntropyLoss, max_epochs=2, train_split=None, verbose=0, lr=0.1, **kwargs
+        module,
+        criterion=nn.CrossEntropyLoss,
+        max_epochs=2,
+        train_split=None,
+        verbose=0,
+        lr=0.1,
+        **kwargs,
     )
 
 
@@ -78,7 +85,9 @@ def test_a_loop_in_every_container(kind, bootstrap):
     for _ in range(3):
         query_idx, X_query = learner.query(to_X(pool), n_instances=2)
         assert type(X_query) is type(to_X(pool))
-        np.testing.assert_array_equal(np.asarray(X_query, dtype=np.float32), pool[query_idx])
+        np.testing.assert_array_equal(
+            np.asarray(X_query, dtype=np.float32), pool[query_idx]
+        )
         learner.teach(X_query, to_y(labels[query_idx]), bootstrap=bootstrap)
         pool, labels = np.delete(pool, query_idx, axis=0), np.delete(labels, query_idx)
     assert type(learner.X_training) is type(to_X(pool))
@@ -96,8 +105,12 @@ def test_images_of_four_axes(to_tensor):
     rng = np.random.default_rng(0)
     images = to_tensor(rng.normal(size=(20, 3, 5, 5)).astype(np.float32))
     labels = to_tensor(np.arange(20) % 3)
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))
-    learner = ActiveLearner(net(module, classes=[0, 1, 2]), X_training=images[:6], y_training=labels[:6])
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
+    )
+    learner = ActiveLearner(
+        net(module, classes=[0, 1, 2]), X_training=images[:6], y_training=labels[:6]
+    )
     query_idx, X_query = learner.query(images[6:], n_instances=2)
     learner.teach(X_query, labels[6:][query_idx])
     assert X_query.shape == (2, 3, 5, 5)
@@ -105,7 +118,9 @@ def test_images_of_four_axes(to_tensor):
     assert learner.predict_proba(images).shape == (20, 3)
 
 
-@pytest.mark.parametrize("to_sparse", [sparse.csr_array, sparse.csr_matrix, sparse.coo_array])
+@pytest.mark.parametrize(
+    "to_sparse", [sparse.csr_array, sparse.csr_matrix, sparse.coo_array]
+)
 def test_sparse_rows(to_sparse):
     learner = ActiveLearner(KNeighborsClassifier(3), last_rows, to_sparse(X[:9]), Y[:9])
     query_idx, X_query = learner.query(to_sparse(X), n_instances=2)
@@ -120,11 +135,14 @@ def test_tensors_on_every_device(device):
     learner.fit(samples[:30], labels[:30])
     query_idx, X_query = learner.query(samples[30:], n_instances=2)
     learner.teach(X_query, labels[30:][query_idx], bootstrap=True)
-    assert learner.X_training.device.type == learner.y_training.device.type == device.type
+    assert (
+        learner.X_training.device.type == learner.y_training.device.type == device.type
+    )
     np.testing.assert_array_equal(learner.X_training[30:].cpu(), X[30:][query_idx])
 
 
-# Fitting ---------------------------------------------------------------------------------------------
+# Fitting
+# --------------------------------------------------------------------------------
 
 
 def test_fit_forgets_and_teach_remembers(taught):
@@ -153,9 +171,13 @@ def test_only_new_fits_on_the_new_and_remembers_all(taught):
 @pytest.mark.parametrize("only_new", [False, True])
 def test_fit_kwargs_reach_the_estimator(taught, only_new):
     weight = np.linspace(1, 2, 3 if only_new else 9)
-    taught.teach(X[6:9], Y[6:9], only_new=only_new, bootstrap=only_new, sample_weight=weight)
+    taught.teach(
+        X[6:9], Y[6:9], only_new=only_new, bootstrap=only_new, sample_weight=weight
+    )
     assert taught.estimator.seen_[2] is weight
-    learner = ActiveLearner(Recorder(), X_training=X[:6], y_training=Y[:6], sample_weight=np.ones(6))
+    learner = ActiveLearner(
+        Recorder(), X_training=X[:6], y_training=Y[:6], sample_weight=np.ones(6)
+    )
     assert learner.estimator.seen_[2] is not None
 
 
@@ -180,7 +202,8 @@ def test_bootstrap_follows_numpys_global_seed_as_in_modal(taught):
     np.testing.assert_array_equal(taught.estimator.seen_[0], X[drawn])
 
 
-# Queries ---------------------------------------------------------------------------------------------
+# Queries
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_instances", [1, 2, 5])
@@ -202,7 +225,10 @@ def test_a_strategy_of_either_modal_runs_once(n_instances, pair):
 
 def test_metrics():
     learner = ActiveLearner(
-        GaussianNB(), lambda learner, pool: (np.array([3]), np.array([0.5])), X[:6], Y[:6]
+        GaussianNB(),
+        lambda learner, pool: (np.array([3]), np.array([0.5])),
+        X[:6],
+        Y[:6],
     )
     query_idx, X_query, metrics = learner.query(X, return_metrics=True)
     assert (query_idx, metrics) == ([3], [0.5])
@@ -210,7 +236,9 @@ def test_metrics():
 
 
 def test_metrics_that_a_strategy_has_not(taught):
-    with pytest.warns(UserWarning, match=r"last_rows.* has no metrics; return_metrics=True gives None"):
+    with pytest.warns(
+        UserWarning, match=r"last_rows.* has no metrics; return_metrics=True gives None"
+    ):
         query_idx, _, metrics = taught.query(X, return_metrics=True)
     assert query_idx == [59]
     assert metrics is None
@@ -233,7 +261,11 @@ def test_what_a_strategy_raises_comes_through_at_once(error):
 def test_in_a_committee():
     learners = [
         ActiveLearner(
-            GaussianNB(), X_training=X[:30], y_training=Y[:30], bootstrap_init=True, random_state=seed
+            GaussianNB(),
+            X_training=X[:30],
+            y_training=Y[:30],
+            bootstrap_init=True,
+            random_state=seed,
         )
         for seed in range(2)
     ]
@@ -245,19 +277,32 @@ def test_in_a_committee():
     assert [len(learner.X_training) for learner in committee] == [36, 36]
 
 
-# An estimator like any other -------------------------------------------------------------------------
+# An estimator like any other
+# -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_clone(kind):
     to_X, to_y = CONTAINERS[kind]
     learner = ActiveLearner(
-        GaussianNB(), last_rows, to_X(X[:9]), to_y(Y[:9]), True, force_all_finite=False, random_state=1
+        GaussianNB(),
+        last_rows,
+        to_X(X[:9]),
+        to_y(Y[:9]),
+        True,
+        force_all_finite=False,
+        random_state=1,
     )
     twin = clone(learner)
     assert twin.estimator is not learner.estimator
-    assert (twin.bootstrap_init, twin.force_all_finite, twin.random_state) == (True, False, 1)
-    np.testing.assert_array_equal(np.asarray(twin.X_training), np.asarray(learner.X_training))
+    assert (twin.bootstrap_init, twin.force_all_finite, twin.random_state) == (
+        True,
+        False,
+        1,
+    )
+    np.testing.assert_array_equal(
+        np.asarray(twin.X_training), np.asarray(learner.X_training)
+    )
     np.testing.assert_array_equal(twin.predict(to_X(X)), learner.predict(to_X(X)))
 
 
@@ -269,11 +314,15 @@ def test_get_and_set_params(taught):
 
 
 def test_repr():
-    learner = ActiveLearner(GaussianNB(), last_rows, bootstrap_init=True, force_all_finite=False)
+    learner = ActiveLearner(
+        GaussianNB(), last_rows, bootstrap_init=True, force_all_finite=False
+    )
     text = repr(learner)
     assert text.startswith("ActiveLearner(bootstrap_init=True, estimator=GaussianNB(),")
     assert "force_all_finite=False" in text
-    assert "X_training=array" in repr(ActiveLearner(GaussianNB(), last_rows, X[:6], Y[:6]))
+    assert "X_training=array" in repr(
+        ActiveLearner(GaussianNB(), last_rows, X[:6], Y[:6])
+    )
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
@@ -281,12 +330,15 @@ def test_pickle(kind):
     to_X, to_y = CONTAINERS[kind]
     learner = ActiveLearner(GaussianNB(), last_rows, to_X(X[:9]), to_y(Y[:9]))
     twin = pickle.loads(pickle.dumps(learner))
-    np.testing.assert_array_equal(twin.predict_proba(to_X(X)), learner.predict_proba(to_X(X)))
+    np.testing.assert_array_equal(
+        twin.predict_proba(to_X(X)), learner.predict_proba(to_X(X))
+    )
     twin.teach(to_X(X[9:12]), to_y(Y[9:12]))
     assert len(twin.X_training) == 12
 
 
-# Bad input -------------------------------------------------------------------------------------------
+# Bad input
+# --------------------------------------------------------------------------------
 
 NAN, INFINITE = (np.full((2, 4), value, dtype=np.float32) for value in (np.nan, np.inf))
 ADVICE = "; hand in one sample or more, all finite, and a label for each"
@@ -304,7 +356,9 @@ ADVICE = "; hand in one sample or more, all finite, and a label for each"
         (X[:0], Y[:0], r"Found array with 0 sample\(s\)"),
     ],
 )
-def test_what_scikit_learn_refuses_changes_nothing(taught, method, to_X, samples, labels, message):
+def test_what_scikit_learn_refuses_changes_nothing(
+    taught, method, to_X, samples, labels, message
+):
     fitted_on = taught.estimator.seen_
     with pytest.raises(ValueError, match=f"(?:{message}).*{ADVICE}"):
         getattr(taught, method)(to_X(samples), labels)
@@ -319,7 +373,9 @@ def test_initial_samples_are_checked():
 
 
 def test_not_finite_where_that_is_wanted():
-    learner = ActiveLearner(net(nn.Linear(4, 3)), X_training=NAN, y_training=Y[:2], force_all_finite=False)
+    learner = ActiveLearner(
+        net(nn.Linear(4, 3)), X_training=NAN, y_training=Y[:2], force_all_finite=False
+    )
     learner.teach(NAN, Y[:2])
     assert learner.X_training.shape == (4, 4)
 
@@ -329,7 +385,9 @@ def test_rows_of_another_shape(kind):
     to_X, to_y = CONTAINERS[kind]
     learner = ActiveLearner(GaussianNB(), last_rows, to_X(X[:6]), to_y(Y[:6]))
     narrow = (
-        pd.DataFrame(X[6:8, :3]) if isinstance(learner.X_training, pd.DataFrame) else to_X(X[6:8, :3].copy())
+        pd.DataFrame(X[6:8, :3])
+        if isinstance(learner.X_training, pd.DataFrame)
+        else to_X(X[6:8, :3].copy())
     )
     with pytest.raises(
         ValueError,
@@ -337,31 +395,39 @@ def test_rows_of_another_shape(kind):
     ):
         learner.teach(narrow, to_y(Y[6:8]))
     with pytest.raises(
-        ValueError, match=r"y has rows of shape \(2,\), but .* of shape \(\); hand in rows of"
+        ValueError,
+        match=r"y has rows of shape \(2,\), but .* of shape \(\); hand in rows of",
     ):
         learner.teach(to_X(X[6:8]), np.zeros((2, 2)))
     assert len(learner.X_training) == len(learner.y_training) == 6
 
 
-@pytest.mark.parametrize(("kind", "name"), [("pandas", "DataFrame"), ("tensor", "Tensor")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("pandas", "DataFrame"), ("tensor", "Tensor")]
+)
 def test_another_container(kind, name):
     to_X, to_y = CONTAINERS[kind]
     learner = ActiveLearner(GaussianNB(), last_rows, to_X(X[:6]), to_y(Y[:6]))
     with pytest.raises(
-        TypeError, match=f"X is a ndarray, but this learner was taught a {name}; hand in a {name}, or start"
+        TypeError,
+        match=f"X is a ndarray, but this learner was taught a {name}; hand in a {name}, or start",
     ):
         learner.teach(X[6:8], to_y(Y[6:8]))
     with pytest.raises(
-        TypeError, match=f"y is a list, but this learner was taught a {to_y.__name__.title()};"
+        TypeError,
+        match=f"y is a list, but this learner was taught a {to_y.__name__.title()};",
     ):
         learner.teach(to_X(X[6:8]), [0, 1])
     assert len(learner.X_training) == len(learner.y_training) == 6
 
 
 def test_other_columns():
-    learner = ActiveLearner(GaussianNB(), last_rows, pd.DataFrame(X[:6], columns=list("abcd")), Y[:6])
+    learner = ActiveLearner(
+        GaussianNB(), last_rows, pd.DataFrame(X[:6], columns=list("abcd")), Y[:6]
+    )
     with pytest.raises(
-        ValueError, match=r"X has the columns \['a', 'b', 'c', 'x'\], but .*'d'\]; rename them"
+        ValueError,
+        match=r"X has the columns \['a', 'b', 'c', 'x'\], but .*'d'\]; rename them",
     ):
         learner.teach(pd.DataFrame(X[6:8], columns=list("abcx")), Y[6:8])
     learner.teach(pd.DataFrame(X[6:8], columns=list("abcd"))[list("dcba")], Y[6:8])
@@ -379,7 +445,12 @@ A_DATASET = r"X is a {}, and a learner cannot join it .*arrays from the start.*{
     [
         ({"a": X[6:8]}, A_DICT.format("dict")),
         (SliceDict(a=X[6:8]), A_DICT.format("SliceDict")),
-        (PAIRS, A_DATASET.format("TensorDataset", r"np.stack\(\[sample for sample, _ in X\]\)")),
+        (
+            PAIRS,
+            A_DATASET.format(
+                "TensorDataset", r"np.stack\(\[sample for sample, _ in X\]\)"
+            ),
+        ),
     ],
 )
 def test_dicts_and_datasets_are_refused(taught, method, samples, message):
@@ -393,7 +464,9 @@ def test_a_slice_dataset_is_fitted_and_not_joined(taught):
     message = A_DATASET.format("SliceDataset", r"np.stack\(X\)")
     with pytest.raises(TypeError, match=message):
         taught.teach(pairs, Y[6:8])
-    learner = ActiveLearner(net(nn.Linear(4, 3), classes=[0, 1, 2]), last_rows, pairs, Y[6:8])
+    learner = ActiveLearner(
+        net(nn.Linear(4, 3), classes=[0, 1, 2]), last_rows, pairs, Y[6:8]
+    )
     for samples in (X[8:10], pairs):
         with pytest.raises(TypeError, match=message):
             learner.teach(samples, Y[8:10])
@@ -412,6 +485,7 @@ def test_one_sample_without_its_axis(taught, samples, labels):
 @pytest.mark.parametrize("strategy", [None, "margin", GaussianNB])
 def test_a_strategy_that_is_none(strategy):
     with pytest.raises(
-        TypeError, match=r"query_strategy must be .*, got .*; hand in FisherMask\(\), for instance"
+        TypeError,
+        match=r"query_strategy must be .*, got .*; hand in FisherMask\(\), for instance",
     ):
         ActiveLearner(GaussianNB(), strategy)

@@ -1,6 +1,8 @@
-"""FisherMask inside modAL's own classes and in ours: run once per query, the right indices, the right rows.
+"""FisherMask inside modAL's own classes and in ours: run once per query, the right
+indices, the right rows.
 
-`test_modal_versions.py` runs this file again in other versions of modAL and scikit-learn.
+`test_modal_versions.py` runs this file again in other versions of modAL and
+scikit-learn.
 """
 
 from functools import partial
@@ -23,7 +25,10 @@ SCIKIT_LEARN = tuple(int(part) for part in version("scikit-learn").split(".")[:2
 # With modAL 0.4.2 came metrics of a query, and a learner that keeps no samples.
 HAS_METRICS = hasattr(modAL.models, "DeepActiveLearner")
 
-LEARNERS = {"modAL's": modAL.models.ActiveLearner, "ours": fishermask_sk.modal.ActiveLearner}
+LEARNERS = {
+    "modAL's": modAL.models.ActiveLearner,
+    "ours": fishermask_sk.modal.ActiveLearner,
+}
 PARAMS = {"sparsity": 0.5, "random_state": 0}
 
 pytestmark = [
@@ -42,14 +47,26 @@ def net(*layers, **kwargs):
     """A tiny skorch net; always the same one, as it is seeded here."""
     torch.manual_seed(0)
     module = (
-        nn.Sequential(*layers) if layers else nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        nn.Sequential(*layers)
+        if layers
+        else nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
     )
-    settings = {"max_epochs": 5, "lr": 0.1, "train_split": None, "verbose": 0, "classes": [0, 1, 2]}
-    return NeuralNetClassifier(module, criterion=nn.CrossEntropyLoss, **{**settings, **kwargs})
+    settings = {
+        "max_epochs": 5,
+        "lr": 0.1,
+        "train_split": None,
+        "verbose": 0,
+        "classes": [0, 1, 2],
+    }
+    return NeuralNetClassifier(
+        module, criterion=nn.CrossEntropyLoss, **{**settings, **kwargs}
+    )
 
 
 class CountedFisherMask(FisherMask):
-    """FisherMask that counts how often it was asked, and does as it is told otherwise."""
+    """FisherMask that counts how often it was asked, and does as it is told
+    otherwise.
+    """
 
     n_calls = 0
 
@@ -70,21 +87,30 @@ class CountedFunction:
         return self.function(*args, **kwargs)
 
 
-STRATEGIES = {"object": lambda: CountedFisherMask(**PARAMS), "function": CountedFunction}
+STRATEGIES = {
+    "object": lambda: CountedFisherMask(**PARAMS),
+    "function": CountedFunction,
+}
 
 
 def expected(estimator, X_pool, n_instances, X_labeled=X_LABELED):
     """What FisherMask picks where no modAL is involved."""
-    return FisherMask(**PARAMS).select(estimator, X_pool, n_instances, X_labeled=X_labeled)
+    return FisherMask(**PARAMS).select(
+        estimator, X_pool, n_instances, X_labeled=X_labeled
+    )
 
 
 def check_query(result, learner, X_pool, n_instances, X_labeled=X_LABELED):
-    """A query gave positions in the form of scikit-learn, the right ones, and the rows that are there."""
+    """A query gave positions in the form of scikit-learn, the right ones, and the rows
+    that are there.
+    """
     query_idx, X_query = result
     assert isinstance(query_idx, np.ndarray)
     assert query_idx.shape == (n_instances,)
     assert query_idx.dtype == np.int64
-    np.testing.assert_array_equal(query_idx, expected(learner.estimator, X_pool, n_instances, X_labeled))
+    np.testing.assert_array_equal(
+        query_idx, expected(learner.estimator, X_pool, n_instances, X_labeled)
+    )
     np.testing.assert_array_equal(X_query, X_pool[query_idx])
 
 
@@ -99,11 +125,15 @@ def test_a_loop(learner_class, strategy):
         result = query_idx, X_query = learner.query(X_pool, n_instances=n_instances)
         check_query(result, learner, X_pool, n_instances, X_labeled)
         assert strategy.n_calls == n_calls
-        # On scikit-learn >= 1.8 teaching is what modAL's own learner cannot do, whatever the strategy.
+        # On scikit-learn >= 1.8 teaching is what modAL's own learner cannot do,
+        # whatever the strategy.
         if learner_class == "ours" or SCIKIT_LEARN < (1, 8):
             learner.teach(X_query, y_pool[query_idx])
             assert len(learner.X_training) == len(X_labeled) + n_instances
-        X_pool, y_pool = np.delete(X_pool, query_idx, axis=0), np.delete(y_pool, query_idx)
+        X_pool, y_pool = (
+            np.delete(X_pool, query_idx, axis=0),
+            np.delete(y_pool, query_idx),
+        )
 
 
 @pytest.mark.parametrize("learner_class", LEARNERS)
@@ -111,7 +141,9 @@ def test_positional_and_further_keywords(learner_class):
     strategy = CountedFisherMask(**PARAMS)
     learner = LEARNERS[learner_class](net(), strategy, X_LABELED, Y_LABELED)
     check_query(learner.query(X_POOL, 2), learner, X_POOL, 2)
-    check_query(learner.query(X_POOL, n_instances=len(X_POOL)), learner, X_POOL, len(X_POOL))
+    check_query(
+        learner.query(X_POOL, n_instances=len(X_POOL)), learner, X_POOL, len(X_POOL)
+    )
     learner.query(X_POOL, n_instances=2, random_tie_break=True)
     none = X_LABELED[:0]
     check_query(learner.query(X_POOL, 2, X_labeled=none), learner, X_POOL, 2, none)
@@ -126,10 +158,14 @@ def test_a_pipeline_is_applied_once(learner_class, on_transformed):
     learner = LEARNERS[learner_class](
         pipeline, strategy, 9 * X_LABELED, Y_LABELED, on_transformed=on_transformed
     )
-    check_query(learner.query(9 * X_POOL, n_instances=2), learner, 9 * X_POOL, 2, 9 * X_LABELED)
+    check_query(
+        learner.query(9 * X_POOL, n_instances=2), learner, 9 * X_POOL, 2, 9 * X_LABELED
+    )
     assert strategy.n_calls == 1
     scaler, inner = pipeline[0], pipeline[-1]
-    by_hand = expected(inner, scaler.transform(9 * X_POOL), 2, scaler.transform(9 * X_LABELED))
+    by_hand = expected(
+        inner, scaler.transform(9 * X_POOL), 2, scaler.transform(9 * X_LABELED)
+    )
     np.testing.assert_array_equal(strategy.query_idx_, by_hand)
 
 
@@ -137,9 +173,17 @@ def test_a_pipeline_is_applied_once(learner_class, on_transformed):
 def test_images(learner_class):
     images = np.random.default_rng(0).normal(size=(30, 1, 6, 6)).astype(np.float32)
     strategy = CountedFisherMask(**PARAMS)
-    estimator = net(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    estimator = net(
+        nn.Conv2d(1, 8, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
     learner = LEARNERS[learner_class](estimator, strategy, images[:9], Y[:9])
-    check_query(learner.query(images[9:], n_instances=2), learner, images[9:], 2, images[:9])
+    check_query(
+        learner.query(images[9:], n_instances=2), learner, images[9:], 2, images[:9]
+    )
     assert strategy.n_calls == 1
 
 
@@ -156,21 +200,28 @@ def test_tensors_in_our_learner():
 
 
 def test_our_learner_clones_with_the_strategy_inside():
-    learner = fishermask_sk.modal.ActiveLearner(net(), FisherMask(**PARAMS), X_LABELED, Y_LABELED)
+    learner = fishermask_sk.modal.ActiveLearner(
+        net(), FisherMask(**PARAMS), X_LABELED, Y_LABELED
+    )
     twin = clone(learner.set_params(query_strategy__sparsity=0.7))
     assert twin.query_strategy.sparsity == 0.7
     assert twin.query_strategy is not learner.query_strategy
 
 
-# Metrics ---------------------------------------------------------------------------------------------
+# Metrics
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_instances", [1, 2, 5])
-@pytest.mark.parametrize("learner_class", LEARNERS if HAS_METRICS else ["ours"])  # 0.4.1's query knows none
+@pytest.mark.parametrize(
+    "learner_class", LEARNERS if HAS_METRICS else ["ours"]
+)  # 0.4.1's query knows none
 def test_metrics_are_the_trace_reductions(learner_class, n_instances):
     strategy = CountedFisherMask(**PARAMS)
     learner = LEARNERS[learner_class](net(), strategy, X_LABELED, Y_LABELED)
-    query_idx, X_query, metrics = learner.query(X_POOL, n_instances=n_instances, return_metrics=True)
+    query_idx, X_query, metrics = learner.query(
+        X_POOL, n_instances=n_instances, return_metrics=True
+    )
     check_query((query_idx, X_query), learner, X_POOL, n_instances)
     assert strategy.n_calls == 1
     assert metrics.shape == (n_instances,)
@@ -178,15 +229,20 @@ def test_metrics_are_the_trace_reductions(learner_class, n_instances):
     assert (metrics > 0).all()
 
 
-@pytest.mark.skipif(HAS_METRICS, reason="modAL 0.4.1 hands return_metrics on to the strategy")
+@pytest.mark.skipif(
+    HAS_METRICS, reason="modAL 0.4.1 hands return_metrics on to the strategy"
+)
 def test_the_older_modal_forwards_return_metrics():
     strategy = CountedFisherMask(**PARAMS)
     learner = modAL.models.ActiveLearner(net(), strategy, X_LABELED, Y_LABELED)
-    check_query(learner.query(X_POOL, n_instances=2, return_metrics=True), learner, X_POOL, 2)
+    check_query(
+        learner.query(X_POOL, n_instances=2, return_metrics=True), learner, X_POOL, 2
+    )
     assert strategy.n_calls == 1
 
 
-# modAL's other learners ------------------------------------------------------------------------------
+# modAL's other learners
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not HAS_METRICS, reason="modAL 0.4.1 has no DeepActiveLearner")
@@ -196,11 +252,15 @@ def test_deep_active_learner(strategy):
     learner = modAL.models.DeepActiveLearner(net(), strategy)
     learner.fit(X_LABELED, Y_LABELED)
     for n_calls, n_instances in enumerate([1, 2, 5], start=1):
-        result = query_idx, X_query = learner.query(X_POOL, n_instances=n_instances, X_labeled=X_LABELED)
+        result = query_idx, X_query = learner.query(
+            X_POOL, n_instances=n_instances, X_labeled=X_LABELED
+        )
         check_query(result, learner, X_POOL, n_instances)
         assert strategy.n_calls == n_calls
         learner.teach(X_query, Y_POOL[query_idx])
-    *result, metrics = learner.query(X_POOL, n_instances=2, X_labeled=X_LABELED, return_metrics=True)
+    *result, metrics = learner.query(
+        X_POOL, n_instances=2, X_labeled=X_LABELED, return_metrics=True
+    )
     check_query(result, learner, X_POOL, 2)
     assert metrics.shape == (2,)
 
@@ -220,17 +280,23 @@ def test_deep_active_learner_without_labeled_samples_warns():
 @pytest.mark.parametrize("learner_class", LEARNERS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_committee_is_refused_in_one_sentence(learner_class, strategy):
-    learners = [LEARNERS[learner_class](net(), FisherMask(), X_LABELED, Y_LABELED) for _ in range(2)]
+    learners = [
+        LEARNERS[learner_class](net(), FisherMask(), X_LABELED, Y_LABELED)
+        for _ in range(2)
+    ]
     committee = modAL.models.Committee(learners, STRATEGIES[strategy]())
     with pytest.raises(
-        TypeError, match=r"one net, and a Committee has several; give each of .* ActiveLearner\.$"
+        TypeError,
+        match=r"one net, and a Committee has several; give each of .* ActiveLearner\.$",
     ):
         committee.query(X_POOL, n_instances=2)
 
 
 @pytest.mark.parametrize("learner_class", LEARNERS)
 def test_warnings_point_at_the_query(learner_class):
-    learner = LEARNERS[learner_class](net(), FisherMask(2, random_state=0), X_LABELED, Y_LABELED)
+    learner = LEARNERS[learner_class](
+        net(), FisherMask(2, random_state=0), X_LABELED, Y_LABELED
+    )
     with pytest.warns(UserWarning, match="the head alone has") as caught:
         learner.query(X_POOL, n_instances=2)
     assert [warning.filename for warning in caught] == [__file__]
@@ -239,7 +305,9 @@ def test_warnings_point_at_the_query(learner_class):
 @pytest.mark.parametrize("learner_class", LEARNERS)
 def test_errors_come_through(learner_class):
     learner = LEARNERS[learner_class](net(), FisherMask(**PARAMS), X_LABELED, Y_LABELED)
-    with pytest.raises(ValueError, match="n_instances=31 exceeds the pool of 30 samples"):
+    with pytest.raises(
+        ValueError, match="n_instances=31 exceeds the pool of 30 samples"
+    ):
         learner.query(X_POOL, n_instances=31)
     with pytest.raises(TypeError, match="n_instance"):
         learner.query(X_POOL, n_instance=2)

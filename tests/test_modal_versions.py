@@ -1,8 +1,10 @@
-"""What uses modAL, tested again with other versions of modAL and scikit-learn, each really installed.
+"""What uses modAL, tested again with other versions of modAL and scikit-learn, each
+really installed.
 
-An environment is a folder that pip fills with those two and nothing else. First on the path it hides the
-versions that were installed for development; torch and all else are shared, so that it takes seconds to build.
-They need a network, and only the first time; where pip fails, they fail.
+An environment is a folder that pip fills with those two and nothing else. First on the
+path it hides the versions that were installed for development; torch and all else are
+shared, so that it takes seconds to build. They need a network, and only the first time;
+where pip fails, they fail.
 """
 
 import os
@@ -17,8 +19,11 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".venv-versions"
 TESTS = ["tests/test_modal.py", "tests/test_modal_contract.py"]
 
-# The newest is what is installed for development. From Python 3.14 on the oldest with wheels is 1.7.
-SCIKIT_LEARN = ["1.5", "1.7", "newest"] if sys.version_info < (3, 14) else ["1.7", "newest"]
+# The newest is what is installed for development. From Python 3.14 on the oldest with
+# wheels is 1.7.
+SCIKIT_LEARN = (
+    ["1.5", "1.7", "newest"] if sys.version_info < (3, 14) else ["1.7", "newest"]
+)
 MODAL = ["0.4.1", "0.4.2.1"]
 
 
@@ -27,7 +32,11 @@ def run(*arguments, **environment):
     process = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        env={
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("PYTEST_")
+        }
         | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -41,16 +50,36 @@ def run(*arguments, **environment):
 
 def environment(scikit_learn, modal):
     """Return the folder with these versions; the first time, have pip fill it."""
-    folder = ENVIRONMENTS / f"py{sys.version_info.major}.{sys.version_info.minor}-{scikit_learn}-{modal}"
+    folder = (
+        ENVIRONMENTS
+        / f"py{sys.version_info.major}.{sys.version_info.minor}-{scikit_learn}-{modal}"
+    )
     if not folder.exists():
         requirements = [f"modAL-python=={modal}"]
         if scikit_learn != "newest":
             requirements.append(f"scikit-learn=={scikit_learn}.*")
         ENVIRONMENTS.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=ENVIRONMENTS) as scratch:  # nothing half-built is left behind
-            # Without --no-deps modAL 0.4.2.1 would bring skorch 0.9.0, which cannot be imported any more.
-            pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            run(*pip, "--only-binary", ":all:", "--target", f"{scratch}/built", *requirements)
+        with tempfile.TemporaryDirectory(
+            dir=ENVIRONMENTS
+        ) as scratch:  # nothing half-built is left behind
+            # Without --no-deps modAL 0.4.2.1 would bring skorch 0.9.0, which cannot be
+            # imported any more.
+            pip = [
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+            ]
+            run(
+                *pip,
+                "--only-binary",
+                ":all:",
+                "--target",
+                f"{scratch}/built",
+                *requirements,
+            )
             Path(scratch, "built").rename(folder)
     return folder
 
@@ -62,8 +91,9 @@ def test_with(scikit_learn, modal):
     folder = environment(scikit_learn, modal)
     found = run(
         "-c",
-        "import modAL, sklearn; from importlib.metadata import version as v\n"
-        "print(modAL.__file__, v('modAL-python'), v('scikit-learn'), sklearn.__version__)",
+        "import modAL, sklearn; from importlib.metadata import version as "
+        "v\nprint(modAL.__file__, v('modAL-python'), v('scikit-learn'), "
+        "sklearn.__version__)",
         PYTHONPATH=str(folder),
     )
     modal_file, modal_found, scikit_learn_found, scikit_learn_imported = found.split()

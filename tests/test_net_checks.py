@@ -1,4 +1,6 @@
-"""Nets that cannot be right are refused in words, before anything expensive, by every way in."""
+"""Nets that cannot be right are refused in words, before anything expensive, by every
+way in.
+"""
 
 import numpy as np
 import pytest
@@ -29,7 +31,9 @@ class Body(nn.Module):
 
 
 class SequenceFirst(nn.Module):
-    """Attention that takes the samples for tokens, since nobody said batch_first=True."""
+    """Attention that takes the samples for tokens, since nobody said
+    batch_first=True.
+    """
 
     def __init__(self):
         super().__init__()
@@ -67,8 +71,12 @@ def under_no_grad(x):
 
 def query(module, layers="all", cls=None, **params):
     torch.manual_seed(0)
-    net = make_net(module.double(), **({} if cls is None else {"cls": cls}), **params).initialize()
-    return FisherMask(10, layers=layers, keep_head=False).select(net, X, 2, X_labeled=X[:0])
+    net = make_net(
+        module.double(), **({} if cls is None else {"cls": cls}), **params
+    ).initialize()
+    return FisherMask(10, layers=layers, keep_head=False).select(
+        net, X, 2, X_labeled=X[:0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,10 +92,15 @@ def query(module, layers="all", cls=None, **params):
         ),
         (SequenceFirst(), r"depend on the others of its batch.*batch_first=True"),
         (
-            Body(lambda x: torch.cat([x[:1], x[1:] + x[:-1]])),  # the first sample alone would not show it
+            Body(
+                lambda x: torch.cat([x[:1], x[1:] + x[:-1]])
+            ),  # the first sample alone would not show it
             "depend on the others of its batch",
         ),
-        (Body(F.dropout), r"differ by .* from one pass to the next.*training=self.training"),
+        (
+            Body(F.dropout),
+            r"differ by .* from one pass to the next.*training=self.training",
+        ),
         (
             Body(lambda x: x + torch.randn_like(x)),
             "expected the same scores. Turn off what draws random numbers",
@@ -97,7 +110,10 @@ def query(module, layers="all", cls=None, **params):
             Body(end=lambda x: x.squeeze(0)),
             r"returned shape \(3,\) for one sample and \(8, 3\).*squeeze\(-1\)",
         ),
-        (Flattened(), "returned 56 rows of scores for 8 samples; expected one row a sample"),
+        (
+            Flattened(),
+            "returned 56 rows of scores for 8 samples; expected one row a sample",
+        ),
         (
             Body(end=lambda x: x.argmax(1)[:, None]),
             "numbers of dtype int64; expected class scores.*not the classes",
@@ -106,7 +122,10 @@ def query(module, layers="all", cls=None, **params):
             Body(end=lambda x: {"logits": x}),
             "returned dict; expected a tensor.*a Hugging Face model its logits",
         ),
-        (Body(end=under_no_grad), r"depend on none of its 4 trainable parameters.*torch.no_grad\(\)"),
+        (
+            Body(end=under_no_grad),
+            r"depend on none of its 4 trainable parameters.*torch.no_grad\(\)",
+        ),
         (
             Body(end=lambda x: torch.as_tensor(x.detach().numpy())),
             "expected a differentiable path to some. Look for",
@@ -133,7 +152,9 @@ def test_candidates_behind_a_detach():
 
 def test_many_names_are_cut_short():
     deep = nn.Sequential(*[nn.Linear(7, 7) for _ in range(4)])
-    with pytest.raises(ValueError, match=r"allows middle.0.weight, .*middle.2.weight and 3 more, and"):
+    with pytest.raises(
+        ValueError, match=r"allows middle.0.weight, .*middle.2.weight and 3 more, and"
+    ):
         query(Detached(deep), layers="middle.*")
 
 
@@ -150,15 +171,21 @@ class Detached(nn.Module):
 
 def test_one_logit_whose_samples_axis_is_squeezed_away():
     with pytest.raises(
-        ValueError, match=r"returned shape \(\) for one sample and \(8,\) for 8; expected \(1,\)"
+        ValueError,
+        match=r"returned shape \(\) for one sample and \(8,\) for 8; expected \(1,\)",
     ):
         query(Body(outputs=1, end=torch.squeeze), criterion=nn.BCEWithLogitsLoss)
     # skorch's binary net puts the axis back.
-    assert len(query(Body(outputs=1, end=torch.squeeze), cls=NeuralNetBinaryClassifier)) == 2
+    assert (
+        len(query(Body(outputs=1, end=torch.squeeze), cls=NeuralNetBinaryClassifier))
+        == 2
+    )
 
 
 def test_regression():
-    with pytest.raises(ValueError, match=r"fitted with MSELoss.*regression has no class probabilities"):
+    with pytest.raises(
+        ValueError, match=r"fitted with MSELoss.*regression has no class probabilities"
+    ):
         query(Body(outputs=1), cls=NeuralNetRegressor, criterion=nn.MSELoss)
 
 
@@ -167,14 +194,27 @@ def test_coarse_arithmetic_is_no_fault():
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
         wide = nn.Sequential(
-            nn.Linear(7, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, CLASSES)
+            nn.Linear(7, 500),
+            nn.ReLU(),
+            nn.Linear(500, 500),
+            nn.ReLU(),
+            nn.Linear(500, CLASSES),
         )
         net = make_net(wide.to(dtype)).initialize()
         samples = torch.as_tensor(X, dtype=dtype)
-        assert len(FisherMask(10, keep_head=False).select(net, samples, 1, X_labeled=samples[:0])) == 1
+        assert (
+            len(
+                FisherMask(10, keep_head=False).select(
+                    net, samples, 1, X_labeled=samples[:0]
+                )
+            )
+            == 1
+        )
 
 
 def test_a_pool_of_one_sample_is_no_batch():
     assert query(Body()).shape == (2,)
     net = make_net(Body().double()).initialize()
-    assert FisherMask(10, keep_head=False).select(net, X[:1], 1, X_labeled=X[:0]).tolist() == [0]
+    assert FisherMask(10, keep_head=False).select(
+        net, X[:1], 1, X_labeled=X[:0]
+    ).tolist() == [0]

@@ -1,4 +1,6 @@
-"""`check_network` tells what a query would do: against what the nets are, and what a query then does."""
+"""`check_network` tells what a query would do: against what the nets are, and what a
+query then does.
+"""
 
 import numpy as np
 import pytest
@@ -32,15 +34,25 @@ def net():
 @pytest.mark.parametrize("name", NETS)
 def test_every_net_is_described(name):
     net, samples = make(name)
-    report = check_network(net, samples, 2, query_strategy=FisherMask(20, keep_head=False), n_pool=500)
+    report = check_network(
+        net, samples, 2, query_strategy=FisherMask(20, keep_head=False), n_pool=500
+    )
     head, stem, generic = LAYOUTS[name]
     for p in report.parameters:
-        role = "head" if belongs_to(p.name, head) else "stem" if belongs_to(p.name, stem) else "middle"
+        role = (
+            "head"
+            if belongs_to(p.name, head)
+            else "stem"
+            if belongs_to(p.name, stem)
+            else "middle"
+        )
         assert p.role == role
         ways = ("vmap", "one by one") if p.name in generic else ("rule of", "frozen")
         assert p.gradients.startswith(ways)
         assert p.candidate == (p.gradients != "frozen")
-        assert f"{p.n_weights:,}" in str(report) or p.n_weights < sum(q.n_weights for q in report.parameters)
+        assert f"{p.n_weights:,}" in str(report) or p.n_weights < sum(
+            q.n_weights for q in report.parameters
+        )
     assert report.k == 20
     assert report.n_classes == (2 if name == "one logit" else CLASSES)
     assert all(seconds > 0 for seconds in report.seconds.values())
@@ -48,11 +60,26 @@ def test_every_net_is_described(name):
 
 
 def test_the_table(net):
-    report = check_network(net, X[20:], 5, query_strategy=FisherMask(0.5, layers="middle"), X_labeled=X[:20])
+    report = check_network(
+        net,
+        X[20:],
+        5,
+        query_strategy=FisherMask(0.5, layers="middle"),
+        X_labeled=X[:20],
+    )
     lines = repr(report).splitlines()
     assert repr(report) == str(report)
     assert lines[0].split("  ")[-1] == "parameters"
-    assert lines[1].split() == ["stem", "rule", "of", "Linear", "64", "0", "body.0.weight,", "body.0.bias"]
+    assert lines[1].split() == [
+        "stem",
+        "rule",
+        "of",
+        "Linear",
+        "64",
+        "0",
+        "body.0.weight,",
+        "body.0.bias",
+    ]
     assert lines[2].split()[:6] == ["middle", "rule", "of", "BatchNorm1d", "16", "16"]
     assert "mask     k = 70 of 70 candidates, 155 weights in all" in lines
     assert "query    5 of 40 samples, 20 labelled, 3 classes" in lines
@@ -66,23 +93,48 @@ def test_what_the_query_then_does(net):
     assert not hasattr(strategy, "mask_indices_")
     strategy.select(net, X[20:], 5, X_labeled=X[:20])
     assert report.k == len(strategy.mask_indices_)
-    assert {p.name for p in report.parameters if p.candidate} == set(strategy.weights_per_layer_)
+    assert {p.name for p in report.parameters if p.candidate} == set(
+        strategy.weights_per_layer_
+    )
     assert set(report.seconds) == {*strategy.timings_, "total"}
 
 
 def test_the_pool_may_be_larger_than_the_samples(net):
     small, large = (
-        check_network(net, X, 5, query_strategy=FisherMask(40, n_mask_samples=64), X_labeled=X[:0], n_pool=n)
+        check_network(
+            net,
+            X,
+            5,
+            query_strategy=FisherMask(40, n_mask_samples=64),
+            X_labeled=X[:0],
+            n_pool=n,
+        )
         for n in (1_000, 100_000)
     )
     assert large.n_pool == 100_000
-    assert check_network(net, X, 5, query_strategy=FisherMask(40), n_pool=np.int64(500)).n_pool == 500
-    assert large.bytes["embeddings"] == 100 * small.bytes["embeddings"] == 8 * 100_000 * 2 * 40
+    assert (
+        check_network(
+            net, X, 5, query_strategy=FisherMask(40), n_pool=np.int64(500)
+        ).n_pool
+        == 500
+    )
+    assert (
+        large.bytes["embeddings"]
+        == 100 * small.bytes["embeddings"]
+        == 8 * 100_000 * 2 * 40
+    )
     assert large.bytes["total"] == large.bytes["embeddings"] + large.bytes["matrices"]
     assert large.seconds["embeddings"] > 10 * small.seconds["embeddings"]
     # Picks may outnumber the samples that are at hand, though not the pool.
-    assert check_network(net, X, 100, query_strategy=FisherMask(40), n_pool=1_000).n_instances == 100
-    assert "1.5 GiB" in str(check_network(net, X, 1, query_strategy=FisherMask(40), n_pool=2_500_000))
+    assert (
+        check_network(
+            net, X, 100, query_strategy=FisherMask(40), n_pool=1_000
+        ).n_instances
+        == 100
+    )
+    assert "1.5 GiB" in str(
+        check_network(net, X, 1, query_strategy=FisherMask(40), n_pool=2_500_000)
+    )
 
 
 def test_a_learner_brings_its_strategy_and_samples():
@@ -95,7 +147,9 @@ def test_a_learner_brings_its_strategy_and_samples():
     report = check_network(learner, X[20:], 5)
     assert (report.k, report.n_labeled, report.n_pool) == (33, 20, 40)
     learner.query_strategy = len
-    assert check_network(learner, X[20:], 5).k == 1  # FisherMask() keeps 0.002 of 155 weights
+    assert (
+        check_network(learner, X[20:], 5).k == 1
+    )  # FisherMask() keeps 0.002 of 155 weights
 
 
 def test_more_weights_than_are_tried(net, monkeypatch):
@@ -107,9 +161,15 @@ def test_more_weights_than_are_tried(net, monkeypatch):
 
 def test_fewer_classes_and_directions(net):
     def checked(**params):
-        return check_network(net, X, 5, query_strategy=FisherMask(100, **params), n_pool=5_000)
+        return check_network(
+            net, X, 5, query_strategy=FisherMask(100, **params), n_pool=5_000
+        )
 
-    whole, few_classes, few_directions = checked(), checked(n_top_classes=2), checked(n_components=20)
+    whole, few_classes, few_directions = (
+        checked(),
+        checked(n_top_classes=2),
+        checked(n_components=20),
+    )
     assert few_classes.n_classes == CLASSES
     assert few_classes.bytes["embeddings"] == whole.bytes["embeddings"] / 2
     assert few_directions.bytes["embeddings"] == whole.bytes["embeddings"] / 5
@@ -119,7 +179,9 @@ def test_fewer_classes_and_directions(net):
 def test_a_random_state_is_not_drawn_from(net):
     seed = np.random.RandomState(0)
     before = seed.get_state()[1].tolist(), seed.get_state()[2]
-    check_network(net, X, 5, query_strategy=FisherMask(100, n_components=20, random_state=seed))
+    check_network(
+        net, X, 5, query_strategy=FisherMask(100, n_components=20, random_state=seed)
+    )
     assert (seed.get_state()[1].tolist(), seed.get_state()[2]) == before
 
 
@@ -143,7 +205,10 @@ def test_no_more_than_a_batch_is_read(net):
 
 def test_the_net_is_left_as_found(net):
     net.module_.train()
-    state, rng = {k: v.clone() for k, v in net.module_.state_dict().items()}, torch.get_rng_state()
+    state, rng = (
+        {k: v.clone() for k, v in net.module_.state_dict().items()},
+        torch.get_rng_state(),
+    )
     check_network(net, X, 5)
     assert all(torch.equal(v, state[k]) for k, v in net.module_.state_dict().items())
     assert torch.equal(torch.get_rng_state(), rng)
@@ -154,12 +219,18 @@ def test_the_net_is_left_as_found(net):
 def test_notes(net):
     head_only = check_network(net, X, 5, query_strategy=FisherMask(5)).notes
     assert (
-        "the head alone has 21 weights, so the mask is a part of it and no other layer is seen"
-        in head_only[0]
+        "the head alone has 21 weights, so the mask is a part of it and no other layer "
+        "is seen" in head_only[0]
     )
-    assert check_network(net, X, 5, query_strategy=FisherMask(5, keep_head=False)).notes == ()
+    assert (
+        check_network(net, X, 5, query_strategy=FisherMask(5, keep_head=False)).notes
+        == ()
+    )
     headless = make_net(Body(end=lambda x: x[:, :2]).double()).initialize()
-    assert "no layer's output dimension is the number of classes" in check_network(headless, X, 5).notes[0]
+    assert (
+        "no layer's output dimension is the number of classes"
+        in check_network(headless, X, 5).notes[0]
+    )
 
 
 def test_durations_and_sizes():
@@ -168,7 +239,11 @@ def test_durations_and_sizes():
     for seconds, words in ((1.234, "1.2 s"), (300.0, "5 min"), (9_000.0, "2.5 h")):
         object.__setattr__(report, "seconds", dict.fromkeys(report.seconds, seconds))
         assert f"about {words} (mask {words}" in str(report)
-    for n_bytes, words in ((2_048, "2.0 KiB"), (3 * 2**20, "3.0 MiB"), (5 * 2**30, "5.0 GiB")):
+    for n_bytes, words in (
+        (2_048, "2.0 KiB"),
+        (3 * 2**20, "3.0 MiB"),
+        (5 * 2**30, "5.0 GiB"),
+    ):
         object.__setattr__(report, "bytes", dict.fromkeys(report.bytes, n_bytes))
         assert f"about {words} (embeddings {words}" in str(report)
 
@@ -185,7 +260,11 @@ def test_durations_and_sizes():
         ({"n_pool": 0}, ValueError, "n_pool=0 must be an int >= 1"),
         ({"n_pool": 2.5}, ValueError, "n_pool=2.5 must be an int >= 1"),
         ({"n_pool": 3}, ValueError, "n_instances=5 exceeds the pool of 3 samples"),
-        ({"n_instances": 61}, ValueError, "n_instances=61 exceeds the pool of 60 samples"),
+        (
+            {"n_instances": 61},
+            ValueError,
+            "n_instances=61 exceeds the pool of 60 samples",
+        ),
         ({"X": X[:0]}, ValueError, "X_pool is empty"),
         ({"X": None}, TypeError, "X is None; pass samples"),
     ],

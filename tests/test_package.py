@@ -1,4 +1,6 @@
-"""Wheel and sdist are built, install into empty environments, and work there; the version stands in one place."""
+"""Wheel and sdist are built, install into empty environments, and work there; the
+version stands in one place.
+"""
 
 import os
 import re
@@ -43,7 +45,9 @@ print(fishermask_sk.__file__)
 
 
 def run(*arguments, cwd):
-    """Run a command outside the repository's folder; fail with everything that it said."""
+    """Run a command outside the repository's folder; fail with everything that it
+    said.
+    """
     process = subprocess.run(
         [str(argument) for argument in arguments],
         cwd=cwd,
@@ -64,7 +68,9 @@ def run(*arguments, cwd):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The folder with wheel and sdist; the wheel is made from the sdist, as `build` does it."""
+    """The folder with wheel and sdist; the wheel is made from the sdist, as `build`
+    does it.
+    """
     folder = tmp_path_factory.mktemp("dist")
     # Two builds at once, in two of pytest's processes, would write the same egg-info.
     with FileLock(tmp_path_factory.getbasetemp().parent / "build.lock"):
@@ -76,8 +82,13 @@ def built(tmp_path_factory):
 def test_an_index_takes_both(built):
     names = sorted(path.name for path in built.iterdir())
     version = fishermask_sk.__version__
-    assert names == [f"fishermask_sk-{version}-py3-none-any.whl", f"fishermask_sk-{version}.tar.gz"]
-    assert "PASSED" in run(sys.executable, "-m", "twine", "check", "--strict", *built.iterdir(), cwd=built)
+    assert names == [
+        f"fishermask_sk-{version}-py3-none-any.whl",
+        f"fishermask_sk-{version}.tar.gz",
+    ]
+    assert "PASSED" in run(
+        sys.executable, "-m", "twine", "check", "--strict", *built.iterdir(), cwd=built
+    )
     with tarfile.open(built / names[1]) as sdist:
         held = {path.partition("/")[2] for path in sdist.getnames()}
         text = sdist.extractfile(f"fishermask_sk-{version}/PKG-INFO").read().decode()
@@ -88,7 +99,10 @@ def test_an_index_takes_both(built):
         "tests/reference.py",
         "benchmarks/query.py",
     } <= held
-    assert not any(path.startswith(("docs/_build", "docs/auto_examples", "docs/generated")) for path in held)
+    assert not any(
+        path.startswith(("docs/_build", "docs/auto_examples", "docs/generated"))
+        for path in held
+    )
     assert "(`docs/modal.md`)" in text
 
 
@@ -109,19 +123,28 @@ def test_installs_and_works(built, tmp_path, suffix):
         package,
         cwd=tmp_path,
     )
-    # torch and the rest, gigabytes, are those of this environment: named last, and without its own .pth files, by
-    # which it would find the repository.
+    # torch and the rest, gigabytes, are those of this environment: named last, and
+    # without its own .pth files, by which it would find the repository.
     site = Path(
-        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
+        run(
+            python,
+            "-c",
+            "import sysconfig; print(sysconfig.get_path('purelib'))",
+            cwd=tmp_path,
+        ).strip()
     )
     (site / "shared.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     (tmp_path / "smoke.py").write_text(SMOKE, encoding="utf-8")
-    found = run(python, "-W", "ignore", "smoke.py", cwd=tmp_path).strip().splitlines()[-1]
+    found = (
+        run(python, "-W", "ignore", "smoke.py", cwd=tmp_path).strip().splitlines()[-1]
+    )
     assert Path(found).is_relative_to(site)
 
 
 def test_readme_on_an_index():
-    """Nothing there leads to a file, for there are none around it; the links to other sites stay."""
+    """Nothing there leads to a file, for there are none around it; the links to other
+    sites stay.
+    """
     written = runpy.run_path(str(ROOT / "setup.py"))
     readme, shown = written["README"], written["without_files"](written["README"])
     relative, absolute = r"\]\((?!https?:)", r"\]\(https?:[^)]*\)"
@@ -136,6 +159,8 @@ def test_readme_on_an_index():
 
 def test_version_of_the_citation():
     (version,) = re.findall(
-        r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE
+        r"^version: (.+)$",
+        (ROOT / "CITATION.cff").read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     assert version == fishermask_sk.__version__

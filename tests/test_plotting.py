@@ -1,4 +1,6 @@
-"""The displays draw what they were given: values of lines, bands, bars and titles are read back."""
+"""The displays draw what they were given: values of lines, bands, bars and titles are
+read back.
+"""
 
 import sys
 from types import MappingProxyType, SimpleNamespace
@@ -18,7 +20,9 @@ from fishermask_sk.plotting import LearningCurveDisplay, MaskDisplay, QueryDispl
 
 N_LABELS = np.array([20, 40, 60])
 SCORES = {
-    "FisherMask": np.array([[0.5, 0.6, 0.4], [0.7, 0.7, 0.7], [0.9, 0.8, 0.7]]),  # rounds x seeds
+    "FisherMask": np.array(
+        [[0.5, 0.6, 0.4], [0.7, 0.7, 0.7], [0.9, 0.8, 0.7]]
+    ),  # rounds x seeds
     "margin": np.array([[0.5, 0.6, 0.4], [0.6, 0.8, 0.4], [0.8, 0.8, 0.8]]),
 }
 
@@ -32,7 +36,13 @@ def _close_figures():
 @pytest.fixture
 def rows():
     tidy = [
-        {"strategy": name, "seed": seed, "round": i, "n_labels": n, "accuracy": scores[i, seed]}
+        {
+            "strategy": name,
+            "seed": seed,
+            "round": i,
+            "n_labels": n,
+            "accuracy": scores[i, seed],
+        }
         for name, scores in SCORES.items()
         for seed in range(3)
         for i, n in enumerate(N_LABELS)
@@ -66,7 +76,10 @@ class TestLearningCurveDisplay:
     @pytest.mark.parametrize(
         ("band", "edges"),
         [
-            ("se", lambda s: s.mean(1) + np.outer([-1, 1], s.std(1, ddof=1) / np.sqrt(3))),
+            (
+                "se",
+                lambda s: s.mean(1) + np.outer([-1, 1], s.std(1, ddof=1) / np.sqrt(3)),
+            ),
             ("std", lambda s: s.mean(1) + np.outer([-1, 1], s.std(1, ddof=1))),
             ("range", lambda s: np.stack([s.min(1), s.max(1)])),
         ],
@@ -75,8 +88,15 @@ class TestLearningCurveDisplay:
         display = LearningCurveDisplay.from_results(rows).plot(band=band)
         for name, scores in SCORES.items():
             np.testing.assert_allclose(band_edges(display, name), edges(scores))
-        words = {"se": "±1 standard error", "std": "±1 standard deviation", "range": "lowest to highest"}
-        assert display.ax_.get_legend().get_title().get_text() == f"mean of 3 seeds, {words[band]}"
+        words = {
+            "se": "±1 standard error",
+            "std": "±1 standard deviation",
+            "range": "lowest to highest",
+        }
+        assert (
+            display.ax_.get_legend().get_title().get_text()
+            == f"mean of 3 seeds, {words[band]}"
+        )
 
     def test_no_band(self, rows):
         display = LearningCurveDisplay.from_results(rows).plot(band=None)
@@ -92,23 +112,44 @@ class TestLearningCurveDisplay:
         assert display.plot(ax) is display
         assert display.ax_ is ax
         assert display.figure_ is ax.figure
-        np.testing.assert_allclose(display.lines_["margin"].get_ydata(), 1 - SCORES["margin"].mean(1))
+        np.testing.assert_allclose(
+            display.lines_["margin"].get_ydata(), 1 - SCORES["margin"].mean(1)
+        )
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("round", "log loss")
 
     def test_an_unfinished_seed_counts_where_it_has_a_score(self, rows):
         for row in rows:
-            if row["strategy"] == "margin" and row["seed"] == 2 and row["n_labels"] == 60:
+            if (
+                row["strategy"] == "margin"
+                and row["seed"] == 2
+                and row["n_labels"] == 60
+            ):
                 row["accuracy"] = np.nan
-        rows = [r for r in rows if (r["strategy"], r["seed"], r["n_labels"]) != ("margin", 2, 40)]
+        rows = [
+            r
+            for r in rows
+            if (r["strategy"], r["seed"], r["n_labels"]) != ("margin", 2, 40)
+        ]
         display = LearningCurveDisplay.from_results(rows).plot(band="se")
-        np.testing.assert_allclose(display.lines_["margin"].get_ydata(), [0.5, 0.7, 0.8])
+        np.testing.assert_allclose(
+            display.lines_["margin"].get_ydata(), [0.5, 0.7, 0.8]
+        )
         spread = np.std([0.6, 0.8], ddof=1) / np.sqrt(2)
-        np.testing.assert_allclose(band_edges(display, "margin")[:, 1], [0.7 - spread, 0.7 + spread])
+        np.testing.assert_allclose(
+            band_edges(display, "margin")[:, 1], [0.7 - spread, 0.7 + spread]
+        )
 
     def test_one_seed_has_a_band_without_height(self, rows):
-        display = LearningCurveDisplay.from_results([r for r in rows if r["seed"] == 0]).plot()
-        np.testing.assert_allclose(band_edges(display, "margin"), np.tile(SCORES["margin"][:, 0], (2, 1)))
-        assert display.ax_.get_legend().get_title().get_text() == "mean of 1 seed, ±1 standard error"
+        display = LearningCurveDisplay.from_results(
+            [r for r in rows if r["seed"] == 0]
+        ).plot()
+        np.testing.assert_allclose(
+            band_edges(display, "margin"), np.tile(SCORES["margin"][:, 0], (2, 1))
+        )
+        assert (
+            display.ax_.get_legend().get_title().get_text()
+            == "mean of 1 seed, ±1 standard error"
+        )
 
     def test_curves_differ_without_colour(self):
         curves = {f"strategy {i}": (N_LABELS, SCORES["margin"] + i) for i in range(9)}
@@ -116,20 +157,30 @@ class TestLearningCurveDisplay:
         assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 9
 
     def test_missing_column(self, rows):
-        with pytest.raises(ValueError, match=r"no column 'f1', only \['accuracy', .*every row needs \["):
+        with pytest.raises(
+            ValueError, match=r"no column 'f1', only \['accuracy', .*every row needs \["
+        ):
             LearningCurveDisplay.from_results(rows, metric="f1")
 
-    @pytest.mark.parametrize("empty", [[], {"strategy": [], "seed": [], "n_labels": [], "accuracy": []}])
+    @pytest.mark.parametrize(
+        "empty", [[], {"strategy": [], "seed": [], "n_labels": [], "accuracy": []}]
+    )
     def test_no_rows(self, empty):
-        with pytest.raises(ValueError, match="results are empty; expected at least one row"):
+        with pytest.raises(
+            ValueError, match="results are empty; expected at least one row"
+        ):
             LearningCurveDisplay.from_results(empty)
 
     def test_twice_the_same_point(self, rows):
         with pytest.raises(
-            ValueError, match="2 rows for strategy 'margin', seed 1 and n_labels=40; keep one"
+            ValueError,
+            match="2 rows for strategy 'margin', seed 1 and n_labels=40; keep one",
         ):
             LearningCurveDisplay.from_results(
-                [*rows, {"strategy": "margin", "seed": 1, "n_labels": 40, "accuracy": 0.1}]
+                [
+                    *rows,
+                    {"strategy": "margin", "seed": 1, "n_labels": 40, "accuracy": 0.1},
+                ]
             )
 
     def test_labels_saved(self):
@@ -139,22 +190,34 @@ class TestLearningCurveDisplay:
         }
         display = LearningCurveDisplay(curves).plot(labels_saved=("first", "second"))
         assert display.labels_saved_ == pytest.approx(20)
-        assert [text.get_text() for text in display.ax_.texts] == ["", "20 labels saved"]
+        assert [text.get_text() for text in display.ax_.texts] == [
+            "",
+            "20 labels saved",
+        ]
         display = LearningCurveDisplay(curves).plot(labels_saved=("second", "first"))
         assert display.ax_.texts[-1].get_text() == "20 labels more"
         losses = {name: (x, -scores) for name, (x, scores) in curves.items()}
-        display = LearningCurveDisplay(losses, metric="log_loss").plot(labels_saved=("first", "second"))
+        display = LearningCurveDisplay(losses, metric="log_loss").plot(
+            labels_saved=("first", "second")
+        )
         assert display.labels_saved_ == pytest.approx(20)
 
     def test_labels_saved_of_an_unknown_strategy(self, rows):
-        with pytest.raises(ValueError, match=r"labels_saved names 'BAIT', .* strategies \[.*'margin'"):
-            LearningCurveDisplay.from_results(rows).plot(labels_saved=("BAIT", "margin"))
+        with pytest.raises(
+            ValueError, match=r"labels_saved names 'BAIT', .* strategies \[.*'margin'"
+        ):
+            LearningCurveDisplay.from_results(rows).plot(
+                labels_saved=("BAIT", "margin")
+            )
 
     def test_labels_saved_over_rounds(self, rows):
         with pytest.raises(
-            ValueError, match="labels_saved needs labels on the horizontal axis, got x='round'"
+            ValueError,
+            match="labels_saved needs labels on the horizontal axis, got x='round'",
         ):
-            LearningCurveDisplay.from_results(rows, x="round").plot(labels_saved=("FisherMask", "margin"))
+            LearningCurveDisplay.from_results(rows, x="round").plot(
+                labels_saved=("FisherMask", "margin")
+            )
 
     def test_unknown_band(self, rows):
         with pytest.raises(ValueError, match="band='sem' is unknown; choose one of"):
@@ -172,7 +235,11 @@ class TestQueryDisplay:
         learner = SimpleNamespace(predict=lambda X: np.array([1, 0, 1]))
         y_pool = np.array([0, 0, 0, 1, 1])
         display = QueryDisplay.from_strategy(
-            strategy, self.images, estimator=learner, y_pool=y_pool, classes=["cat", "dog"]
+            strategy,
+            self.images,
+            estimator=learner,
+            y_pool=y_pool,
+            classes=["cat", "dog"],
         )
         assert display.plot() is display
         assert [ax.get_title() for ax in display.axes_] == [
@@ -184,7 +251,9 @@ class TestQueryDisplay:
             np.testing.assert_array_equal(ax.images[0].get_array(), self.images[i, 0])
 
     def test_wrong_guesses_have_a_thick_frame(self):
-        display = QueryDisplay(self.images[:2], [0, 1], y_pred=["a", "b"], y_true=["a", "a"]).plot()
+        display = QueryDisplay(
+            self.images[:2], [0, 1], y_pred=["a", "b"], y_true=["a", "a"]
+        ).plot()
         right, wrong = (ax.spines["left"].get_linewidth() for ax in display.axes_)
         assert wrong > 2 * right
 
@@ -194,7 +263,9 @@ class TestQueryDisplay:
 
     def test_grid_inside_given_axes(self):
         _, (left, right) = plt.subplots(1, 2)
-        display = QueryDisplay(self.images, np.arange(5)).plot(right, n_columns=2, max_images=3)
+        display = QueryDisplay(self.images, np.arange(5)).plot(
+            right, n_columns=2, max_images=3
+        )
         assert display.ax_ is right
         assert len(display.axes_) == 3
         bounds = right.get_position()
@@ -207,7 +278,10 @@ class TestQueryDisplay:
         [
             (np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3)),
             (np.full((3, 2, 2), 7, np.uint8), np.full((2, 2, 3), 7, np.uint8)),
-            (np.stack([np.full((2, 2), v) for v in (-1.0, 0.0, 3.0)]), np.tile([0, 0.25, 1], (2, 2, 1))),
+            (
+                np.stack([np.full((2, 2), v) for v in (-1.0, 0.0, 3.0)]),
+                np.tile([0, 0.25, 1], (2, 2, 1)),
+            ),
             (torch.full((1, 2, 2), 0.5), np.full((2, 2), 0.5)),
         ],
         ids=["height-width", "bytes", "normalised", "tensor"],
@@ -218,7 +292,8 @@ class TestQueryDisplay:
 
     def test_not_an_image(self):
         with pytest.raises(
-            ValueError, match=r"shape \(2, 6, 4\) cannot be drawn; expected \(height, width\).*plot_gains"
+            ValueError,
+            match=r"shape \(2, 6, 4\) cannot be drawn; expected \(height, width\).*plot_gains",
         ):
             QueryDisplay(np.zeros((1, 2, 6, 4)), [0]).plot()
 
@@ -228,8 +303,13 @@ class TestQueryDisplay:
 
     @pytest.mark.parametrize("name", ["images", "trace_reductions", "y_pred", "y_true"])
     def test_wrong_length(self, name):
-        arguments = {"images": self.images, "query_idx": np.arange(5)} | {name: self.images[:2]}
-        with pytest.raises(ValueError, match=rf"{name} has 2 entries for 5 picks; .*{name}\[query_idx\]"):
+        arguments = {"images": self.images, "query_idx": np.arange(5)} | {
+            name: self.images[:2]
+        }
+        with pytest.raises(
+            ValueError,
+            match=rf"{name} has 2 entries for 5 picks; .*{name}\[query_idx\]",
+        ):
             QueryDisplay(**arguments).plot()
 
     def test_no_picks(self):
@@ -237,23 +317,30 @@ class TestQueryDisplay:
             QueryDisplay(self.images[:0], []).plot()
 
     def test_strategy_before_its_query(self):
-        with pytest.raises(ValueError, match="SimpleNamespace has no query_idx_; run a query"):
+        with pytest.raises(
+            ValueError, match="SimpleNamespace has no query_idx_; run a query"
+        ):
             QueryDisplay.from_strategy(SimpleNamespace(), self.images)
 
     @pytest.mark.parametrize(
-        "wrapped", [TensorDataset, lambda *tensors: SliceDataset(TensorDataset(*tensors))]
+        "wrapped",
+        [TensorDataset, lambda *tensors: SliceDataset(TensorDataset(*tensors))],
     )
     def test_picks_of_a_dataset(self, wrapped):
         pool = wrapped(torch.tensor(self.images), torch.arange(5))
         strategy = SimpleNamespace(query_idx_=self.query_idx)
-        display = QueryDisplay.from_strategy(strategy, pool, y_pool=list("abcde")).plot()
+        display = QueryDisplay.from_strategy(
+            strategy, pool, y_pool=list("abcde")
+        ).plot()
         assert [ax.get_title() for ax in display.axes_] == ["is e", "is a", "is d"]
         for ax, i in zip(display.axes_, self.query_idx, strict=True):
             np.testing.assert_array_equal(ax.images[0].get_array(), self.images[i, 0])
 
     def test_gains_and_the_share_reached_after_each_pick(self):
         _, ax = plt.subplots()
-        display = QueryDisplay(self.images[:4], np.arange(4), trace_reductions=[4.0, 3.0, 2.0, 1.0])
+        display = QueryDisplay(
+            self.images[:4], np.arange(4), trace_reductions=[4.0, 3.0, 2.0, 1.0]
+        )
         assert display.plot_gains(ax) is display
         assert display.ax_ is ax
         assert [bar.get_height() for bar in display.bars_] == [4, 3, 2, 1]
@@ -266,15 +353,22 @@ class TestQueryDisplay:
         assert words == ["gain of the pick (left)", "share reached (right)"]
 
     def test_gains_of_one_pick(self):
-        strategy = SimpleNamespace(query_idx_=np.array([2]), trace_reductions_=np.array([0.5]))
-        display = QueryDisplay.from_strategy(strategy, {"left": self.images}).plot_gains()
+        strategy = SimpleNamespace(
+            query_idx_=np.array([2]), trace_reductions_=np.array([0.5])
+        )
+        display = QueryDisplay.from_strategy(
+            strategy, {"left": self.images}
+        ).plot_gains()
         assert display.shares_.tolist() == [1.0]
 
     @pytest.mark.parametrize(
         ("gains", "message"),
         [
             (None, "there are no gains to draw; pass trace_reductions"),
-            ([1.0], "trace_reductions has 1 entries for 2 picks; expected one per pick"),
+            (
+                [1.0],
+                "trace_reductions has 1 entries for 2 picks; expected one per pick",
+            ),
             ([0.0, 0.0], "the gains add up to 0, so that no pick has a share of them"),
         ],
     )
@@ -284,7 +378,9 @@ class TestQueryDisplay:
 
     def test_axes_outside_a_grid(self):
         with pytest.raises(ValueError, match=r"no place in a grid.*plt\.subplots"):
-            QueryDisplay(self.images, np.arange(5)).plot(plt.figure().add_axes((0, 0, 1, 1)))
+            QueryDisplay(self.images, np.arange(5)).plot(
+                plt.figure().add_axes((0, 0, 1, 1))
+            )
 
 
 class TestMaskDisplay:
@@ -312,24 +408,34 @@ class TestMaskDisplay:
         module.add_module("head", torch.nn.Linear(4, 5))
         strategy = SimpleNamespace(weights_per_layer_=self.counts)
         display = MaskDisplay.from_strategy(strategy, module=module).plot()
-        assert [text.get_text() for text in display.ax_.texts] == ["9 (25%)", "20 (100%)"]
+        assert [text.get_text() for text in display.ax_.texts] == [
+            "9 (25%)",
+            "20 (100%)",
+        ]
 
     def test_strategy_before_its_query(self):
-        with pytest.raises(ValueError, match="SimpleNamespace has no weights_per_layer_; run a query"):
+        with pytest.raises(
+            ValueError, match="SimpleNamespace has no weights_per_layer_; run a query"
+        ):
             MaskDisplay.from_strategy(SimpleNamespace())
 
     def test_size_not_given(self):
         with pytest.raises(
-            ValueError, match=r"layer_sizes lacks 'head.weight'; give the size of every layer"
+            ValueError,
+            match=r"layer_sizes lacks 'head.weight'; give the size of every layer",
         ):
             MaskDisplay(self.counts, {"conv.weight": 36}).plot()
 
     def test_nothing_kept(self):
-        with pytest.raises(ValueError, match="keeps no weight; expected at least one count above 0"):
+        with pytest.raises(
+            ValueError, match="keeps no weight; expected at least one count above 0"
+        ):
             MaskDisplay({"conv.weight": 0}).plot()
 
 
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"needs matplotlib.*pip install 'fishermask-sk\[plot\]'"):
+    with pytest.raises(
+        ImportError, match=r"needs matplotlib.*pip install 'fishermask-sk\[plot\]'"
+    ):
         MaskDisplay({"conv.weight": 1}).plot()

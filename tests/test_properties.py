@@ -1,6 +1,8 @@
-"""Adversarial inputs to the mathematics of a query, from hypothesis; and the same picks whatever the batching.
+"""Adversarial inputs to the mathematics of a query, from hypothesis; and the same picks
+whatever the batching.
 
-Cases are small and many. Arrays come from a drawn seed, so that a failing case is a handful of numbers.
+Cases are small and many. Arrays come from a drawn seed, so that a failing case is a
+handful of numbers.
 """
 
 import re
@@ -19,43 +21,69 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from fishermask_sk import FisherMask, candidates, screening
-from fishermask_sk.fisher import class_cotangents, class_logits, information, reduced_cotangents
-from fishermask_sk.masks import n_kept, per_layer_mask, ranked_mask, warn_if_head_fills_mask
+from fishermask_sk.fisher import (
+    class_cotangents,
+    class_logits,
+    information,
+    reduced_cotangents,
+)
+from fishermask_sk.masks import (
+    n_kept,
+    per_layer_mask,
+    ranked_mask,
+    warn_if_head_fills_mask,
+)
 from fishermask_sk.memory import needs
 from fishermask_sk.selection import select
 
 EPS = torch.finfo(torch.float64).eps
-# A gain may be off by this many units in the last place of tr(M⁻¹F̄), times M's condition number ...
+# A gain may be off by this many units in the last place of tr(M⁻¹F̄), times M's
+# condition number ...
 ROUNDING = 100
-# ... and where the condition number alone eats all but three digits, nothing is asked of its size.
+# ... and where the condition number alone eats all but three digits, nothing is asked
+# of its size.
 WORST_CONDITION = 1e-3 / EPS
 DTYPES = st.sampled_from([torch.float32, torch.float64])
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 def powers_of_ten(low, high):
-    return st.floats(low, high, allow_subnormal=False).map(lambda x: 10**x)  # conftest flushes them
+    return st.floats(low, high, allow_subnormal=False).map(
+        lambda x: 10**x
+    )  # conftest flushes them
 
 
 # Embeddings: each kind breaks another assumption.
 
 KINDS = {
-    "normal": lambda rng, n, c, k: rng.normal(size=(n, c, k)) * rng.uniform(0.2, 2, (n, 1, 1)),
+    "normal": lambda rng, n, c, k: (
+        rng.normal(size=(n, c, k)) * rng.uniform(0.2, 2, (n, 1, 1))
+    ),
     "constant": lambda rng, n, c, k: np.repeat(rng.normal(size=(1, c, k)), n, axis=0),
-    "duplicated": lambda rng, n, c, k: rng.normal(size=(3, c, k))[rng.integers(0, 3, n)],
-    "mostly zero": lambda rng, n, c, k: rng.normal(size=(n, c, k)) * (rng.random((n, 1, 1)) < 0.3),
+    "duplicated": lambda rng, n, c, k: rng.normal(size=(3, c, k))[
+        rng.integers(0, 3, n)
+    ],
+    "mostly zero": lambda rng, n, c, k: (
+        rng.normal(size=(n, c, k)) * (rng.random((n, 1, 1)) < 0.3)
+    ),
     "zero": lambda rng, n, c, k: np.zeros((n, c, k)),
-    "one weight": lambda rng, n, c, k: np.eye(c * k)[rng.integers(0, c * k, n)].reshape(n, c, k),
+    "one weight": lambda rng, n, c, k: np.eye(c * k)[rng.integers(0, c * k, n)].reshape(
+        n, c, k
+    ),
     "low rank": lambda rng, n, c, k: rng.normal(size=(n, c, 1)) * rng.normal(size=k),
     "steep": lambda rng, n, c, k: rng.normal(size=(n, c, k)) * np.geomspace(1, 1e-8, k),
-    "outliers": lambda rng, n, c, k: rng.normal(size=(n, c, k)) * 10 ** rng.uniform(-8, 8, (n, 1, 1)),
+    "outliers": lambda rng, n, c, k: (
+        rng.normal(size=(n, c, k)) * 10 ** rng.uniform(-8, 8, (n, 1, 1))
+    ),
     "softmax": lambda rng, n, c, k: softmax_embeddings(rng, n, c, k),
 }
 
 
 def softmax_embeddings(rng, n, c, k):
     """Of a linear net whose probabilities run from even to exactly 0 and 1."""
-    logits = torch.as_tensor(rng.normal(size=(n, c + 1)) * 10 ** rng.uniform(-2, 4, (n, 1)))
+    logits = torch.as_tensor(
+        rng.normal(size=(n, c + 1)) * 10 ** rng.uniform(-2, 4, (n, 1))
+    )
     pulled = reduced_cotangents(logits) @ torch.as_tensor(rng.normal(size=(c + 1, k)))
     return pulled.numpy() * rng.normal(size=(n, 1, 1))
 
@@ -79,9 +107,13 @@ class Problem(NamedTuple):
     def embeddings(self):
         rng = np.random.default_rng(self.seed)
         pool, labeled = (
-            KINDS[self.kind](rng, n, self.c, self.k) * self.scale for n in (self.n, self.n_labeled)
+            KINDS[self.kind](rng, n, self.c, self.k) * self.scale
+            for n in (self.n, self.n_labeled)
         )
-        return tuple(torch.as_tensor(v, dtype=self.dtype) for v in (pool, labeled * self.labeled_scale))
+        return tuple(
+            torch.as_tensor(v, dtype=self.dtype)
+            for v in (pool, labeled * self.labeled_scale)
+        )
 
     def solve(self, pool, labeled, **kwargs):
         known = information(labeled.double())
@@ -97,7 +129,9 @@ class Problem(NamedTuple):
         )
 
     def start(self, pool, labeled):
-        """M_∅, F̄, the weight of a pick, and the largest condition number that M gets by one pick."""
+        """M_∅, F̄, the weight of a pick, and the largest condition number that M gets
+        by one pick.
+        """
         pool, labeled = pool.double(), labeled.double()
         weight = self.n_instances / (self.n_labeled + self.n_instances)
         target = (information(pool) + information(labeled)) / (self.n + self.n_labeled)
@@ -133,7 +167,9 @@ def overflow_is_said(allowed, kinds=FloatingPointError):
     try:
         yield
     except kinds as error:
-        if not allowed or not re.match(r"The .*(trace|cost|information|outputs|gradients) .*\.$", str(error)):
+        if not allowed or not re.match(
+            r"The .*(trace|cost|information|outputs|gradients) .*\.$", str(error)
+        ):
             raise
         event("refused")
 
@@ -182,7 +218,9 @@ def small_problems(draw):
 
 
 def smallest_margin(problem, pool, labeled, choices, gains, tolerance):
-    """Repeat picks and removals by dense inverses: every choice is a best one; by how much, at the least."""
+    """Repeat picks and removals by dense inverses: every choice is a best one; by how
+    much, at the least.
+    """
     m, target, weight, _ = problem.start(pool, labeled)
     pieces = weight * pool.mT @ pool
     n_picks = (len(choices) + problem.n_instances) // 2  # the others are removals
@@ -200,7 +238,11 @@ def smallest_margin(problem, pool, labeled, choices, gains, tolerance):
             picked.append(chosen)
         else:
             picked.remove(chosen)
-        margins += [abs(float(a - of_chosen)) for i, a in zip(others, after, strict=True) if i != chosen]
+        margins += [
+            abs(float(a - of_chosen))
+            for i, a in zip(others, after, strict=True)
+            if i != chosen
+        ]
         m = m + sign * pieces[chosen]
     assert picked == list(gains)
     return min(margins)
@@ -214,18 +256,31 @@ def selection_equals_the_slow_twin(problem):
         asked.append(tied.amin())
         return asked[-1]
 
-    picks, gains = problem.solve(pool, labeled, choose=choose, on_pick=lambda: choices.append(int(asked[-1])))
+    picks, gains = problem.solve(
+        pool, labeled, choose=choose, on_pick=lambda: choices.append(int(asked[-1]))
+    )
     found = dict(zip(picks.tolist(), gains.tolist(), strict=True))
     m, target, _, condition = problem.start(pool, labeled)
-    tolerance = ROUNDING * EPS * condition * float(torch.linalg.solve(m, target).trace())
-    tie = smallest_margin(problem, pool, labeled, choices, found, tolerance) <= 1e3 * tolerance
+    tolerance = (
+        ROUNDING * EPS * condition * float(torch.linalg.solve(m, target).trace())
+    )
+    tie = (
+        smallest_margin(problem, pool, labeled, choices, found, tolerance)
+        <= 1e3 * tolerance
+    )
     event("tie" if tie else "no tie")
     if not tie:
         expected, expected_gains = reference.naive_selection(
-            pool.numpy(), labeled.numpy(), problem.n_instances, problem.damping, problem.oversample
+            pool.numpy(),
+            labeled.numpy(),
+            problem.n_instances,
+            problem.damping,
+            problem.oversample,
         )
         assert list(found) == expected
-        np.testing.assert_allclose(list(found.values()), expected_gains, rtol=1e-6, atol=tolerance)
+        np.testing.assert_allclose(
+            list(found.values()), expected_gains, rtol=1e-6, atol=tolerance
+        )
 
 
 # Probabilities and cotangents.
@@ -246,13 +301,17 @@ class Outputs(NamedTuple):
         if self.kind == "logits":
             # Halved, so that a difference of logits does not overflow.
             largest = float(torch.finfo(self.dtype).max) / 2
-            values = (rng.normal(size=(self.n, self.c)) * self.magnitude).clip(-largest, largest)
+            values = (rng.normal(size=(self.n, self.c)) * self.magnitude).clip(
+                -largest, largest
+            )
         elif self.kind == "certain":
             values = np.eye(self.c)[rng.integers(0, self.c, self.n)]
         elif self.kind == "equal logits":
             values = np.full((self.n, self.c), self.magnitude)
         else:  # probabilities from 1 down to the smallest numbers and exact zeros
-            values = 10 ** (-rng.uniform(0, 320, (self.n, self.c))) * (rng.random((self.n, self.c)) < 0.7)
+            values = 10 ** (-rng.uniform(0, 320, (self.n, self.c))) * (
+                rng.random((self.n, self.c)) < 0.7
+            )
             values[np.arange(self.n), rng.integers(0, self.c, self.n)] = 1
             values /= values.sum(1, keepdims=True)
         return torch.as_tensor(values, dtype=self.dtype)
@@ -263,7 +322,9 @@ OUTPUTS = st.builds(
     seed=SEEDS,
     n=st.integers(1, 5),
     c=st.integers(2, 6) | st.integers(2, 200),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    dtype=st.sampled_from(
+        [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+    ),
     magnitude=powers_of_ten(-3, 4) | powers_of_ten(-30, 38),
     kind=st.sampled_from(["logits", "equal logits", "certain", "probabilities"]),
 )
@@ -271,7 +332,9 @@ OUTPUTS = st.builds(
 
 def cotangents_are_fisher_information(outputs):
     scores = "logits" if "logits" in outputs.kind else "probabilities"
-    logits = class_logits(outputs.tensor().nan_to_num(), scores)  # float16 ends at 65,504
+    logits = class_logits(
+        outputs.tensor().nan_to_num(), scores
+    )  # float16 ends at 65,504
     assert logits.dtype == torch.promote_types(outputs.dtype, torch.float32)
     assert torch.isfinite(logits).all()
     p = logits.softmax(1)
@@ -279,17 +342,25 @@ def cotangents_are_fisher_information(outputs):
     # Σ_c w_c² (e_c − p)(e_c − p)ᵀ, with w² = p or 1
     expected = {
         "fisher": torch.diag_embed(p) - p[:, :, None] * p[:, None, :],
-        "uniform": eye - p[:, :, None] - p[:, None, :] + outputs.c * p[:, :, None] * p[:, None, :],
+        "uniform": eye
+        - p[:, :, None]
+        - p[:, None, :]
+        + outputs.c * p[:, :, None] * p[:, None, :],
     }
     tolerance = 50 * outputs.c * torch.finfo(p.dtype).eps
     for weighting, fisher in expected.items():
-        full, reduced = class_cotangents(logits, weighting), reduced_cotangents(logits, weighting)
+        full, reduced = (
+            class_cotangents(logits, weighting),
+            reduced_cotangents(logits, weighting),
+        )
         assert full.shape == (outputs.n, outputs.c, outputs.c)
         assert reduced.shape == (outputs.n, outputs.c - 1, outputs.c)
         for rows in (full, reduced):
             assert rows.dtype == logits.dtype
             torch.testing.assert_close(rows.mT @ rows, fisher, rtol=0, atol=tolerance)
-            assert rows.sum(2).abs().max() <= tolerance  # a shift of all logits changes nothing
+            assert (
+                rows.sum(2).abs().max() <= tolerance
+            )  # a shift of all logits changes nothing
     assert (class_cotangents(logits)[p == 0] == 0).all()
 
 
@@ -297,7 +368,9 @@ def cotangents_are_fisher_information(outputs):
 
 
 class Scores(NamedTuple):
-    """Scores of a network's weights, split into parameters; some frozen, some of the head."""
+    """Scores of a network's weights, split into parameters; some frozen, some of the
+    head.
+    """
 
     seed: int
     sizes: list
@@ -321,7 +394,9 @@ SCORES = st.builds(
 def masks_are_ranked(case):
     rng = np.random.default_rng(case.seed)
     n = sum(case.sizes)
-    scores = torch.as_tensor(10 ** rng.uniform(-300, 300, case.levels)[rng.integers(0, case.levels, n)])
+    scores = torch.as_tensor(
+        10 ** rng.uniform(-300, 300, case.levels)[rng.integers(0, case.levels, n)]
+    )
     scores = (scores * torch.as_tensor(rng.random(n) < 0.8)).to(case.dtype)
     scores.clamp_(max=torch.finfo(case.dtype).max)
     candidates = torch.as_tensor(np.sort(rng.permutation(n)[: rng.integers(1, n + 1)]))
@@ -332,7 +407,10 @@ def masks_are_ranked(case):
         return {int(among[j]) for j in reference.naive_top_k(scores[among], k)}
 
     k = min(case.k, len(candidates))
-    plain, with_head = ranked_mask(scores, case.k, candidates), ranked_mask(scores, case.k, candidates, head)
+    plain, with_head = (
+        ranked_mask(scores, case.k, candidates),
+        ranked_mask(scores, case.k, candidates, head),
+    )
     assert plain.tolist() == sorted(best(candidates, k))
     n_head = min(k, len(head))
     assert with_head.tolist() == sorted(best(head, n_head) | best(rest, k - n_head))
@@ -350,7 +428,9 @@ def masks_are_ranked(case):
     with pytest.warns(UserWarning, match="sparsity=") as caught:
         warn_if_head_fills_mask(1, len(case.sizes), n)
     smallest = re.search(r"sparsity=(\S+)", str(caught[0].message))[1]
-    assert n_kept(float(smallest), n) >= len(case.sizes), "the sparsity that is named does not keep the head"
+    assert n_kept(float(smallest), n) >= len(case.sizes), (
+        "the sparsity that is named does not keep the head"
+    )
 
 
 # The whole query on small nets.
@@ -407,15 +487,23 @@ def queries_survive(case):
     with torch.no_grad():
         for p in module.parameters():
             p.mul_(case.weights)
-    net = NeuralNetClassifier(module, criterion=nn.CrossEntropyLoss, verbose=0, train_split=None).initialize()
+    net = NeuralNetClassifier(
+        module, criterion=nn.CrossEntropyLoss, verbose=0, train_split=None
+    ).initialize()
     X = rng.normal(size=(case.n + case.n_labeled, 4)) * case.inputs
-    X = torch.as_tensor(X[:1].repeat(len(X), axis=0) if case.same else X, dtype=case.dtype)
+    X = torch.as_tensor(
+        X[:1].repeat(len(X), axis=0) if case.same else X, dtype=case.dtype
+    )
     strategy = FisherMask(**case.params)
     largest = max(1.0, case.inputs, case.weights, case.inputs * case.weights)
     overflows = largest**2 / case.params["damping"] > 1e8
     with overflow_is_said(overflows, (FloatingPointError, ValueError)):
-        picks = strategy.select(net, X[: case.n], case.n_instances, X_labeled=X[case.n :])
-        check_picks(picks.tolist(), strategy.trace_reductions_, case.n_instances, case.n)
+        picks = strategy.select(
+            net, X[: case.n], case.n_instances, X_labeled=X[case.n :]
+        )
+        check_picks(
+            picks.tolist(), strategy.trace_reductions_, case.n_instances, case.n
+        )
         mask = strategy.mask_indices_
         assert (np.diff(mask) > 0).all()
         assert mask[0] >= 0
@@ -423,7 +511,8 @@ def queries_survive(case):
         event("answered")
 
 
-# Property, its strategy, and how many cases of it run in `make test` and in `make test-full`.
+# Property, its strategy, and how many cases of it run in `make test` and in `make
+# test-full`.
 PROPERTIES = {
     "selection": (selection_survives, problems(), 80, 5_000),
     "slow twin": (selection_equals_the_slow_twin, small_problems(), 40, 2_500),
@@ -457,7 +546,9 @@ def run_cases(name, n_cases):
 
 @pytest.fixture(autouse=True)
 def as_in_large_pools(monkeypatch):
-    """Picks are made ahead, confirmed and taken back, candidates leave and come back: in small pools, too."""
+    """Picks are made ahead, confirmed and taken back, candidates leave and come back:
+    in small pools, too.
+    """
     monkeypatch.setattr(candidates, "MIN_ACTIVE", 4)
     monkeypatch.setattr(screening, "FIRST_SCREENING", 1)
     monkeypatch.setattr(screening, "SCREENED_SHARE", 0.5)
@@ -476,15 +567,20 @@ def test_property(name):
 @pytest.mark.timeout(1800)
 @SAID
 def test_properties_in_ten_thousand_cases(capsys):
-    counts = {name: run_cases(name, n_cases) for name, (*_, n_cases) in PROPERTIES.items()}
-    with capsys.disabled():  # to stderr, which a worker of pytest-xdist shares with the terminal
+    counts = {
+        name: run_cases(name, n_cases) for name, (*_, n_cases) in PROPERTIES.items()
+    }
+    with (
+        capsys.disabled()
+    ):  # to stderr, which a worker of pytest-xdist shares with the terminal
         sys.stderr.write(f"\n{sum(counts.values()):,} cases: {counts}\n")
     assert sum(counts.values()) >= 10_000
 
 
 # The same picks on every road.
 
-# Runs agree while gains do to this relative distance, and part only where the two best are closer than it.
+# Runs agree while gains do to this relative distance, and part only where the two best
+# are closer than it.
 SAME_GAIN = 1e-5
 
 
@@ -537,14 +633,19 @@ def queried(net, seed, batch_size, **params):
 def assert_same_answer(found, expected):
     assert found.mask_indices_.tolist() == expected.mask_indices_.tolist()
     same = found.query_idx_ == expected.query_idx_
-    # Of the first pick that differs, the gain is as good; after it, the runs are two problems.
+    # Of the first pick that differs, the gain is as good; after it, the runs are two
+    # problems.
     until = len(same) if same.all() else int(np.argmin(same)) + 1
     gains, expected_gains = (s.trace_reductions_[:until] for s in (found, expected))
     np.testing.assert_allclose(gains, expected_gains, rtol=SAME_GAIN)
 
 
-@pytest.mark.parametrize("n_threads", [1, pytest.param(2, marks=pytest.mark.slow)])  # crawls on busy cores
-@pytest.mark.parametrize("params", [{"sparsity": 0.5}, {"sparsity": 1.0, "damping": 0.01}], ids=str)
+@pytest.mark.parametrize(
+    "n_threads", [1, pytest.param(2, marks=pytest.mark.slow)]
+)  # crawls on busy cores
+@pytest.mark.parametrize(
+    "params", [{"sparsity": 0.5}, {"sparsity": 1.0, "damping": 0.01}], ids=str
+)
 def test_picks_do_not_depend_on_batches_and_threads(params, n_threads):
     net = conv_net(0)
     expected = queried(net, 0, 128, **params)
@@ -555,18 +656,26 @@ def test_picks_do_not_depend_on_batches_and_threads(params, n_threads):
         assert_same_answer(queried(net, 0, 128, **params), expected)
 
 
-@pytest.mark.parametrize("params", [{"sparsity": 0.5}, {"sparsity": 1.0, "damping": 0.01}], ids=str)
+@pytest.mark.parametrize(
+    "params", [{"sparsity": 0.5}, {"sparsity": 1.0, "damping": 0.01}], ids=str
+)
 def test_picks_do_not_depend_on_the_memory_that_there_is(params):
     net = conv_net(0)
     expected = queried(net, 0, 128, **params)
     least = needs(20, 6, 4, len(expected.mask_indices_), 4, 8).matrices
     for batch_size in (1, 7, 128):
-        assert_same_answer(queried(net, 0, batch_size, max_memory=least, **params), expected)
+        assert_same_answer(
+            queried(net, 0, batch_size, max_memory=least, **params), expected
+        )
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_picks_do_not_depend_on_the_device(seed, device, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # float32 means float32
+    monkeypatch.setattr(
+        torch.backends.cudnn, "allow_tf32", False
+    )  # float32 means float32
     expected = queried(conv_net(seed), seed, 128, sparsity=1.0)
     for batch_size in (1, 7, 128):
-        assert_same_answer(queried(conv_net(seed, device), seed, batch_size, sparsity=1.0), expected)
+        assert_same_answer(
+            queried(conv_net(seed, device), seed, batch_size, sparsity=1.0), expected
+        )

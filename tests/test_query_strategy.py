@@ -1,4 +1,6 @@
-"""FisherMask through its public interface: against the slow twin, with real nets, and with bad input."""
+"""FisherMask through its public interface: against the slow twin, with real nets, and
+with bad input.
+"""
 
 import pickle
 import random
@@ -59,14 +61,26 @@ def labels(n):
 
 def fitted(kind="logits", **kwargs):
     torch.manual_seed(0)
-    settings = {"max_epochs": 3, "lr": 0.1, "verbose": 0, "train_split": None, "batch_size": 8}
+    settings = {
+        "max_epochs": 3,
+        "lr": 0.1,
+        "verbose": 0,
+        "train_split": None,
+        "batch_size": 8,
+    }
     X, y = images(N_LABELED, seed=1), labels(N_LABELED)
     if kind == "logits":
-        net = NeuralNetClassifier(Images().double(), criterion=nn.CrossEntropyLoss, **settings, **kwargs)
+        net = NeuralNetClassifier(
+            Images().double(), criterion=nn.CrossEntropyLoss, **settings, **kwargs
+        )
     elif kind == "probabilities":
-        net = NeuralNetClassifier(Images(end=nn.Softmax(1)).double(), **settings, **kwargs)
+        net = NeuralNetClassifier(
+            Images(end=nn.Softmax(1)).double(), **settings, **kwargs
+        )
     else:
-        net = NeuralNetBinaryClassifier(Images(outputs=1).double(), **settings, **kwargs)
+        net = NeuralNetBinaryClassifier(
+            Images(outputs=1).double(), **settings, **kwargs
+        )
         y = (y > 0).astype("float64")
     return net.fit(X, y)
 
@@ -78,22 +92,46 @@ def vector_net(module, criterion=nn.CrossEntropyLoss, cls=NeuralNetClassifier):
 VECTORS = np.random.default_rng(0).normal(size=(6, 4))
 
 
-def expected_query(net, n_instances, kind="logits", sparsity=0.3, labeled=True, layers=slice(None), **kwargs):
-    """The whole query by the slow twins; `layers` are the candidates' positions, the head is kept."""
+def expected_query(
+    net,
+    n_instances,
+    kind="logits",
+    sparsity=0.3,
+    labeled=True,
+    layers=slice(None),
+    **kwargs,
+):
+    """The whole query by the slow twins; `layers` are the candidates' positions, the
+    head is kept.
+    """
     module = net.module_.eval()
-    pool, known = torch.as_tensor(images(N_POOL)), torch.as_tensor(images(N_LABELED, seed=1))
+    pool, known = (
+        torch.as_tensor(images(N_POOL)),
+        torch.as_tensor(images(N_LABELED, seed=1)),
+    )
     known = known if labeled else known[:0]
     everything = torch.cat([pool, known])
-    weighting, top = kwargs.pop("weighting", "fisher"), {"n_top_classes": kwargs.pop("n_top_classes", None)}
+    weighting, top = (
+        kwargs.pop("weighting", "fisher"),
+        {"n_top_classes": kwargs.pop("n_top_classes", None)},
+    )
     rows = reference.naive_embeddings(module, everything, scores=kind, **top)
     scores = rows.square().sum(1).mean(0)
     n_head = sum(p.numel() for p in module.head.parameters())
     k = int(sparsity * len(scores))
     head = list(range(len(scores) - n_head, len(scores)))
-    mask = sorted(reference.naive_top_k(scores[:-n_head], k - n_head) + head) if k > n_head else None
-    v = reference.naive_embeddings(module, everything, scores=kind, weighting=weighting, **top)
+    mask = (
+        sorted(reference.naive_top_k(scores[:-n_head], k - n_head) + head)
+        if k > n_head
+        else None
+    )
+    v = reference.naive_embeddings(
+        module, everything, scores=kind, weighting=weighting, **top
+    )
     v = v[:, :, mask].numpy()
-    picks, gains = reference.naive_selection(v[:N_POOL], v[N_POOL:], n_instances, **kwargs)
+    picks, gains = reference.naive_selection(
+        v[:N_POOL], v[N_POOL:], n_instances, **kwargs
+    )
     return mask, picks, gains
 
 
@@ -105,7 +143,9 @@ def test_a_query_equals_the_slow_twin(kind, n_instances, labeled):
     strategy = FisherMask(sparsity=0.9, random_state=0, batch_size=7)
     X_labeled = images(N_LABELED, seed=1)[: N_LABELED if labeled else 0]
     query_idx = strategy.select(net, images(N_POOL), n_instances, X_labeled=X_labeled)
-    mask, picks, gains = expected_query(net, n_instances, kind, sparsity=0.9, labeled=labeled)
+    mask, picks, gains = expected_query(
+        net, n_instances, kind, sparsity=0.9, labeled=labeled
+    )
     assert strategy.mask_indices_.tolist() == mask
     assert query_idx.tolist() == picks == strategy.query_idx_.tolist()
     np.testing.assert_allclose(strategy.trace_reductions_, gains, rtol=1e-7)
@@ -113,7 +153,13 @@ def test_a_query_equals_the_slow_twin(kind, n_instances, labeled):
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"oversample": 2.0}, {"damping": 0.01}, {"weighting": "uniform"}, {"n_top_classes": 2}]
+    "kwargs",
+    [
+        {"oversample": 2.0},
+        {"damping": 0.01},
+        {"weighting": "uniform"},
+        {"n_top_classes": 2},
+    ],
 )
 def test_parameters_reach_the_slow_twin(kwargs):
     net = fitted()
@@ -154,14 +200,20 @@ def test_every_kind_of_mask_and_layers():
     n_head = sum(sizes[name] for name in head)
     assert kept(sparsity=1.0) == sizes
     assert sum(kept(sparsity=n_head + 7).values()) == n_head + 7
-    assert kept(sparsity=n_head + 7, mask="random")["head.weight"] == sizes["head.weight"]
+    assert (
+        kept(sparsity=n_head + 7, mask="random")["head.weight"] == sizes["head.weight"]
+    )
     assert sum(kept(sparsity=20, mask="random", keep_head=False).values()) == 20
     per_layer = kept(sparsity=0.15, mask="per_layer", keep_head=False)
-    assert per_layer == {name: -(-15 * size // 100) for name, size in sizes.items()}  # ⌈0.15·size⌉
+    assert per_layer == {
+        name: -(-15 * size // 100) for name, size in sizes.items()
+    }  # ⌈0.15·size⌉
     assert sum(kept(sparsity=12, mask="per_layer", keep_head=False).values()) >= 12
     assert kept(sparsity=0.1, mask="per_layer")["head.weight"] == sizes["head.weight"]
     last = kept(sparsity=1.0, layers="last")
-    assert {name: n for name, n in last.items() if n} == {name: sizes[name] for name in head}
+    assert {name: n for name, n in last.items() if n} == {
+        name: sizes[name] for name in head
+    }
     middle = kept(sparsity=1.0, layers="middle")
     assert [name for name, n in middle.items() if n] == [
         "body.1.weight",
@@ -170,7 +222,12 @@ def test_every_kind_of_mask_and_layers():
         "body.4.bias",
     ]
     assert sum(kept(sparsity=5, layers="body.4.*").values()) == 5
-    assert kept(mask=lambda scores, k, slices: [slices["body.1.bias"].start])["body.1.bias"] == 1
+    assert (
+        kept(mask=lambda scores, k, slices: [slices["body.1.bias"].start])[
+            "body.1.bias"
+        ]
+        == 1
+    )
 
 
 def test_frozen_weights_are_numbered_and_never_chosen():
@@ -198,7 +255,9 @@ def global_numpy_state():
 
 
 class Token(nn.Module):
-    """A bare parameter, a layer called twice and tied weights: some of the net goes the generic way, some does not."""
+    """A bare parameter, a layer called twice and tied weights: some of the net goes the
+    generic way, some does not.
+    """
 
     def __init__(self):
         super().__init__()
@@ -207,7 +266,9 @@ class Token(nn.Module):
         self.twin.weight = self.block.weight
 
     def forward(self, x):
-        return self.head(self.twin(self.block(self.block(x + self.token).tanh())).tanh())
+        return self.head(
+            self.twin(self.block(self.block(x + self.token).tanh())).tanh()
+        )
 
 
 def test_a_net_that_partly_goes_the_generic_way():
@@ -218,7 +279,9 @@ def test_a_net_that_partly_goes_the_generic_way():
     rows = reference.naive_embeddings(
         net.module_, torch.as_tensor(np.concatenate([VECTORS, VECTORS[:2]]))
     ).numpy()
-    picks, gains = reference.naive_selection(rows[: len(VECTORS)], rows[len(VECTORS) :], 4)
+    picks, gains = reference.naive_selection(
+        rows[: len(VECTORS)], rows[len(VECTORS) :], 4
+    )
     assert query_idx.tolist() == picks
     np.testing.assert_allclose(strategy.trace_reductions_, gains, rtol=1e-7)
 
@@ -252,7 +315,9 @@ def test_values_are_checked_where_they_reach_the_net():
     plain = make_pipeline(StandardScaler().fit(X), ToFloat32(), net)
     with pytest.raises(ValueError, match="X_pool holds NaN"):
         FisherMask(1.0).select(plain, X, 2, X_labeled=X[:0])
-    lazy = torch.utils.data.TensorDataset(torch.as_tensor(X.repeat(3, 0)), torch.zeros(18))
+    lazy = torch.utils.data.TensorDataset(
+        torch.as_tensor(X.repeat(3, 0)), torch.zeros(18)
+    )
     with pytest.raises(ValueError, match="gradients of sample 9 of X_pool hold NaN"):
         FisherMask(1.0, mask="random").select(net, lazy, 2, X_labeled=X[:0])
     with pytest.raises(FloatingPointError, match="samples do, or the net's weights"):
@@ -278,9 +343,12 @@ def test_pool_and_labelled_samples_may_come_in_different_containers(kind):
 def test_an_iterator_that_drops_samples_is_refused():
     net = fitted(iterator_valid__drop_last=True)
     with pytest.raises(
-        ValueError, match="gave 28 of the 30 samples of X_pool; set iterator_valid__drop_last=False"
+        ValueError,
+        match="gave 28 of the 30 samples of X_pool; set iterator_valid__drop_last=False",
     ):
-        FisherMask(0.9, batch_size=7).select(net, images(N_POOL), 3, X_labeled=images(0))
+        FisherMask(0.9, batch_size=7).select(
+            net, images(N_POOL), 3, X_labeled=images(0)
+        )
 
 
 def bits(net):
@@ -290,9 +358,13 @@ def bits(net):
         "state": {name: value.clone() for name, value in module.state_dict().items()},
         "training": [m.training for m in module.modules()],
         "requires_grad": [p.requires_grad for p in module.parameters()],
-        "grad": [None if p.grad is None else p.grad.clone() for p in module.parameters()],
+        "grad": [
+            None if p.grad is None else p.grad.clone() for p in module.parameters()
+        ],
         "identity": [id(p) for p in module.parameters()],
-        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules()],
+        "hooks": [
+            len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules()
+        ],
         "rng": [random.getstate(), global_numpy_state(), torch.get_rng_state()],
         "params": str(net.get_params(deep=False)),
         "attributes": sorted(vars(net)),
@@ -347,7 +419,8 @@ def test_the_same_random_state_gives_the_same_picks():
 
     def picks(random_state):
         return select(
-            FisherMask(0.9, mask="random", n_mask_samples=4, random_state=random_state), net
+            FisherMask(0.9, mask="random", n_mask_samples=4, random_state=random_state),
+            net,
         ).query_idx_.tolist()
 
     assert picks(1) == picks(1)
@@ -371,7 +444,11 @@ def test_timings_and_progress(capfd):
 def test_random_tie_break_draws_among_equal_samples():
     net, X = fitted(), np.tile(images(1), (8, 1, 1, 1))
     picks = {
-        int(FisherMask(0.9, random_state=s).select(net, X, 1, X_labeled=X[:0], random_tie_break=True)[0])
+        int(
+            FisherMask(0.9, random_state=s).select(
+                net, X, 1, X_labeled=X[:0], random_tie_break=True
+            )[0]
+        )
         for s in range(12)
     }
     assert len(picks) > 2
@@ -394,13 +471,22 @@ def test_earlier_steps_of_a_pipeline_are_applied_once():
     scaled = pipe[0].transform(X)
     strategy = FisherMask(1.0)
     query_idx = strategy.select(pipe, X[10:], 5, X_labeled=X[:10])
-    assert query_idx.tolist() == strategy.select(pipe[-1], scaled[10:], 5, X_labeled=scaled[:10]).tolist()
-    assert query_idx.tolist() != strategy.select(pipe[-1], X[10:], 5, X_labeled=X[:10]).tolist()
-    search = GridSearchCV(pipe, {"neuralnetclassifier__lr": [0.1]}, cv=2, scoring="accuracy").fit(
-        X[:20], y[:20]
+    assert (
+        query_idx.tolist()
+        == strategy.select(pipe[-1], scaled[10:], 5, X_labeled=scaled[:10]).tolist()
     )
+    assert (
+        query_idx.tolist()
+        != strategy.select(pipe[-1], X[10:], 5, X_labeled=X[:10]).tolist()
+    )
+    search = GridSearchCV(
+        pipe, {"neuralnetclassifier__lr": [0.1]}, cv=2, scoring="accuracy"
+    ).fit(X[:20], y[:20])
     by_search = strategy.select(search, X[20:], 5, X_labeled=X[:20]).tolist()
-    assert by_search == strategy.select(search.best_estimator_, X[20:], 5, X_labeled=X[:20]).tolist()
+    assert (
+        by_search
+        == strategy.select(search.best_estimator_, X[20:], 5, X_labeled=X[:20]).tolist()
+    )
 
 
 @pytest.mark.parametrize("form", ["tensor", "dataset", "slice dataset", "dict"])
@@ -411,11 +497,14 @@ def test_other_forms_of_samples_give_the_same_picks(form):
         X, known = torch.as_tensor(X), torch.as_tensor(known)
     elif form == "dataset":
         X, known = (
-            torch.utils.data.TensorDataset(torch.as_tensor(v), torch.zeros(len(v))) for v in (X, known)
+            torch.utils.data.TensorDataset(torch.as_tensor(v), torch.zeros(len(v)))
+            for v in (X, known)
         )
     elif form == "slice dataset":
         X, known = (
-            SliceDataset(torch.utils.data.TensorDataset(torch.as_tensor(v), torch.zeros(len(v))))
+            SliceDataset(
+                torch.utils.data.TensorDataset(torch.as_tensor(v), torch.zeros(len(v)))
+            )
             for v in (X, known)
         )
     else:
@@ -427,7 +516,10 @@ def test_functional_form():
     net, X, known = fitted(), images(N_POOL), images(N_LABELED, seed=1)
     strategy = partial(fisher_mask_sampling, sparsity=0.9, random_state=0)
     found = strategy(net, X, n_instances=4, X_labeled=known)
-    assert found.tolist() == FisherMask(0.9, random_state=0).select(net, X, 4, X_labeled=known).tolist()
+    assert (
+        found.tolist()
+        == FisherMask(0.9, random_state=0).select(net, X, 4, X_labeled=known).tolist()
+    )
     with pytest.raises(TypeError, match="sparsty"):
         fisher_mask_sampling(net, X, sparsty=0.9, X_labeled=known)
 
@@ -449,38 +541,72 @@ class NoLogits(nn.Linear):
 @pytest.mark.parametrize(
     ("net", "error", "message"),
     [
-        (NeuralNetClassifier(Images), NotFittedError, "NeuralNetClassifier is not fitted yet"),
-        (LogisticRegression(), TypeError, "no.* in this LogisticRegression; wrap the torch module"),
-        (make_pipeline(StandardScaler(), LogisticRegression()), TypeError, "in this LogisticRegression"),
+        (
+            NeuralNetClassifier(Images),
+            NotFittedError,
+            "NeuralNetClassifier is not fitted yet",
+        ),
+        (
+            LogisticRegression(),
+            TypeError,
+            "no.* in this LogisticRegression; wrap the torch module",
+        ),
+        (
+            make_pipeline(StandardScaler(), LogisticRegression()),
+            TypeError,
+            "in this LogisticRegression",
+        ),
         (
             GridSearchCV(NeuralNetClassifier(Images), {}),
             NotFittedError,
             "GridSearchCV has no best_estimator_",
         ),
-        (CalibratedClassifierCV(NeuralNetClassifier(Images)), TypeError, "changes the probabilities"),
+        (
+            CalibratedClassifierCV(NeuralNetClassifier(Images)),
+            TypeError,
+            "changes the probabilities",
+        ),
         (
             vector_net(NoLogits(lambda x: x[:, 0]), nn.MSELoss, NeuralNetRegressor),
             ValueError,
             "fitted with MSELoss",
         ),
         (vector_net(NoLogits(lambda x: x[:, 0])), ValueError, r"it returned \(6,\)"),
-        (vector_net(NoLogits(lambda x: x[:, :1])), ValueError, r"One logit goes with BCEWithLogitsLoss"),
-        (vector_net(NoLogits(lambda x: x[:, :, None])), ValueError, r"it returned \(6, 3, 1\)"),
+        (
+            vector_net(NoLogits(lambda x: x[:, :1])),
+            ValueError,
+            r"One logit goes with BCEWithLogitsLoss",
+        ),
+        (
+            vector_net(NoLogits(lambda x: x[:, :, None])),
+            ValueError,
+            r"it returned \(6, 3, 1\)",
+        ),
         (vector_net(NoLogits(lambda x: [x, x])), ValueError, "module returned list"),
-        (vector_net(NoLogits(lambda x: x), nn.NLLLoss), ValueError, "End the module with softmax"),
+        (
+            vector_net(NoLogits(lambda x: x), nn.NLLLoss),
+            ValueError,
+            "End the module with softmax",
+        ),
         (
             vector_net(NoLogits(lambda x: x.log_softmax(1)), nn.NLLLoss),
             ValueError,
             "these are none.*not log_softmax: skorch takes the logarithm",
         ),
-        (vector_net(NoLogits(lambda x: x / 0)), ValueError, "outputs hold NaN or infinite"),
+        (
+            vector_net(NoLogits(lambda x: x / 0)),
+            ValueError,
+            "outputs hold NaN or infinite",
+        ),
         (
             vector_net(NoLogits(lambda x: x), nn.BCEWithLogitsLoss),
             ValueError,
             r"one logit a sample, shape \(n,\) or \(n, 1\); it returned \(6, 3\)",
         ),
         (  # skorch's own binary net says it first
-            vector_net(NoLogits(lambda x: x), nn.BCEWithLogitsLoss, NeuralNetBinaryClassifier),
+            vector_net(
+                NoLogits(lambda x: x), nn.BCEWithLogitsLoss, NeuralNetBinaryClassifier
+            ),
             ValueError,
             r"shape \(n,\) or \(n, 1\), got \(6, 3\)",
         ),
@@ -494,7 +620,8 @@ def test_nets_that_cannot_be_asked(net, error, message):
 def test_softmax_before_a_loss_that_takes_logits():
     net = vector_net(NoLogits(lambda x: x.softmax(1)))
     with pytest.warns(
-        UserWarning, match=r"CrossEntropyLoss takes logits.*Leave softmax out of forward, or set"
+        UserWarning,
+        match=r"CrossEntropyLoss takes logits.*Leave softmax out of forward, or set",
     ):
         FisherMask(0.9).select(net, VECTORS, 2, X_labeled=VECTORS[:0])
 
@@ -511,11 +638,17 @@ def test_softmax_before_a_loss_that_takes_logits():
         ({"mask": np.zeros(2)}, "is unknown; use one of fisher"),
         ({"weighting": np.zeros(2)}, "is unknown; use 'fisher'"),
         ({"mask": lambda *_: None}, "integer positions; it returned NoneType"),
-        ({"mask": "best"}, "mask='best' is unknown; use one of fisher, per_layer, random"),
+        (
+            {"mask": "best"},
+            "mask='best' is unknown; use one of fisher, per_layer, random",
+        ),
         ({"weighting": "p"}, "weighting='p' is unknown"),
         ({"layers": []}, r"layers=\[\] must be"),
         ({"layers": 3}, "layers=3 must be"),
-        ({"layers": "conv7*"}, "matches none of the trainable parameters.*body.0.weight"),
+        (
+            {"layers": "conv7*"},
+            "matches none of the trainable parameters.*body.0.weight",
+        ),
         ({"head": "fc"}, "head='fc' names no module"),
         ({"damping": 0}, "damping=0 must be a finite number > 0"),
         ({"damping": float("inf")}, "damping=inf"),
@@ -537,11 +670,35 @@ def test_parameters_out_of_range(params, message):
         (images(5), 1.0, None, TypeError, "n_instances=1.0 must be an int"),
         (images(5), True, None, TypeError, "n_instances=True must be an int"),
         (images(5), 0, None, ValueError, "n_instances=0 must be 1 or more"),
-        (images(5), 6, None, ValueError, "n_instances=6 exceeds the pool of 5 samples; lower n_instances"),
+        (
+            images(5),
+            6,
+            None,
+            ValueError,
+            "n_instances=6 exceeds the pool of 5 samples; lower n_instances",
+        ),
         (images(5)[:0], 1, None, ValueError, "X_pool is empty"),
-        (np.where(images(5) > 1, np.nan, 0), 1, None, ValueError, "X_pool holds NaN or infinite values"),
-        (torch.full((5, 1, 6, 6), torch.inf), 1, None, ValueError, "X_pool holds NaN or infinite values"),
-        (images(5), 1, images(5) * np.nan, ValueError, "X_labeled holds NaN or infinite values"),
+        (
+            np.where(images(5) > 1, np.nan, 0),
+            1,
+            None,
+            ValueError,
+            "X_pool holds NaN or infinite values",
+        ),
+        (
+            torch.full((5, 1, 6, 6), torch.inf),
+            1,
+            None,
+            ValueError,
+            "X_pool holds NaN or infinite values",
+        ),
+        (
+            images(5),
+            1,
+            images(5) * np.nan,
+            ValueError,
+            "X_labeled holds NaN or infinite values",
+        ),
         (
             images(5),
             1,
@@ -563,13 +720,31 @@ def test_parameters_out_of_range(params, message):
             ValueError,
             r"X_pool is a DataFrame, which skorch takes for .* a column each.*pass X_pool.to_numpy\(",
         ),
-        (images(5)[:, :, :5], 1, None, ValueError, r"cannot take these samples, of shape \(1, 5, 6\)"),
-        (scipy.sparse.csr_matrix(np.eye(5)), 1, None, TypeError, r"sparse matrix of shape \(5, 5\)"),
+        (
+            images(5)[:, :, :5],
+            1,
+            None,
+            ValueError,
+            r"cannot take these samples, of shape \(1, 5, 6\)",
+        ),
+        (
+            scipy.sparse.csr_matrix(np.eye(5)),
+            1,
+            None,
+            TypeError,
+            r"sparse matrix of shape \(5, 5\)",
+        ),
         (None, 1, None, TypeError, "X_pool is None; pass samples"),
         (3, 1, None, TypeError, "X_pool is 3; pass samples"),
         ("abc", 1, None, TypeError, "X_pool is 'abc'; pass samples"),
         (np.array(3.0), 1, None, TypeError, r"X_pool is array\(3.\); pass samples"),
-        (np.array(["a", "b"]), 1, None, TypeError, "the net takes numbers, one sample a row: encode it"),
+        (
+            np.array(["a", "b"]),
+            1,
+            None,
+            TypeError,
+            "the net takes numbers, one sample a row: encode it",
+        ),
         ([], 1, None, ValueError, "X_pool is empty"),
         ({}, 1, None, ValueError, "X_pool is empty"),
         (
@@ -584,7 +759,12 @@ def test_parameters_out_of_range(params, message):
 def test_samples_that_cannot_be_taken(X, n_instances, X_labeled, error, message):
     strategy = FisherMask(0.9)
     with pytest.raises(error, match=message):
-        strategy.select(fitted(), X, n_instances, X_labeled=images(0) if X_labeled is None else X_labeled)
+        strategy.select(
+            fitted(),
+            X,
+            n_instances,
+            X_labeled=images(0) if X_labeled is None else X_labeled,
+        )
     assert not hasattr(strategy, "query_idx_")
 
 
@@ -601,7 +781,9 @@ def test_only_candidates_are_picked_and_the_whole_pool_is_wanted(n_labeled):
     net, X, known = fitted(), images(N_POOL), images(N_LABELED, seed=1)[:n_labeled]
     strategy, candidates = FisherMask(0.9), [28, 3, 4, 17, 11, 3, 20]
     query_idx = strategy.select(net, X, 4, X_labeled=known, candidates=candidates)
-    rows = reference.naive_embeddings(net.module_.eval(), torch.as_tensor(np.concatenate([X, known])))
+    rows = reference.naive_embeddings(
+        net.module_.eval(), torch.as_tensor(np.concatenate([X, known]))
+    )
     rows = rows[:, :, strategy.mask_indices_].numpy()
     allowed = sorted(set(candidates))
     target = np.einsum("nck,ncl->kl", rows, rows) / len(rows)
@@ -611,7 +793,10 @@ def test_only_candidates_are_picked_and_the_whole_pool_is_wanted(n_labeled):
     picks = []
     for _ in range(4):
         left = [i for i in allowed if i not in picks]
-        traces = [np.trace(np.linalg.solve(m + weight * rows[i].T @ rows[i], target)) for i in left]
+        traces = [
+            np.trace(np.linalg.solve(m + weight * rows[i].T @ rows[i], target))
+            for i in left
+        ]
         picks.append(left[int(np.argmin(traces))])
         m = m + weight * rows[picks[-1]].T @ rows[picks[-1]]
     assert query_idx.tolist() == picks
@@ -620,7 +805,9 @@ def test_only_candidates_are_picked_and_the_whole_pool_is_wanted(n_labeled):
 def test_candidates_may_be_all_or_proposed_by_a_strategy():
     net, X, known = fitted(), images(N_POOL), images(N_LABELED, seed=1)
     expected = FisherMask(0.9).select(net, X, 5, X_labeled=known).tolist()
-    of_all = FisherMask(0.9).select(net, X, 5, X_labeled=known, candidates=np.arange(N_POOL))
+    of_all = FisherMask(0.9).select(
+        net, X, 5, X_labeled=known, candidates=np.arange(N_POOL)
+    )
     assert of_all.tolist() == expected
     first_stage = partial(margin_sampling, n_instances=8)
     picks = FisherMask(0.9).select(net, X, 5, X_labeled=known, candidates=first_stage)
@@ -630,9 +817,16 @@ def test_candidates_may_be_all_or_proposed_by_a_strategy():
 @pytest.mark.parametrize(
     ("candidates", "message"),
     [
-        ([0, 1], "n_instances=3 exceeds the 2 candidates; lower n_instances, or propose more"),
+        (
+            [0, 1],
+            "n_instances=3 exceeds the 2 candidates; lower n_instances, or propose "
+            "more",
+        ),
         ([], "exceeds the 0 candidates"),
-        ([0, 1, N_POOL], f"positions from 0 to {N_POOL}, and X_pool has {N_POOL} samples"),
+        (
+            [0, 1, N_POOL],
+            f"positions from 0 to {N_POOL}, and X_pool has {N_POOL} samples",
+        ),
         ([-1, 1, 2], "positions from -1 to 2"),
         (np.ones(N_POOL, bool), "np.flatnonzero makes them of a boolean mask"),
         ([[0, 1, 2]], r"candidates have shape \(1, 3\)"),

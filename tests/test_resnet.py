@@ -1,4 +1,6 @@
-"""ResNet18Classifier through skorch's and scikit-learn's own machinery, on tiny nets."""
+"""ResNet18Classifier through skorch's and scikit-learn's own machinery, on tiny
+nets.
+"""
 
 import copy
 import pickle
@@ -25,7 +27,9 @@ for image, label in zip(X, Y, strict=True):
 
 
 def make_net(**params):
-    return ResNet18Classifier(**{"width": 4, "min_steps": 2, "max_epochs": 2, "random_state": 0, **params})
+    return ResNet18Classifier(
+        **{"width": 4, "min_steps": 2, "max_epochs": 2, "random_state": 0, **params}
+    )
 
 
 def weights(net):
@@ -66,7 +70,9 @@ def test_width_64_is_torchvisions_net(stem):
     reference.load_state_dict(net.module_.state_dict())
     images = torch.rand(2, 3, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(net.infer(images), reference.eval()(images), rtol=0, atol=0)
+        torch.testing.assert_close(
+            net.infer(images), reference.eval()(images), rtol=0, atol=0
+        )
 
 
 def test_pretrained_weights_are_loaded_and_the_head_is_new(tmp_path, monkeypatch):
@@ -74,14 +80,24 @@ def test_pretrained_weights_are_loaded_and_the_head_is_new(tmp_path, monkeypatch
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    cached = tmp_path / "hub" / "checkpoints" / ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
+    cached = (
+        tmp_path
+        / "hub"
+        / "checkpoints"
+        / ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
+    )
     cached.parent.mkdir(parents=True)
     pretrained = resnet18().state_dict()
     torch.save(pretrained, cached)
     images = RNG.rand(2, 3, 16, 16)
     for head_bias in (True, False):
         net = make_net(
-            width=64, stem="imagenet", weights="DEFAULT", head_bias=head_bias, max_epochs=1, lr=0.0
+            width=64,
+            stem="imagenet",
+            weights="DEFAULT",
+            head_bias=head_bias,
+            max_epochs=1,
+            lr=0.0,
         )
         net.fit(images, ["a", "b"])
         torch.testing.assert_close(
@@ -133,7 +149,8 @@ def test_one_epoch_trains_on_equal_batches_and_never_on_one_sample():
         assert sizes == expected
 
 
-# ---------------------------------------------------------------------- images and labels
+# ---------------------------------------------------------------------- images and
+# labels
 
 
 @pytest.mark.parametrize(
@@ -149,7 +166,17 @@ def test_one_epoch_trains_on_equal_batches_and_never_on_one_sample():
         Y.tolist(),
         torch.tensor(Y),
     ],
-    ids=["int32", "uint8", "gaps", "strings", "objects", "bool", "float", "list", "tensor"],
+    ids=[
+        "int32",
+        "uint8",
+        "gaps",
+        "strings",
+        "objects",
+        "bool",
+        "float",
+        "list",
+        "tensor",
+    ],
 )
 def test_labels_of_any_kind(labels):
     net = make_net(width=8, min_steps=15, max_epochs=60).fit(X, labels)
@@ -192,26 +219,35 @@ def test_image_formats_agree(fitted):
 def test_uint8_is_scaled_to_the_unit_interval(fitted):
     pixels = np.round(X.clip(0, 1) * 255).astype(np.uint8)
     assert np.allclose(
-        fitted.predict_proba(pixels), fitted.predict_proba(pixels.astype(np.float32) / 255), atol=1e-6
+        fitted.predict_proba(pixels),
+        fitted.predict_proba(pixels.astype(np.float32) / 255),
+        atol=1e-6,
     )
     assert same(
-        weights(make_net().fit(pixels, Y)), weights(make_net().fit(pixels.astype(np.float32) / 255, Y))
+        weights(make_net().fit(pixels, Y)),
+        weights(make_net().fit(pixels.astype(np.float32) / 255, Y)),
     )
 
 
-@pytest.mark.parametrize("images", [X, (X[:, 0] * 255).astype(np.uint8), torch.tensor(X)])
+@pytest.mark.parametrize(
+    "images", [X, (X[:, 0] * 255).astype(np.uint8), torch.tensor(X)]
+)
 def test_skorchs_batches_give_what_predict_proba_computes(fitted, images):
     logits = []
     with torch.no_grad():
         for batch, _ in fitted.get_iterator(fitted.get_dataset(images), training=False):
             logits.append(fitted.infer(batch))
-    assert np.array_equal(torch.cat(logits).softmax(1).numpy(), fitted.predict_proba(images))
+    assert np.array_equal(
+        torch.cat(logits).softmax(1).numpy(), fitted.predict_proba(images)
+    )
     assert isinstance(fitted.criterion_, torch.nn.CrossEntropyLoss)
 
 
 def test_training_mode_forward_keeps_all_samples_in_order(fitted):
     net = copy.deepcopy(fitted).set_params(batch_size=23)
-    sizes = [len(batch) for batch, _ in net.get_iterator(net.get_dataset(X), training=True)]
+    sizes = [
+        len(batch) for batch, _ in net.get_iterator(net.get_dataset(X), training=True)
+    ]
     assert sizes == [23, 1]
 
 
@@ -241,7 +277,8 @@ def test_infer_follows_the_modules_dtype(fitted):
 
 def test_same_random_state_same_weights():
     first, again, other = (
-        make_net(random_state=seed, batch_size=8, crop_and_flip=True).fit(X, Y) for seed in (3, 3, 4)
+        make_net(random_state=seed, batch_size=8, crop_and_flip=True).fit(X, Y)
+        for seed in (3, 3, 4)
     )
     assert same(weights(first), weights(again))
     assert same(weights(first), weights(again.fit(X, Y)))  # a refit starts anew
@@ -249,7 +286,8 @@ def test_same_random_state_same_weights():
     stream = make_net(random_state=np.random.RandomState(0))
     assert not same(weights(stream.fit(X, Y)), weights(stream.fit(X, Y)))
     assert not same(
-        weights(make_net(random_state=None).fit(X, Y)), weights(make_net(random_state=None).fit(X, Y))
+        weights(make_net(random_state=None).fit(X, Y)),
+        weights(make_net(random_state=None).fit(X, Y)),
     )
 
 
@@ -258,7 +296,12 @@ def test_global_state_is_left_as_found(random_state):
     def state():
         cudnn = torch.backends.cudnn
         numpy_state = np.random.get_state()  # noqa: NPY002 — the global generator is what is watched
-        return torch.get_rng_state().tolist(), numpy_state[1].tolist(), cudnn.deterministic, cudnn.benchmark
+        return (
+            torch.get_rng_state().tolist(),
+            numpy_state[1].tolist(),
+            cudnn.deterministic,
+            cudnn.benchmark,
+        )
 
     net = make_net(random_state=random_state, batch_size=8, crop_and_flip=True)
     before = state()
@@ -292,7 +335,9 @@ def test_crop_and_flip_is_for_training_only():
     plain, augmented = make_net().fit(X, Y), make_net(crop_and_flip=True).fit(X, Y)
     assert not same(weights(plain), weights(augmented))
     assert np.array_equal(augmented.predict_proba(X), augmented.predict_proba(X))
-    assert same(weights(augmented), weights(make_net(crop_and_flip=True).fit(X[:, 0], Y)))
+    assert same(
+        weights(augmented), weights(make_net(crop_and_flip=True).fit(X[:, 0], Y))
+    )
 
 
 def test_crop_and_flip_shifts_and_mirrors():
@@ -305,11 +350,15 @@ def test_crop_and_flip_shifts_and_mirrors():
     padded = torch.nn.functional.pad(images[0, 0], (1, 1, 1, 1))
     views = [padded[r : r + 8, c : c + 8] for r in range(3) for c in range(3)]
     views += [view.flip(-1) for view in views]
-    found = {next(i for i, view in enumerate(views) if torch.equal(view, image)) for image in out[:, 0]}
+    found = {
+        next(i for i, view in enumerate(views) if torch.equal(view, image))
+        for image in out[:, 0]
+    }
     assert found == set(range(18))
 
 
-# ---------------------------------------------------------------------- scikit-learn's and skorch's machinery
+# ---------------------------------------------------------------------- scikit-learn's
+# and skorch's machinery
 
 
 def test_parameters_clone_repr_and_silence(capsys):
@@ -330,7 +379,9 @@ def test_parameters_clone_repr_and_silence(capsys):
     assert captured.err == ""
 
 
-@pytest.mark.parametrize("copied", [lambda net: pickle.loads(pickle.dumps(net)), copy.deepcopy])
+@pytest.mark.parametrize(
+    "copied", [lambda net: pickle.loads(pickle.dumps(net)), copy.deepcopy]
+)
 def test_a_copy_of_a_fitted_net_predicts_the_same(fitted, copied):
     twin = copied(fitted)
     assert np.array_equal(twin.predict_proba(X), fitted.predict_proba(X))
@@ -341,13 +392,22 @@ def test_a_copy_of_a_fitted_net_predicts_the_same(fitted, copied):
 
 def test_in_a_pipeline_a_grid_search_and_cross_validation():
     flat, labels = X.reshape(24, 64), np.array(["a", "b", "c"])[Y]
-    pipeline = make_pipeline(FunctionTransformer(lambda rows: rows.reshape(-1, 1, 8, 8)), make_net())
+    pipeline = make_pipeline(
+        FunctionTransformer(lambda rows: rows.reshape(-1, 1, 8, 8)), make_net()
+    )
     assert pipeline.fit(flat, labels).predict(flat).shape == (24,)
     search = GridSearchCV(
-        make_net(), {"width": [2, 4], "lr": [1e-3]}, cv=2, scoring="roc_auc_ovr", error_score="raise"
+        make_net(),
+        {"width": [2, 4], "lr": [1e-3]},
+        cv=2,
+        scoring="roc_auc_ovr",
+        error_score="raise",
     )
     search.fit(X, labels)
-    assert search.best_estimator_.module_.conv1.weight.shape[0] == search.best_params_["width"]
+    assert (
+        search.best_estimator_.module_.conv1.weight.shape[0]
+        == search.best_params_["width"]
+    )
     assert list(search.classes_) == ["a", "b", "c"]
     assert set(cross_val_predict(make_net(), X, labels, cv=2)) <= {"a", "b", "c"}
 
@@ -373,21 +433,28 @@ def test_warm_start_goes_on_and_fit_starts_anew():
     assert warm.fit(X[:12], Y[:12]).module_ is module
     cold = make_net().fit(X, Y)
     module = cold.module_
-    assert cold.fit(np.repeat(X, 3, axis=1), np.array(["x", "y", "z"])[Y]).module_ is not module
+    assert (
+        cold.fit(np.repeat(X, 3, axis=1), np.array(["x", "y", "z"])[Y]).module_
+        is not module
+    )
     assert cold.image_shape_ == (3, 8, 8)
     assert list(cold.classes_) == ["x", "y", "z"]
 
 
 def test_validation_parts_and_callbacks():
     labels = np.array(["a", "b", "c"])[Y]
-    net = make_net(train_split=ValidSplit(4, stratified=True), max_epochs=3, stop_accuracy=None).fit(
-        X, labels
-    )
+    net = make_net(
+        train_split=ValidSplit(4, stratified=True), max_epochs=3, stop_accuracy=None
+    ).fit(X, labels)
     assert len(net.history[:, "valid_acc"]) == 3
     assert 0 <= net.history[-1, "valid_acc"] <= 1
-    net = make_net(train_split=predefined_split(Dataset(X, Y.astype(np.int64)))).fit(X, Y)
+    net = make_net(train_split=predefined_split(Dataset(X, Y.astype(np.int64)))).fit(
+        X, Y
+    )
     assert "valid_loss" in net.history[-1]
-    silent = make_net(callbacks="disable", min_steps=20, max_epochs=60, width=8).fit(X, Y)
+    silent = make_net(callbacks="disable", min_steps=20, max_epochs=60, width=8).fit(
+        X, Y
+    )
     assert 20 <= silent.n_steps_ < 60  # the stop rule needs no callbacks
 
 
@@ -431,26 +498,50 @@ def test_every_device(device):
         ({"width": 16.0}, r"width=16.0 is not an integer"),
         ({"min_steps": -1}, r"min_steps=-1 is not an integer of at least 0"),
         ({"max_epochs": 0}, r"max_epochs=0 is not an integer of at least 1"),
-        ({"stem": "large"}, r"stem='large' is unknown; pass one of 'small', 'imagenet'"),
-        ({"stop_accuracy": 99}, r"stop_accuracy=99 is not a share in \(0, 1\]; pass one, or None"),
-        ({"stop_accuracy": "a"}, r"stop_accuracy='a' is not a share in \(0, 1\]; pass one, or None"),
+        (
+            {"stem": "large"},
+            r"stem='large' is unknown; pass one of 'small', 'imagenet'",
+        ),
+        (
+            {"stop_accuracy": 99},
+            r"stop_accuracy=99 is not a share in \(0, 1\]; pass one, or None",
+        ),
+        (
+            {"stop_accuracy": "a"},
+            r"stop_accuracy='a' is not a share in \(0, 1\]; pass one, or None",
+        ),
         ({"stop_accuracy": True}, r"stop_accuracy=True is not a share"),
         ({"stop_accuracy": float("nan")}, r"stop_accuracy=nan is not a share"),
-        ({"batch_size": "a"}, r"batch_size='a' is no integer; pass 2 or more, or -1 for all samples"),
+        (
+            {"batch_size": "a"},
+            r"batch_size='a' is no integer; pass 2 or more, or -1 for all samples",
+        ),
         ({"batch_size": None}, r"batch_size=None is no integer; pass 2 or more"),
         ({"batch_size": 2.5}, r"batch_size=2.5 is no integer; pass 2 or more"),
         ({"batch_size": True}, r"batch_size=True is no integer"),
         ({"batch_size": 0}, r"batch_size=0 is too small for BatchNorm"),
         ({"batch_size": -2}, r"batch_size=-2 is too small for BatchNorm"),
-        ({"iterator_valid__batch_size": 0}, r"batch_size=0 is too small; pass 1 or more, or -1"),
-        ({"iterator_valid__batch_size": "a"}, r"batch_size='a' is no integer; pass 1 or more"),
-        ({"batch_size": 1}, r"batch_size=1 is too small for BatchNorm; pass 2 or more, or -1"),
+        (
+            {"iterator_valid__batch_size": 0},
+            r"batch_size=0 is too small; pass 1 or more, or -1",
+        ),
+        (
+            {"iterator_valid__batch_size": "a"},
+            r"batch_size='a' is no integer; pass 1 or more",
+        ),
+        (
+            {"batch_size": 1},
+            r"batch_size=1 is too small for BatchNorm; pass 2 or more, or -1",
+        ),
         ({"iterator_train__batch_size": 1}, r"batch_size=1 is too small for BatchNorm"),
         (
             {"weights": "DEFAULT"},
             r"weights='DEFAULT' do not fit width=4, stem='small'; set width=64 and stem='imagenet'",
         ),
-        ({"module__width": 3}, r"module__width is not a parameter of ResNet18Classifier; set width=, stem="),
+        (
+            {"module__width": 3},
+            r"module__width is not a parameter of ResNet18Classifier; set width=, stem=",
+        ),
         (
             {"weights": "DEFAULT", "width": 64, "stem": "imagenet"},
             r"take 3 channels, but X has 1; repeat the channel",
@@ -465,18 +556,25 @@ def test_wrong_parameters_are_named(params, message):
 
 def test_unknown_weights_are_named():
     net = make_net(weights="IMAGENET22K", width=64, stem="imagenet")
-    with pytest.raises(ValueError, match=r"weights='IMAGENET22K' is unknown.*pass one of 'IMAGENET1K_V1'"):
+    with pytest.raises(
+        ValueError,
+        match=r"weights='IMAGENET22K' is unknown.*pass one of 'IMAGENET1K_V1'",
+    ):
         net.fit(np.repeat(X, 3, axis=1), Y)
 
 
 @pytest.mark.parametrize("stop_accuracy", [1, 0.5, np.float32(0.5)])
 @pytest.mark.parametrize("batch_size", [np.int64(8), -1])
 def test_numbers_of_any_kind(batch_size, stop_accuracy):
-    net = make_net(batch_size=batch_size, stop_accuracy=stop_accuracy, iterator_valid__batch_size=1)
+    net = make_net(
+        batch_size=batch_size, stop_accuracy=stop_accuracy, iterator_valid__batch_size=1
+    )
     assert net.fit(X, Y).predict(X).shape == (24,)
 
 
-def test_weights_that_cannot_be_downloaded_are_named_and_nothing_printed(tmp_path, monkeypatch, capfd):
+def test_weights_that_cannot_be_downloaded_are_named_and_nothing_printed(
+    tmp_path, monkeypatch, capfd
+):
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where nobody answers
     monkeypatch.delenv("no_proxy", raising=False)
@@ -512,27 +610,102 @@ class Endless(torch.utils.data.IterableDataset):
 @pytest.mark.parametrize(
     ("images", "labels", "error", "message"),
     [
-        (X.reshape(24, 64), Y, ValueError, r"X has shape \(24, 64\); expected images \(n_samples, channels, "),
+        (
+            X.reshape(24, 64),
+            Y,
+            ValueError,
+            r"X has shape \(24, 64\); expected images \(n_samples, channels, ",
+        ),
         (X[:0], Y[:0], ValueError, r"X holds no samples"),
-        (X.transpose(0, 2, 3, 1), Y, ValueError, r"X has shape \(24, 8, 8, 1\), channels last; .*use X.transpose"),
-        ((X * 255).astype(np.int64), Y, ValueError, r"X has dtype int64; expected floats, or uint8 from 0 to 255"),
+        (
+            X.transpose(0, 2, 3, 1),
+            Y,
+            ValueError,
+            r"X has shape \(24, 8, 8, 1\), channels last; .*use X.transpose",
+        ),
+        (
+            (X * 255).astype(np.int64),
+            Y,
+            ValueError,
+            r"X has dtype int64; expected floats, or uint8 from 0 to 255",
+        ),
         (torch.ones(24, 8, 8, dtype=torch.int32), Y, ValueError, r"X has dtype int32"),
-        (BROKEN, Y, ValueError, r"X has NaN or infinite values in 2 of 24 images, the first at position 4"),
-        (torch.tensor(BROKEN), Y, ValueError, r"NaN or infinite values in 2 of 24 images"),
-        (SliceDataset([("not an image",)]), Y, ValueError, r"X holds str objects; .*convert them to arrays or tensors"),
-        (X, Y[:20], ValueError, r"X holds 24 images and y 20 labels; pass one label for each image"),
-        (X, Y[:, None], ValueError, r"y has shape \(24, 1\); expected one label per sample.*use y.ravel\(\)"),
-        (X, np.eye(3)[Y], ValueError, r"y has shape \(24, 3\); .*use y.argmax\(axis=1\) of one-hot rows"),
+        (
+            BROKEN,
+            Y,
+            ValueError,
+            r"X has NaN or infinite values in 2 of 24 images, the first at position 4",
+        ),
+        (
+            torch.tensor(BROKEN),
+            Y,
+            ValueError,
+            r"NaN or infinite values in 2 of 24 images",
+        ),
+        (
+            SliceDataset([("not an image",)]),
+            Y,
+            ValueError,
+            r"X holds str objects; .*convert them to arrays or tensors",
+        ),
+        (
+            X,
+            Y[:20],
+            ValueError,
+            r"X holds 24 images and y 20 labels; pass one label for each image",
+        ),
+        (
+            X,
+            Y[:, None],
+            ValueError,
+            r"y has shape \(24, 1\); expected one label per sample.*use y.ravel\(\)",
+        ),
+        (
+            X,
+            np.eye(3)[Y],
+            ValueError,
+            r"y has shape \(24, 3\); .*use y.argmax\(axis=1\) of one-hot rows",
+        ),
         (X, [], ValueError, r"y holds no labels"),
-        (X, Y + 0.5, ValueError, r"y has values of type float; expected whole numbers or strings"),
-        (X, np.array([0, "a"] * 12, dtype=object), ValueError, r"y has values of type int, str; .*not both"),
-        (X, np.zeros(24, int), ValueError, r"y holds the single class 0; label a sample of another class"),
-        (X, ["a"] * 24, ValueError, r"y holds the single class 'a'; label a sample of another class"),
-        (X[:1], [0], ValueError, r"X holds a single image, which BatchNorm cannot normalise; label at least two"),
+        (
+            X,
+            Y + 0.5,
+            ValueError,
+            r"y has values of type float; expected whole numbers or strings",
+        ),
+        (
+            X,
+            np.array([0, "a"] * 12, dtype=object),
+            ValueError,
+            r"y has values of type int, str; .*not both",
+        ),
+        (
+            X,
+            np.zeros(24, int),
+            ValueError,
+            r"y holds the single class 0; label a sample of another class",
+        ),
+        (
+            X,
+            ["a"] * 24,
+            ValueError,
+            r"y holds the single class 'a'; label a sample of another class",
+        ),
+        (
+            X[:1],
+            [0],
+            ValueError,
+            r"X holds a single image, which BatchNorm cannot normalise; label at least two",
+        ),
         (X, None, ValueError, r"y is None, but X is no Dataset that holds labels"),
-        (Endless(), None, TypeError, r"X is the Endless of unknown length; pass a Dataset with __len__"),
+        (
+            Endless(),
+            None,
+            TypeError,
+            r"X is the Endless of unknown length; pass a Dataset with __len__",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_data_is_refused_and_the_net_left_alone(images, labels, error, message):
     net = make_net().fit(X, Y)
     before, module = weights(net), net.module_
@@ -557,7 +730,10 @@ class Stumbling(ResNet18Classifier):
     [
         ({"device": "gpu"}, r"device type at start of device string: gpu"),
         ({"lr": 0}, r"out of memory"),
-        ({"width": 64, "stem": "imagenet", "weights": "none such"}, r"weights='none such' is unknown"),
+        (
+            {"width": 64, "stem": "imagenet", "weights": "none such"},
+            r"weights='none such' is unknown",
+        ),
     ],
 )
 def test_a_refit_that_fails_leaves_the_net_as_it_was(params, message):
@@ -592,17 +768,19 @@ def test_sparse_images_are_refused():
 
 def test_labels_outside_classes_are_named():
     with pytest.raises(
-        ValueError, match=r"y holds \[2\], not among the 2 classes \[0, 1\]; name every class with classes="
+        ValueError,
+        match=r"y holds \[2\], not among the 2 classes \[0, 1\]; name every class with classes=",
     ):
         make_net(classes=[0, 1]).fit(X, Y)
-    with pytest.raises(ValueError, match=r"classes=3 is no list of labels; name every class, .*range\(10\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"classes=3 is no list of labels; name every class, .*range\(10\)",
+    ):
         make_net(classes=3).fit(X, Y)
 
 
 def test_images_unlike_those_of_fit_are_refused(fitted):
-    message = (
-        r"images of shape \(3, 8, 8\) \(channels, height, width\), but the net was fitted on \(1, 8, 8\)"
-    )
+    message = r"images of shape \(3, 8, 8\) \(channels, height, width\), but the net was fitted on \(1, 8, 8\)"
     for images in (np.repeat(X, 3, axis=1), Dataset(np.repeat(X, 3, axis=1), Y)):
         with pytest.raises(ValueError, match=message):
             fitted.predict(images)
@@ -615,9 +793,13 @@ def test_images_unlike_those_of_fit_are_refused(fitted):
 def test_an_unfitted_net_says_so():
     with pytest.raises(NotInitializedError):
         make_net().predict(X)
-    with pytest.raises(AttributeError, match=r"no classes_ before fit; call fit first, or pass classes="):
+    with pytest.raises(
+        AttributeError,
+        match=r"no classes_ before fit; call fit first, or pass classes=",
+    ):
         _ = make_net().classes_
     with pytest.raises(
-        ValueError, match=r"learns its channels and classes from data; call fit before initialize"
+        ValueError,
+        match=r"learns its channels and classes from data; call fit before initialize",
     ):
         make_net().initialize()

@@ -1,4 +1,6 @@
-"""Candidates that are left out of the updates: their bounds, and the picks, which do not change."""
+"""Candidates that are left out of the updates: their bounds, and the picks, which do
+not change.
+"""
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from fishermask_sk.operators import DiagonalInformation, InverseInformation
 
 
 def confident(n, seed=0, **kwargs):
-    """Embeddings of which nearly all are small, as those of samples that a net is sure of."""
+    """Embeddings of which nearly all are small, as those of samples that a net is sure
+    of.
+    """
     lengths = np.random.default_rng(seed).uniform(size=(n, 1, 1)) ** 4
     return steep_embeddings(n, seed=seed, **kwargs) * lengths
 
@@ -33,7 +37,9 @@ def eager(monkeypatch):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """How many are left out before they are picked and brought back, and the rows that picks are multiplied with."""
+    """How many are left out before they are picked and brought back, and the rows that
+    picks are multiplied with.
+    """
     counts = {"out": 0, "back": 0, "rows": 0}
     set_, products = screening.Screen._set, candidates.Candidates._products
 
@@ -54,12 +60,18 @@ def seen(monkeypatch):
 def test_no_later_gain_is_above_the_bound():
     rng = np.random.default_rng(0)
     n, c, k = 40, 3, 8
-    v = rng.normal(size=(n, c, k)) * np.geomspace(3, 0.1, k) * rng.uniform(0.1, 3, size=(n, 1, 1))
+    v = (
+        rng.normal(size=(n, c, k))
+        * np.geomspace(3, 0.1, k)
+        * rng.uniform(0.1, 3, size=(n, 1, 1))
+    )
     target = np.diag(np.geomspace(10, 1e-3, k))
     m, bounds, gains, rose = np.eye(k), [], [], False
     for pick in v[:12]:  # in an order that is not greedy
         inverse = np.linalg.inv(m)
-        now = np.array([np.trace(target @ (inverse - np.linalg.inv(m + x.T @ x))) for x in v])
+        now = np.array(
+            [np.trace(target @ (inverse - np.linalg.inv(m + x.T @ x))) for x in v]
+        )
         rose |= bool(gains) and (now > gains[-1]).any()
         gains.append(now)
         a = torch.as_tensor(v @ inverse @ v.swapaxes(1, 2))
@@ -81,17 +93,25 @@ def test_the_largest_eigenvalue_is_bounded_from_above(tolerance):
     for rows, sign in [(first, 1), *((rows, 1) for rows in others), (first, -1)]:
         m = m + sign * rows.T @ rows
         before = inverse.times(torch.eye(k, dtype=torch.float64)).numpy()
-        root = np.linalg.cholesky(np.linalg.inv(np.eye(2) + sign * rows @ before @ rows.T))
+        root = np.linalg.cholesky(
+            np.linalg.inv(np.eye(2) + sign * rows @ before @ rows.T)
+        )
         inverse.subtract(torch.as_tensor(before @ rows.T @ root), sign)
     np.testing.assert_allclose(inverse.diagonal(), np.diag(np.linalg.inv(m)), rtol=1e-9)
-    np.testing.assert_allclose(inverse.leading(7), np.linalg.inv(m)[:7, :7], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        inverse.leading(7), np.linalg.inv(m)[:7, :7], rtol=1e-9, atol=1e-12
+    )
     exact = np.linalg.eigvals(np.diag(values) @ np.linalg.inv(m)).real.max()
-    found = screening.largest_eigenvalue(inverse, DiagonalInformation(torch.as_tensor(values)), tolerance)
+    found = screening.largest_eigenvalue(
+        inverse, DiagonalInformation(torch.as_tensor(values)), tolerance
+    )
     assert exact * (1 - 1e-12) <= found <= exact + tolerance + 1e-9
 
 
 def test_the_dimensions_that_a_sample_informs():
-    a = torch.as_tensor(np.stack([np.diag([1.0, 3.0]), np.zeros((2, 2)), 1e5 * np.eye(2)]))
+    a = torch.as_tensor(
+        np.stack([np.diag([1.0, 3.0]), np.zeros((2, 2)), 1e5 * np.eye(2)])
+    )
     assert effective_dimensions(a).tolist() == [pytest.approx(1.25), 0, np.inf]
 
 
@@ -103,9 +123,13 @@ def test_candidates_leave_and_return_and_the_slow_twin_picks_the_same(
 ):
     pool, labeled = make(40), make(n_labeled, seed=1)
     picks, gains = run(pool, labeled, 18, device, oversample=oversample)
-    expected, expected_gains = reference.naive_selection(pool, labeled, 18, oversample=oversample)
+    expected, expected_gains = reference.naive_selection(
+        pool, labeled, 18, oversample=oversample
+    )
     assert picks == expected
-    np.testing.assert_allclose(gains, expected_gains, rtol=1e-4)  # the twin's own rounding
+    np.testing.assert_allclose(
+        gains, expected_gains, rtol=1e-4
+    )  # the twin's own rounding
     assert seen["out"] > 0
     assert seen["back"] > 0 or make is random_embeddings
 
@@ -131,7 +155,9 @@ def test_a_refresh_leaves_bounds_where_nothing_is_computed(eager, monkeypatch):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_tight_bound_is_none_too_low(seed, eager, seen, device):
-    """One row a sample and little information: there a bound of 0.7 times λ₁ would already change picks."""
+    """One row a sample and little information: there a bound of 0.7 times λ₁ would
+    already change picks.
+    """
     rng = np.random.default_rng(seed)
     lengths = rng.uniform(0.2, 2, size=(120, 1, 1)) ** 3
     pool = rng.normal(size=(120, 1, 6)) * np.geomspace(1, 0.1, 6) * 0.03 * lengths
@@ -155,7 +181,9 @@ def test_equal_candidates_leave_and_return_together(eager, seen, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_most_of_a_confident_pool_is_left_out(dtype, seen, monkeypatch, device):
-    pool, labeled = (v.astype("float32") for v in (confident(400), confident(40, seed=1)))
+    pool, labeled = (
+        v.astype("float32") for v in (confident(400), confident(40, seed=1))
+    )
     picks, gains = run(pool, labeled, 80, device, dtype=dtype)
     assert seen["out"] > 0.5 * len(pool)
     with_screening = seen["rows"]
@@ -169,5 +197,10 @@ def test_most_of_a_confident_pool_is_left_out(dtype, seen, monkeypatch, device):
 
 
 def test_nobody_is_left_out_where_all_have_much_to_tell(seen, device):
-    run(np.random.default_rng(0).normal(size=(400, 3, 40)), random_embeddings(5, k=40), 60, device)
+    run(
+        np.random.default_rng(0).normal(size=(400, 3, 40)),
+        random_embeddings(5, k=40),
+        60,
+        device,
+    )
     assert seen["out"] == 0

@@ -1,10 +1,12 @@
-"""Record where FisherMask's mask sits, query by query: weights by part of the net, and the information they carry.
+"""Record where FisherMask's mask sits, query by query: weights by part of the net, and
+the information they carry.
 
     python examples/reproduction/masks.py
 
-Plays FisherMask with its defaults on the first settings of two studies, and writes docs/results/masks.csv, one row per
-setting, seed, query and part of the net. "share_of_mask" is the part's share of the trace of the information on the
-mask; "share_of_net" is what the part's masked weights have of the trace of the whole net's.
+Plays FisherMask with its defaults on the first settings of two studies, and writes
+docs/results/masks.csv, one row per setting, seed, query and part of the net.
+"share_of_mask" is the part's share of the trace of the information on the mask;
+"share_of_net" is what the part's masked weights have of the trace of the whole net's.
 """
 
 from __future__ import annotations
@@ -28,21 +30,37 @@ from fishermask_sk.masks import ranked_mask
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
-COLUMNS = ("setting", "seed", "query", "n_labels", "part", "weights", "share_of_mask", "share_of_net")
+COLUMNS = (
+    "setting",
+    "seed",
+    "query",
+    "n_labels",
+    "part",
+    "weights",
+    "share_of_mask",
+    "share_of_net",
+)
 
 parts_seen: list[dict[str, dict[str, float]]] = []
 
 
-def recording_mask(scores: torch.Tensor, k: int, slices: dict[str, slice]) -> torch.Tensor:
+def recording_mask(
+    scores: torch.Tensor, k: int, slices: dict[str, slice]
+) -> torch.Tensor:
     """Keep the weights that FisherMask keeps by default, and note where they are."""
     candidates = torch.arange(len(scores))
     mask_indices = ranked_mask(scores, k, candidates, candidates[slices["fc.weight"]])
     masked = torch.zeros_like(scores).index_put_((mask_indices,), scores[mask_indices])
     kept = torch.zeros(len(scores)).index_fill_(0, mask_indices, 1)
-    seen = {part: {"weights": 0, "share_of_mask": 0.0, "share_of_net": 0.0} for part in PARTS}
+    seen = {
+        part: {"weights": 0, "share_of_mask": 0.0, "share_of_net": 0.0}
+        for part in PARTS
+    }
     for name, place in slices.items():
         part = seen[
-            {"conv1": "stem", "bn1": "stem", "fc": "head"}.get(name.split(".")[0], name.split(".")[0])
+            {"conv1": "stem", "bn1": "stem", "fc": "head"}.get(
+                name.split(".")[0], name.split(".")[0]
+            )
         ]
         part["weights"] += int(kept[place].sum())
         part["share_of_mask"] += float(masked[place].sum() / masked.sum())
@@ -82,13 +100,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", nargs="+", default=["digits", "ablations"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs" / "results" / "masks.csv")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=HERE.parents[1] / "docs" / "results" / "masks.csv",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     rows = []
     for study in args.studies:
-        setting = runpy.run_path(str(HERE / "studies" / f"{study}.py"))["STUDY"].settings[0]
+        setting = runpy.run_path(str(HERE / "studies" / f"{study}.py"))[
+            "STUDY"
+        ].settings[0]
         for seed in range(args.seeds):
             rows += play(setting, seed)
             print(f"{study}, seed {seed}", flush=True)

@@ -2,8 +2,9 @@
 
     python examples/reproduction/report.py
 
-Tables go into docs/results.md between `<!-- report: kind | study | setting -->` and `<!-- end -->`, figures to
-docs/images/results-*.png. No net is trained, and nothing is read but the files and the page.
+Tables go into docs/results.md between `<!-- report: kind | study | setting -->` and
+`<!-- end -->`, figures to docs/images/results-*.png. No net is trained, and nothing is
+read but the files and the page.
 """
 
 from __future__ import annotations
@@ -27,8 +28,15 @@ from fishermask_sk.results import ComparisonResults
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 STRATEGIES = (
-    "FisherMask", "BAIT", "BADGE", "k-center", "margin", "least confidence", "entropy", "random",
-)  # fmt: skip
+    "FisherMask",
+    "BAIT",
+    "BADGE",
+    "k-center",
+    "margin",
+    "least confidence",
+    "entropy",
+    "random",
+)
 BLOCK = re.compile(r"(<!-- report: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 NUMBERS = {"seed": int, "round": int, "n_labels": int}
 MISSING = "*Not run yet.*"
@@ -46,7 +54,10 @@ def read(folder: Path, study: str, setting: str | None = None) -> Rows:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
+        rows = [
+            {key: _value(key, text) for key, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
     return [row for row in rows if setting is None or row["setting"] == setting]
 
 
@@ -54,7 +65,10 @@ def _value(key: str, text: str) -> Any:
     if key in NUMBERS:
         return NUMBERS[key](text)
     if key == "class_counts":
-        return {int(label): int(n) for label, n in (pair.split(":") for pair in text.split())}
+        return {
+            int(label): int(n)
+            for label, n in (pair.split(":") for pair in text.split())
+        }
     try:
         return float(text)
     except ValueError:
@@ -79,13 +93,17 @@ def p_value(p: float) -> str:
 
 
 def ordered(rows: Rows) -> ComparisonResults:
-    """The eight strategies in the order of the page, then others in that of the file."""
+    """The eight strategies in the order of the page, then others in that of the
+    file.
+    """
     names = [*STRATEGIES, *dict.fromkeys(row["strategy"] for row in rows)]
     return ComparisonResults(sorted(rows, key=lambda row: names.index(row["strategy"])))
 
 
 def rare_labels(rows: Rows, strategy: str) -> float:
-    """Labels outside the classes that random sampling bought most of, at the end, mean over seeds."""
+    """Labels outside the classes that random sampling bought most of, at the end, mean
+    over seeds.
+    """
     if "class_counts" not in rows[0]:
         return float("nan")
     last = max(row["round"] for row in rows)
@@ -97,7 +115,11 @@ def rare_labels(rows: Rows, strategy: str) -> float:
                 counts[label] = counts.get(label, 0) + n
     common = {label for label, n in counts.items() if n > 0.5 * max(counts.values())}
     own = [row["class_counts"] for row in at_end if row["strategy"] == strategy]
-    return float(np.mean([sum(n for label, n in each.items() if label not in common) for each in own]))
+    return float(
+        np.mean(
+            [sum(n for label, n in each.items() if label not in common) for each in own]
+        )
+    )
 
 
 # ---------------------------------------------------------------------- tables
@@ -106,7 +128,9 @@ def rare_labels(rows: Rows, strategy: str) -> float:
 def strategies_table(rows: Rows) -> str:
     """Every strategy beside random sampling and beside margin sampling."""
     results = ordered([row for row in rows if row["strategy"] in STRATEGIES])
-    over_random, over_margin = (results.summary(baseline) for baseline in ("random", "margin"))
+    over_random, over_margin = (
+        results.summary(baseline) for baseline in ("random", "margin")
+    )
     lines = []
     for random, margin in zip(over_random, over_margin, strict=True):
         name = random["strategy"]
@@ -139,7 +163,11 @@ def strategies_table(rows: Rows) -> str:
 
 def variants_table(rows: Rows, baseline: str = "FisherMask") -> str:
     """Every variant beside the default, on the seeds that both have."""
-    kept = [row for row in rows if row["strategy"] == baseline or row["strategy"] not in STRATEGIES]
+    kept = [
+        row
+        for row in rows
+        if row["strategy"] == baseline or row["strategy"] not in STRATEGIES
+    ]
     lines = [
         [
             row["strategy"] + " (default)" * (row["strategy"] == "FisherMask"),
@@ -153,7 +181,15 @@ def variants_table(rows: Rows, baseline: str = "FisherMask") -> str:
         for row in ordered(kept).summary(baseline)
     ]
     return markdown(
-        ["variant", "seeds", "accuracy at the end", "mean accuracy", "over the default", "p", "p (Holm)"],
+        [
+            "variant",
+            "seeds",
+            "accuracy at the end",
+            "mean accuracy",
+            "over the default",
+            "p",
+            "p (Holm)",
+        ],
         lines,
     )
 
@@ -161,13 +197,23 @@ def variants_table(rows: Rows, baseline: str = "FisherMask") -> str:
 def curves_table(rows: Rows) -> str:
     """Mean accuracy and its standard error, round by round."""
     rows = [row for row in ordered(rows) if row["strategy"] in STRATEGIES]
-    names, labels = (list(dict.fromkeys(row[key] for row in rows)) for key in ("strategy", "n_labels"))
+    names, labels = (
+        list(dict.fromkeys(row[key] for row in rows))
+        for key in ("strategy", "n_labels")
+    )
     lines = []
     for name in names:
         cells = []
         for n in labels:
-            scores = [row["accuracy"] for row in rows if (row["strategy"], row["n_labels"]) == (name, n)]
-            cells.append(f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1) / len(scores) ** 0.5:.3f}")
+            scores = [
+                row["accuracy"]
+                for row in rows
+                if (row["strategy"], row["n_labels"]) == (name, n)
+            ]
+            cells.append(
+                f"{np.mean(scores):.3f} ± "
+                f"{np.std(scores, ddof=1) / len(scores) ** 0.5:.3f}"
+            )
         lines.append([name, *cells])
     return markdown(["labels", *map(str, labels)], lines)
 
@@ -177,11 +223,21 @@ def costs_table(rows: Rows) -> str:
     lines = []
     for name in dict.fromkeys(row["strategy"] for row in ordered(rows)):
         own = [row for row in rows if row["strategy"] == name and row["round"] > 0]
-        query, fit = (np.array([row[key] for row in own]) for key in ("query_seconds", "fit_seconds"))
+        query, fit = (
+            np.array([row[key] for row in own])
+            for key in ("query_seconds", "fit_seconds")
+        )
         low, high = np.quantile(query, [0.1, 0.9])
         share = np.median(query) / (np.median(query) + np.median(fit))
-        lines.append([name, f"{np.median(query):.2f}", f"{low:.2f} to {high:.2f}", f"{np.median(fit):.2f}",
-                      f"{share:.0%}"])  # fmt: skip
+        lines.append(
+            [
+                name,
+                f"{np.median(query):.2f}",
+                f"{low:.2f} to {high:.2f}",
+                f"{np.median(fit):.2f}",
+                f"{share:.0%}",
+            ]
+        )
     return markdown(
         [
             "strategy",
@@ -195,7 +251,9 @@ def costs_table(rows: Rows) -> str:
 
 
 def sizes_table(rows: Rows) -> str:
-    """What a query costs when one size changes: medians over the seeds, with the range of the whole."""
+    """What a query costs when one size changes: medians over the seeds, with the range
+    of the whole.
+    """
     sizes = ("N", "C", "k", "b")
     lines = []
 
@@ -206,21 +264,35 @@ def sizes_table(rows: Rows) -> str:
         own = [row for row in rows if place_of(row) == place]
         column = {key: [row[key] for row in own] for key in rows[0]}
         parts = [
-            f"{np.median(column[f'{step}_seconds']):.1f}" for step in ("mask", "embeddings", "selection")
+            f"{np.median(column[f'{step}_seconds']):.1f}"
+            for step in ("mask", "embeddings", "selection")
         ]
         whole = column["query_seconds"]
         lines.append(
             [
                 f"**{place[1]}**" if place[0] == "layers" else place[1],
-                *(f"**{n:,}**" if size == place[0] else f"{n:,}" for size, n in zip(sizes, place[2:], strict=True)),
-                f"{np.median(whole):.1f}" + f" ({min(whole):.1f} to {max(whole):.1f})" * (len(whole) > 1),
+                *(
+                    f"**{n:,}**" if size == place[0] else f"{n:,}"
+                    for size, n in zip(sizes, place[2:], strict=True)
+                ),
+                f"{np.median(whole):.1f}"
+                + f" ({min(whole):.1f} to {max(whole):.1f})" * (len(whole) > 1),
                 *parts,
                 f"{np.median(column['fit_seconds']):.1f}",
                 f"{np.median(column['bytes']) / 1e6:,.0f}",
             ]
-        )  # fmt: skip
+        )
     return markdown(
-        ["layers", *sizes, "seconds a query", "mask", "embeddings", "selection", "seconds of training", "MB"],
+        [
+            "layers",
+            *sizes,
+            "seconds a query",
+            "mask",
+            "embeddings",
+            "selection",
+            "seconds of training",
+            "MB",
+        ],
         lines,
     )
 
@@ -232,11 +304,22 @@ def masks_table(rows: Rows) -> str:
     for labels in sorted({row["n_labels"] for row in rows}):
         cells = []
         for part in parts:
-            own = [row for row in rows if (row["n_labels"], row["part"]) == (labels, part)]
-            weights, of_mask = (np.mean([row[key] for row in own]) for key in ("weights", "share_of_mask"))
+            own = [
+                row for row in rows if (row["n_labels"], row["part"]) == (labels, part)
+            ]
+            weights, of_mask = (
+                np.mean([row[key] for row in own])
+                for key in ("weights", "share_of_mask")
+            )
             cells.append(f"{weights:.0f} / {of_mask:.0%}")
-        whole = [sum(row["share_of_net"] for row in rows if (row["n_labels"], row["seed"]) == (labels, seed))
-                 for seed in sorted({row["seed"] for row in rows})]  # fmt: skip
+        whole = [
+            sum(
+                row["share_of_net"]
+                for row in rows
+                if (row["n_labels"], row["seed"]) == (labels, seed)
+            )
+            for seed in sorted({row["seed"] for row in rows})
+        ]
         lines.append([str(int(labels)), *cells, f"{np.mean(whole):.0%}"])
     return markdown(["labels", *parts, "mask's share of the whole net's"], lines)
 
@@ -245,18 +328,35 @@ def runs_table(folder: Path) -> str:
     """What the files hold, and with which sources it was made."""
     lines = []
     for path in sorted(folder.glob("*.json")):
-        about, rows = json.loads(path.read_text(encoding="utf-8")), read(folder, path.stem)
+        about, rows = (
+            json.loads(path.read_text(encoding="utf-8")),
+            read(folder, path.stem),
+        )
         for setting in dict.fromkeys(row["setting"] for row in rows):
             own = [row for row in rows if row["setting"] == setting]
-            seeds = {name: len({row["seed"] for row in own if row["strategy"] == name})
-                     for name in dict.fromkeys(row["strategy"] for row in own)}  # fmt: skip
+            seeds = {
+                name: len({row["seed"] for row in own if row["strategy"] == name})
+                for name in dict.fromkeys(row["strategy"] for row in own)
+            }
             n_seeds = sorted(set(seeds.values()))
             labels = sorted({row["n_labels"] for row in own})
-            step = f", +{labels[1] - labels[0]} to {labels[-1]}" if len(labels) > 1 else ""
+            step = (
+                f", +{labels[1] - labels[0]} to {labels[-1]}" if len(labels) > 1 else ""
+            )
             commits = ", ".join(commit[:7] for commit in about["commits"])
-            lines.append([f"`{path.stem}`", f"{own[0]['dataset']}, {setting}", str(len(seeds)), f"{labels[0]}{step}",
-                          " to ".join(map(str, n_seeds)) + f" of {about['seeds']}", f"`{commits}`"])  # fmt: skip
-    return markdown(["study", "data and setting", "strategies", "labels", "seeds", "commit"], lines)
+            lines.append(
+                [
+                    f"`{path.stem}`",
+                    f"{own[0]['dataset']}, {setting}",
+                    str(len(seeds)),
+                    f"{labels[0]}{step}",
+                    " to ".join(map(str, n_seeds)) + f" of {about['seeds']}",
+                    f"`{commits}`",
+                ]
+            )
+    return markdown(
+        ["study", "data and setting", "strategies", "labels", "seeds", "commit"], lines
+    )
 
 
 TABLES: dict[str, Callable[[Rows], str]] = {
@@ -288,14 +388,18 @@ def filled(page: str, folder: Path) -> str:
 
 
 def strategies_figure(rows: Rows, title: str) -> Any:
-    """Learning curves, and each strategy's mean lead over margin sampling with its interval."""
+    """Learning curves, and each strategy's mean lead over margin sampling with its
+    interval.
+    """
     results = ordered([row for row in rows if row["strategy"] in STRATEGIES])
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 4.2), layout="constrained", width_ratios=[1.25, 1]
     )
     curves = LearningCurveDisplay.from_results(results)
     band = "se" if len(curves.curves) <= MAX_BANDS else None
-    fisher_mask = next(row for row in results.summary("random") if row["strategy"] == "FisherMask")
+    fisher_mask = next(
+        row for row in results.summary("random") if row["strategy"] == "FisherMask"
+    )
     # An arrow from flat curves would say more than the seeds do.
     saved = ("FisherMask", "random") if fisher_mask["saved_low"] > 0 else None
     curves.plot(left, band=band, labels_saved=saved)
@@ -303,34 +407,62 @@ def strategies_figure(rows: Rows, title: str) -> Any:
         if "random" in drawn:
             drawn["random"].set_color("0.5")
     seeds = len({row["seed"] for row in results})
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, frameon=False)
+    left.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )
     balanced = results[0]["dataset"] in BALANCED_TESTS
     left.set_ylabel("accuracy on balanced test images" if balanced else "test accuracy")
     left.set_title(f"{title}: mean of {seeds} seeds", fontsize=11)
-    forest(right, results, "margin", "mean accuracy beside margin sampling's,\npaired by seed, 95 % interval")
+    forest(
+        right,
+        results,
+        "margin",
+        "mean accuracy beside margin sampling's,\npaired by seed, 95 % interval",
+    )
     return figure
 
 
 def variants_figure(rows: Rows, title: str) -> Any:
     """Each variant's mean lead over the default with its interval."""
-    kept = [row for row in rows if row["strategy"] == "FisherMask" or row["strategy"] not in STRATEGIES]
+    kept = [
+        row
+        for row in rows
+        if row["strategy"] == "FisherMask" or row["strategy"] not in STRATEGIES
+    ]
     n_variants = len({row["strategy"] for row in kept})
     figure, ax = plt.subplots(figsize=(7, 1.2 + 0.3 * n_variants), layout="constrained")
     ax.set_title(title, fontsize=11)
     forest(
-        ax, ordered(kept), "FisherMask", "mean accuracy beside FisherMask's, paired by seed, 95 % interval"
+        ax,
+        ordered(kept),
+        "FisherMask",
+        "mean accuracy beside FisherMask's, paired by seed, 95 % interval",
     )
     return figure
 
 
 def forest(ax: Any, results: ComparisonResults, baseline: str, label: str) -> None:
-    """One point and interval per strategy, the baseline's left out; filled where Holm's p is below 0.05."""
+    """One point and interval per strategy, the baseline's left out; filled where Holm's
+    p is below 0.05.
+    """
     table = [row for row in results.summary(baseline) if row["strategy"] != baseline]
     for place, row in enumerate(table):
-        mean, low, high = (row[key] for key in ("area_difference", "area_low", "area_high"))
+        mean, low, high = (
+            row[key] for key in ("area_difference", "area_low", "area_high")
+        )
         sure = row["p_holm"] < 0.05
         ax.plot([low, high], [place, place], color="#0072B2", linewidth=1.5)
-        ax.plot(mean, place, "o", color="#0072B2", markerfacecolor="#0072B2" if sure else "white")
+        ax.plot(
+            mean,
+            place,
+            "o",
+            color="#0072B2",
+            markerfacecolor="#0072B2" if sure else "white",
+        )
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(table)), [row["strategy"] for row in table])
     ax.invert_yaxis()
@@ -359,10 +491,17 @@ def figures(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of results.md, results/ and images/")
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        default=DOCS,
+        help="folder of results.md, results/ and images/",
+    )
     docs = parser.parse_args().docs
     page = docs / "results.md"
-    page.write_text(filled(page.read_text(encoding="utf-8"), docs / "results"), encoding="utf-8")
+    page.write_text(
+        filled(page.read_text(encoding="utf-8"), docs / "results"), encoding="utf-8"
+    )
     for name, figure in figures(docs / "results"):
         figure.savefig(docs / "images" / f"{name}.png", dpi=90)
         plt.close(figure)

@@ -3,10 +3,12 @@
     python examples/reproduction/run.py digits
     nohup python examples/reproduction/run.py ablations > results/ablations.log &
 
-A study is a file in `studies/`. Every round is on the disk when it ends; stop the run with Ctrl-C or SIGTERM
-whenever you like, and start it again: it goes on. Seeds that are whole are in docs/results/<study>.csv, one row per
-dataset, setting, strategy, seed and round, and <study>.json beside it says with what they were made. The same seed
-gives every strategy the same pool, first batch and training noise. `report.py` makes tables and figures.
+A study is a file in `studies/`. Every round is on the disk when it ends; stop the run
+with Ctrl-C or SIGTERM whenever you like, and start it again: it goes on. Seeds that are
+whole are in docs/results/<study>.csv, one row per dataset, setting, strategy, seed and
+round, and <study>.json beside it says with what they were made. The same seed gives
+every strategy the same pool, first batch and training noise. `report.py` makes tables
+and figures.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts, here and in the workers
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch starts, here and in the workers
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import torch
@@ -41,9 +45,19 @@ from fishermask_sk.comparison import load_results
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 COLUMNS = (
-    "dataset", "setting", "strategy", "seed", "round", "n_labels", "accuracy", "balanced_accuracy", "log_loss",
-    "query_seconds", "fit_seconds", "class_counts",
-)  # fmt: skip
+    "dataset",
+    "setting",
+    "strategy",
+    "seed",
+    "round",
+    "n_labels",
+    "accuracy",
+    "balanced_accuracy",
+    "log_loss",
+    "query_seconds",
+    "fit_seconds",
+    "class_counts",
+)
 
 
 class Place(NamedTuple):
@@ -60,7 +74,9 @@ class Place(NamedTuple):
 
     def curve(self, part: int, strategy: str, seed: int) -> Path:
         name = self.study.settings[part].name
-        return self.rounds / f"{name}, {strategy}, {seed}.jsonl".replace(" ", "_").replace("/", "_")
+        return self.rounds / f"{name}, {strategy}, {seed}.jsonl".replace(
+            " ", "_"
+        ).replace("/", "_")
 
 
 class Curve(NamedTuple):
@@ -73,7 +89,9 @@ class Curve(NamedTuple):
 
 
 def curves(place: Place) -> list[Curve]:
-    """All of a study in the order of playing: part by part, and in each seed by seed."""
+    """All of a study in the order of playing: part by part, and in each seed by
+    seed.
+    """
     study = place.study
     return [
         Curve(place, part, seed, strategy)
@@ -85,7 +103,9 @@ def curves(place: Place) -> list[Curve]:
 
 def use_one_thread() -> None:
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # training on few labels drifts into denormal numbers, which are slow
+    torch.set_flush_denormal(
+        True
+    )  # training on few labels drifts into denormal numbers, which are slow
 
 
 def start_worker() -> None:
@@ -125,15 +145,32 @@ def rows_of_whole_seeds(place: Place) -> Iterator[dict[str, Any]]:
     study = place.study
     for part, setting in enumerate(study.settings):
         for seed in study.seeds:
-            files = [place.curve(part, strategy, seed) for strategy in setting.strategies]
+            files = [
+                place.curve(part, strategy, seed) for strategy in setting.strategies
+            ]
             played = [load_results(file) if file.exists() else [] for file in files]
-            if not all(rows and rows[-1]["round"] == setting.n_queries for rows in played):
+            if not all(
+                rows and rows[-1]["round"] == setting.n_queries for rows in played
+            ):
                 continue
             for row in chain.from_iterable(played):
-                counts = " ".join(f"{label}:{count}" for label, count in row["class_counts"].items())
-                seconds = {key: round(row[key], 3) for key in ("query_seconds", "fit_seconds")}
-                named = {"dataset": setting.dataset, "setting": setting.name, "class_counts": counts}
-                full = {**row, **named, **seconds, "log_loss": round(row["log_loss"], 5)}
+                counts = " ".join(
+                    f"{label}:{count}" for label, count in row["class_counts"].items()
+                )
+                seconds = {
+                    key: round(row[key], 3) for key in ("query_seconds", "fit_seconds")
+                }
+                named = {
+                    "dataset": setting.dataset,
+                    "setting": setting.name,
+                    "class_counts": counts,
+                }
+                full = {
+                    **row,
+                    **named,
+                    **seconds,
+                    "log_loss": round(row["log_loss"], 5),
+                }
                 for key in ("accuracy", "balanced_accuracy"):
                     full[key] = round(full[key], 5)
                 yield {column: full[column] for column in COLUMNS}
@@ -144,7 +181,9 @@ def write(place: Place, commit: str) -> None:
     rows = list(rows_of_whole_seeds(place))
     if not rows:
         return
-    table, about = (place.output / f"{place.config.stem}{suffix}" for suffix in (".csv", ".json"))
+    table, about = (
+        place.output / f"{place.config.stem}{suffix}" for suffix in (".csv", ".json")
+    )
     commits = json.loads(about.read_text())["commits"] if about.exists() else []
     with Replacing(table) as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -156,7 +195,10 @@ def write(place: Place, commit: str) -> None:
             "question": study.question,
             "seeds": study.n_seeds,
             "commits": commits if commit in commits else [*commits, commit],
-            "versions": {name: version(name) for name in ("torch", "numpy", "scikit-learn", "skorch")},
+            "versions": {
+                name: version(name)
+                for name in ("torch", "numpy", "scikit-learn", "skorch")
+            },
             "machine": f"{platform.machine()}, one thread a process",
             "settings": [in_words(setting) for setting in study.settings],
         }
@@ -166,9 +208,13 @@ def write(place: Place, commit: str) -> None:
 
 def in_words(setting: Any) -> dict[str, Any]:
     """What a part of a study was made with."""
-    words = setting.__dict__ | {"load": describe(setting.load), "estimator": repr(setting.estimator)}
+    words = setting.__dict__ | {
+        "load": describe(setting.load),
+        "estimator": repr(setting.estimator),
+    }
     words["strategies"] = {
-        name: getattr(strategy, "__name__", repr(strategy)) for name, strategy in setting.strategies.items()
+        name: getattr(strategy, "__name__", repr(strategy))
+        for name, strategy in setting.strategies.items()
     }
     return words
 
@@ -193,18 +239,26 @@ def run(place: Place, commit: str, n_jobs: int, parts: list[int] | None = None) 
     """Play what is not played yet; whole seeds are written as they end."""
     place.rounds.mkdir(parents=True, exist_ok=True)
     place.output.mkdir(parents=True, exist_ok=True)
-    todo = [curve for curve in curves(place) if parts is None or curve.part + 1 in parts]
+    todo = [
+        curve for curve in curves(place) if parts is None or curve.part + 1 in parts
+    ]
     started = time.monotonic()
     try:
-        with get_context("spawn").Pool(n_jobs, start_worker) as pool:  # leaving it ends the workers
+        with get_context("spawn").Pool(
+            n_jobs, start_worker
+        ) as pool:  # leaving it ends the workers
             for number, curve in enumerate(pool.imap_unordered(play, todo), start=1):
                 name = place.study.settings[curve.part].name
                 minutes = (time.monotonic() - started) / 60
                 print(
-                    f"{minutes:6.1f} min  {number}/{len(todo)}  {name}, {curve.strategy}, seed {curve.seed}",
+                    f"{minutes:6.1f} min  {number}/{len(todo)}  {name}, "
+                    f"{curve.strategy}, seed {curve.seed}",
                     flush=True,
                 )
-                if curve.strategy == list(place.study.settings[curve.part].strategies)[-1]:
+                if (
+                    curve.strategy
+                    == list(place.study.settings[curve.part].strategies)[-1]
+                ):
                     write(place, commit)
     finally:
         write(place, commit)
@@ -222,29 +276,52 @@ def current_commit() -> str:
             ["git", "-C", HERE, *arguments], capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", HERE.parents[1] / "fishermask_sk", HERE)
-    return (git("rev-parse", "HEAD") or "unknown") + (" with changes" if changed else "")
+    changed = git(
+        "status", "--porcelain", "--", HERE.parents[1] / "fishermask_sk", HERE
+    )
+    return (git("rev-parse", "HEAD") or "unknown") + (
+        " with changes" if changed else ""
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", help="name of a file in studies/, or the path of one")
-    parser.add_argument("--parts", type=int, nargs="+", help="play only these, counted from 1")
-    parser.add_argument("--n-jobs", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs" / "results")
     parser.add_argument(
-        "--rounds", type=Path, default=HERE.parents[1] / "results", help="files to go on from"
+        "--parts", type=int, nargs="+", help="play only these, counted from 1"
+    )
+    parser.add_argument(
+        "--n-jobs", type=int, default=2, help="processes, of one thread each"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=HERE.parents[1] / "docs" / "results"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=Path,
+        default=HERE.parents[1] / "results",
+        help="files to go on from",
     )
     parser.add_argument("--data-home", type=Path, help="where load_images looks first")
-    parser.add_argument("--commit", help="of the sources, where they are no git checkout")
+    parser.add_argument(
+        "--commit", help="of the sources, where they are no git checkout"
+    )
     args = parser.parse_args()
     named = HERE / "studies" / f"{args.study}.py"
     config = (named if named.exists() else Path(args.study)).resolve()
     if not config.exists():
         known = ", ".join(sorted(path.stem for path in named.parent.glob("*.py")))
         parser.error(f"there is no study {args.study!r}; choose one of {known}.")
-    place = Place(config, args.rounds.resolve() / config.stem, args.output.resolve(), args.data_home)
-    for number in (signal.SIGINT, signal.SIGTERM):  # shells start background jobs with SIGINT ignored
+    place = Place(
+        config,
+        args.rounds.resolve() / config.stem,
+        args.output.resolve(),
+        args.data_home,
+    )
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # shells start background jobs with SIGINT ignored
         signal.signal(number, stop)
     try:
         run(place, args.commit or current_commit(), args.n_jobs, args.parts)

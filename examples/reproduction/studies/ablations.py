@@ -1,8 +1,10 @@
-"""Study 5: all strategies, and one change to FisherMask at a time, on study 1 made small, 10 seeds.
+"""Study 5: all strategies, and one change to FisherMask at a time, on study 1 made
+small, 10 seeds.
 
-Fixed before the first run: everything here. The parts are played in this order, so that what is most asked for is
-there first. Cut to fit two busy CPU cores: three queries of 60 labels, to 240, where eight of 40, to 380, were
-planned; λ in four steps instead of five; no mask of 4,096 samples (the pool has 2,300); 250 test images a class.
+Fixed before the first run: everything here. The parts are played in this order, so that
+what is most asked for is there first. Cut to fit two busy CPU cores: three queries of
+60 labels, to 240, where eight of 40, to 380, were planned; λ in four steps instead of
+five; no mask of 4,096 samples (the pool has 2,300); 250 test images a class.
 """
 
 from common import (
@@ -16,7 +18,9 @@ from common import (
 
 from fishermask_sk import FisherMask
 
-BATCHES = {name: BASELINES[name] for name in ("random", "margin")} | {"FisherMask": FisherMask()}
+BATCHES = {name: BASELINES[name] for name in ("random", "margin")} | {
+    "FisherMask": FisherMask()
+}
 
 STUDY = Study(
     question="What in FisherMask matters, and how does it stand beside the others, on a small imbalanced pool?",
@@ -42,7 +46,11 @@ STUDY = Study(
                 "256 mask samples": FisherMask(n_mask_samples=256),
             }
         ),
-        fashion_imbalanced_small(BATCHES, "imbalanced 14x14, 180 a query", n_instances=180, n_queries=1),
-        fashion_imbalanced_small(BATCHES, "imbalanced 14x14, 20 a query", n_instances=20, n_queries=9),
+        fashion_imbalanced_small(
+            BATCHES, "imbalanced 14x14, 180 a query", n_instances=180, n_queries=1
+        ),
+        fashion_imbalanced_small(
+            BATCHES, "imbalanced 14x14, 20 a query", n_instances=20, n_queries=9
+        ),
     ],
 )

@@ -1,9 +1,11 @@
-"""Study 6: CIFAR-10, imbalanced as in study 1, all strategies and the sparsities, 5 seeds: intervals only.
+"""Study 6: CIFAR-10, imbalanced as in study 1, all strategies and the sparsities, 5
+seeds: intervals only.
 
-Fixed before the first run: everything here. Cut to fit two CPU cores: three queries of 40 labels, to 180, where eight,
-to 380, were planned, and 500 test images a class. A learner's speed and its accuracy with random labels were looked at
-for one seed. Of the sparsities 0.005 was cut before the second part was played, and 0.01 when its first query, of 7,006
-weights on one thread, had taken a quarter of an hour.
+Fixed before the first run: everything here. Cut to fit two CPU cores: three queries of
+40 labels, to 180, where eight, to 380, were planned, and 500 test images a class. A
+learner's speed and its accuracy with random labels were looked at for one seed. Of the
+sparsities 0.005 was cut before the second part was played, and 0.01 when its first
+query, of 7,006 weights on one thread, had taken a quarter of an hour.
 """
 
 from functools import partial
@@ -19,8 +21,15 @@ STUDY = Study(
         Setting(
             name="imbalanced",
             dataset="cifar10",
-            load=partial(load_pool, name="cifar10", pool={0: 250, 1: 5000, 2: 250, 3: 250}, n_test=500),
-            estimator=ResNet18Classifier(width=16, head_bias=False, classes=range(4), crop_and_flip=True),
+            load=partial(
+                load_pool,
+                name="cifar10",
+                pool={0: 250, 1: 5000, 2: 250, 3: 250},
+                n_test=500,
+            ),
+            estimator=ResNet18Classifier(
+                width=16, head_bias=False, classes=range(4), crop_and_flip=True
+            ),
             strategies=strategies,
             n_initial=60,
             n_instances=40,

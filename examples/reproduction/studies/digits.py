@@ -1,8 +1,9 @@
 """Study 2: digits (8×8), a balanced and an imbalanced pool, very few labels, 20 seeds.
 
-Fixed before the first run: everything here. The imbalanced pool and the short training are those of
-examples/demo.py. Cut to fit two CPU cores: four queries of 15 labels, to 70, where nine of 10, to 100, were planned,
-and a balanced pool of 300 images instead of 1,200.
+Fixed before the first run: everything here. The imbalanced pool and the short training
+are those of examples/demo.py. Cut to fit two CPU cores: four queries of 15 labels, to
+70, where nine of 10, to 100, were planned, and a balanced pool of 300 images instead of
+1,200.
 """
 
 from functools import partial
@@ -24,7 +25,9 @@ STUDY = Study(
             name=name,
             dataset="digits",
             load=partial(load_pool, name="digits", pool=pool),
-            estimator=ResNet18Classifier(width=16, head_bias=False, classes=range(10), min_steps=30, lr=2e-3),
+            estimator=ResNet18Classifier(
+                width=16, head_bias=False, classes=range(10), min_steps=30, lr=2e-3
+            ),
             strategies=STRATEGIES,
             n_initial=10,
             n_instances=15,

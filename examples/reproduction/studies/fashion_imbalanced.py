@@ -1,7 +1,9 @@
-"""Study 1: FashionMNIST, 250/5,000/250/250 images of four classes, balanced test, 10 seeds.
+"""Study 1: FashionMNIST, 250/5,000/250/250 images of four classes, balanced test, 10
+seeds.
 
-Fixed before the first run: everything here. Cut to fit two CPU cores: three queries of 40 labels, to 180, where eight,
-to 380, were planned (examples/demo.py plays three of the strategies to 380), and 500 test images a class.
+Fixed before the first run: everything here. Cut to fit two CPU cores: three queries of
+40 labels, to 180, where eight, to 380, were planned (examples/demo.py plays three of
+the strategies to 380), and 500 test images a class.
 """
 
 from common import STRATEGIES, Study, fashion_imbalanced

@@ -1,8 +1,9 @@
 """Study 9: balanced FashionMNIST and CIFAR-10 to 7,000 labels on a GPU, 5 seeds.
 
-Fixed before the first run: everything here. "paper" is the paper's protocol; "strong" is a learner with a schedule,
-crop and flip, whose published mark on CIFAR-10 is 0.82 at 7,000 random labels. The pool is the whole training set in
-the paper; here it is half of it, so that a query's embeddings fit beside its matrices.
+Fixed before the first run: everything here. "paper" is the paper's protocol; "strong"
+is a learner with a schedule, crop and flip, whose published mark on CIFAR-10 is 0.82 at
+7,000 random labels. The pool is the whole training set in the paper; here it is half of
+it, so that a query's embeddings fit beside its matrices.
 """
 
 from functools import partial
@@ -13,7 +14,9 @@ from skorch.callbacks import LRScheduler
 
 from fishermask_sk import ResNet18Classifier
 
-PAPER = ResNet18Classifier(width=16, head_bias=False, classes=range(10), crop_and_flip=True, device="cuda")
+PAPER = ResNet18Classifier(
+    width=16, head_bias=False, classes=range(10), crop_and_flip=True, device="cuda"
+)
 STRONG = ResNet18Classifier(
     classes=range(10),
     crop_and_flip=True,

@@ -1,8 +1,9 @@
 """Study 7: a table, a text and a small Vision Transformer, 10 seeds.
 
-Fixed before the first run: everything here. The nets and their training are those of examples/tabular_pipeline.py,
-text_transformer.py and vision_transformer.py, and so are FisherMask's sparsities. The sentences are those that the
-installed libraries have, so that another version of one of them gives other numbers.
+Fixed before the first run: everything here. The nets and their training are those of
+examples/tabular_pipeline.py, text_transformer.py and vision_transformer.py, and so are
+FisherMask's sparsities. The sentences are those that the installed libraries have, so
+that another version of one of them gives other numbers.
 """
 
 import inspect
@@ -30,7 +31,9 @@ WORDS, LENGTH = 2_000, 16
 
 def split(X, y, seed):
     """Three quarters for the pool, a quarter for the test, drawn by the seed."""
-    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=seed)
+    X_train, X_test, y_train, y_test = train_test_split(
+        X, y, test_size=0.25, stratify=y, random_state=seed
+    )
     return Bunch(X_train=X_train, y_train=y_train, X_test=X_test, y_test=y_test)
 
 
@@ -39,18 +42,28 @@ def breast_cancer(seed, data_home=None):
 
 
 def first_sentences(seed, data_home=None):
-    """How four libraries begin to describe their functions; which one does a sentence come from?"""
+    """How four libraries begin to describe their functions; which one does a sentence
+    come from?
+    """
     estimators = dict(sklearn.utils.discovery.all_estimators())
     libraries = (vars(np), vars(scipy.stats), vars(nn), estimators)
     lines = [
         (line, y)
         for y, members in enumerate(libraries)
         for line in sorted(
-            {inspect.getdoc(m).split("\n\n")[0] for m in members.values() if inspect.getdoc(m)}
+            {
+                inspect.getdoc(m).split("\n\n")[0]
+                for m in members.values()
+                if inspect.getdoc(m)
+            }
         )
         if len(line.split()) > 3
     ]
-    return split(np.array([line for line, _ in lines], dtype=object), np.array([y for _, y in lines]), seed)
+    return split(
+        np.array([line for line, _ in lines], dtype=object),
+        np.array([y for _, y in lines]),
+        seed,
+    )
 
 
 def digits(seed, data_home=None):
@@ -64,7 +77,9 @@ def to_float32(table):
 def to_inputs(sentences):
     """Numbers of words, by their hash; 0 pads."""
     words = [re.findall(r"\w+", sentence.lower()) for sentence in sentences]
-    rows = [[1 + zlib.crc32(word.encode()) % (WORDS - 1) for word in row] for row in words]
+    rows = [
+        [1 + zlib.crc32(word.encode()) % (WORDS - 1) for word in row] for row in words
+    ]
     ids = np.array([(row + [0] * LENGTH)[:LENGTH] for row in rows])
     return {"input_ids": ids, "attention_mask": np.int64(ids > 0)}
 
@@ -84,21 +99,35 @@ class MLP(nn.Sequential):
 class Reader(nn.Module):
     def __init__(self, width=32):
         super().__init__()
-        self.words, self.places = nn.Embedding(WORDS, width), nn.Embedding(LENGTH, width)
+        self.words, self.places = (
+            nn.Embedding(WORDS, width),
+            nn.Embedding(LENGTH, width),
+        )
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(width, 4)
 
     def forward(self, input_ids, attention_mask):
-        x = self.words(input_ids) + self.places(torch.arange(LENGTH, device=input_ids.device))
+        x = self.words(input_ids) + self.places(
+            torch.arange(LENGTH, device=input_ids.device)
+        )
         x = self.encoder(x, src_key_padding_mask=attention_mask == 0)
-        return self.head((attention_mask[..., None] * x).sum(1) / attention_mask.sum(1, keepdim=True))
+        return self.head(
+            (attention_mask[..., None] * x).sum(1) / attention_mask.sum(1, keepdim=True)
+        )
 
 
 class DigitTransformer(VisionTransformer):
     def __init__(self):
         super().__init__(
-            8, 2, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=10, dropout=0.1
+            8,
+            2,
+            num_layers=2,
+            num_heads=4,
+            hidden_dim=32,
+            mlp_dim=64,
+            num_classes=10,
+            dropout=0.1,
         )
         self.conv_proj = nn.Conv2d(1, 32, kernel_size=2, stride=2)
 
@@ -116,7 +145,12 @@ def net(module, n_classes, **training):
 
 
 ADAM = {"optimizer": torch.optim.Adam, "max_epochs": 40}
-ADAMW = {"optimizer": torch.optim.AdamW, "optimizer__weight_decay": 0.05, "lr": 2e-3, "max_epochs": 60}
+ADAMW = {
+    "optimizer": torch.optim.AdamW,
+    "optimizer__weight_decay": 0.05,
+    "lr": 2e-3,
+    "max_epochs": 60,
+}
 
 STUDY = Study(
     question="Does it hold beyond ResNets?",
@@ -127,7 +161,9 @@ STUDY = Study(
             dataset="breast cancer",
             load=breast_cancer,
             estimator=make_pipeline(
-                StandardScaler(), FunctionTransformer(to_float32), net(MLP, 2, lr=5e-3, **ADAM)
+                StandardScaler(),
+                FunctionTransformer(to_float32),
+                net(MLP, 2, lr=5e-3, **ADAM),
             ),
             strategies=BASELINES | {"FisherMask": FisherMask(0.2)},
             n_initial=12,
@@ -138,9 +174,15 @@ STUDY = Study(
             name="text, transformer",
             dataset="first sentences",
             load=first_sentences,
-            estimator=make_pipeline(FunctionTransformer(to_inputs), net(Reader, 4, lr=1e-3, **ADAM)),
+            estimator=make_pipeline(
+                FunctionTransformer(to_inputs), net(Reader, 4, lr=1e-3, **ADAM)
+            ),
             strategies=BASELINES
-            | {"FisherMask": FisherMask(600, layers=["places.*", "encoder.*", "head.*"])},
+            | {
+                "FisherMask": FisherMask(
+                    600, layers=["places.*", "encoder.*", "head.*"]
+                )
+            },
             n_initial=24,
             n_instances=12,
             n_queries=5,

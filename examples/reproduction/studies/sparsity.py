@@ -1,7 +1,9 @@
-"""Study 3: how many weights, and of which layers, on study 1's pool made small, 10 seeds.
+"""Study 3: how many weights, and of which layers, on study 1's pool made small, 10
+seeds.
 
-Fixed before the first run: everything here. On the small net the head has 256 weights; a mask of 0.001 is 175 of them.
-Cut to fit two CPU cores: study 1's own pool, which was planned, is left out.
+Fixed before the first run: everything here. On the small net the head has 256 weights;
+a mask of 0.001 is 175 of them. Cut to fit two CPU cores: study 1's own pool, which was
+planned, is left out.
 """
 
 from common import Study, fashion_imbalanced_small
