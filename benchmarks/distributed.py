@@ -79,7 +79,9 @@ def measure(size, n_samples, n_weights):
     bytes_per_pick = (many["bytes"] - few["bytes"]) / (MANY - FEW)
     once = few["bytes"] - FEW * bytes_per_pick
     print(
-        f"{size:9}{n_samples:9,}{many['embeddings']:14.2f}{per_pick * 1000:10.1f}{many['total']:11.2f}{cpu_per_pick * 1000:8.1f}{many['cpu']:8.2f}{bytes_per_pick / 1000:15.1f}{once / 1e6:13.1f}",
+        f"{size:9}{n_samples:9,}{many['embeddings']:14.2f}{per_pick * 1000:10.1f}"
+        f"{many['total']:11.2f}{cpu_per_pick * 1000:8.1f}{many['cpu']:8.2f}"
+        f"{bytes_per_pick / 1000:15.1f}{once / 1e6:13.1f}",
         flush=True,
     )
 

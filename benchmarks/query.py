@@ -534,7 +534,8 @@ def budget():
     print(
         f"**A pool of {len(setup.X_pool):,}**, whose embeddings take "
         f"{size / 2**30:.2f} GiB, with "
-        f'`max_memory="1.5GiB"`: {found.grown / 2**30:.2f} GiB of anonymous memory above the process before the query '
+        f'`max_memory="1.5GiB"`: {found.grown / 2**30:.2f} GiB of anonymous memory '
+        "above the process before the query "
         f"(to reach: ≤ 2 GiB); 100 picks in {took:.0f} s ({parts})."
     )
 

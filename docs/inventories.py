@@ -43,7 +43,9 @@ PROJECTS = {
     "modal": (
         "https://modal-python.readthedocs.io/en/latest/",
         {
-            "modAL.models.learners.ActiveLearner": "content/apireference/models.html#{name}",
+            "modAL.models.learners.ActiveLearner": (
+                "content/apireference/models.html#{name}"
+            ),
         },
     ),
     "numpy": (

@@ -40,9 +40,8 @@ def make_net():
 
 
 def main():
-    if (
-        "RANK" in os.environ
-    ):  # set by torchrun; on GPUs the backend is "nccl", and every rank takes its own device
+    # torchrun sets RANK. On GPUs the backend is "nccl", and each rank has its device.
+    if "RANK" in os.environ:
         dist.init_process_group("gloo", timeout=timedelta(minutes=5))
     rank, size = (
         (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

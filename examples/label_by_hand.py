@@ -5,12 +5,12 @@ Grey images, batch by batch, today and tomorrow.
 
 .. code-block:: sh
 
-    python examples/label_by_hand.py ask images/ # writes batch.csv and batch.png into
-    the folder
-    ...                                               # fill in the column of labels, looking at the picture
-    python examples/label_by_hand.py learn images/ # trains on all labels so far, and
-    saves net and labels python examples/label_by_hand.py ask images/ # tomorrow: loads
-    them, and asks for the next batch
+    python examples/label_by_hand.py ask images/
+    python examples/label_by_hand.py learn images/
+
+``ask`` writes batch.csv and batch.png into the folder: fill in the column of labels,
+looking at the picture. ``learn`` trains on all labels so far and saves net and labels.
+Tomorrow, ``ask`` loads them and asks for the next batch.
 
 Images are read from their files when they are needed, never all at once.
 """

@@ -53,8 +53,11 @@ loop = ActiveLearningClassifier(
     FisherMask(keep_head=not args.quick),
     n_initial=24,
     n_instances=24 if args.quick else 48,
-    n_queries=1,  # a hundredth of the weights makes matrices of 7,014 rows: a query takes most of the time
-    random_state=0,  # the same first batch and the same training noise for every sparsity
+    # A hundredth of the weights makes matrices of 7,014 rows: queries take most of the
+    # time.
+    n_queries=1,
+    # The same first batch and the same training noise for every sparsity.
+    random_state=0,
 )
 search = GridSearchCV(
     loop,

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from scipy import sparse
 
-_EXPECTED = "expected images (n_samples, channels, height, width), or (n_samples, height, width) for one channel"
+_EXPECTED = (
+    "expected images (n_samples, channels, height, width), "
+    "or (n_samples, height, width) for one channel"
+)
 
 
 def as_images(X: Any) -> Any:

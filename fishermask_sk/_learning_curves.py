@@ -69,9 +69,9 @@ class LearningCurveDisplay:
     --------
     >>> from fishermask_sk.plotting import LearningCurveDisplay
     >>> rows = [
-    ...     {"strategy": "random", "seed": seed, "n_labels": n_labels, "accuracy": accuracy}
+    ...     {"strategy": "random", "seed": seed, "n_labels": n, "accuracy": accuracy}
     ...     for seed, accuracies in enumerate([(0.5, 0.7), (0.6, 0.8)])
-    ...     for n_labels, accuracy in zip((20, 40), accuracies)
+    ...     for n, accuracy in zip((20, 40), accuracies)
     ... ]
     >>> display = LearningCurveDisplay.from_results(rows).plot()
     >>> display.lines_["random"].get_ydata().round(2).tolist()

@@ -29,7 +29,8 @@ class MaskDisplay:
     Examples
     --------
     >>> from fishermask_sk.plotting import MaskDisplay
-    >>> display = MaskDisplay({"conv.weight": 3, "head.weight": 20}, {"conv.weight": 144, "head.weight": 20})
+    >>> kept = {"conv.weight": 3, "head.weight": 20}
+    >>> display = MaskDisplay(kept, {"conv.weight": 144, "head.weight": 20})
     >>> [label.get_text() for label in display.plot().ax_.texts]
     ['3 (2.08%)', '20 (100%)']
     """

@@ -54,7 +54,10 @@ class QueryDisplay:
     >>> import numpy as np
     >>> from fishermask_sk.plotting import QueryDisplay
     >>> images = np.random.default_rng(0).random((3, 1, 8, 8))
-    >>> display = QueryDisplay(images, [7, 2, 5], y_pred=[0, 1, 1], y_true=[0, 0, 1], classes=["cat", "dog"])
+    >>> display = QueryDisplay(
+    ...     images, [7, 2, 5],
+    ...     y_pred=[0, 1, 1], y_true=[0, 0, 1], classes=["cat", "dog"],
+    ... )
     >>> print(display.plot().axes_[1].get_title())
     guess dog
     is cat
@@ -235,8 +238,10 @@ class QueryDisplay:
         --------
         >>> import numpy as np
         >>> from fishermask_sk.plotting import QueryDisplay
-        >>> display = QueryDisplay(np.zeros((3, 8, 8)), [7, 2, 5], trace_reductions=[6.0, 3.0, 1.0]).plot_gains()
-        >>> display.shares_
+        >>> display = QueryDisplay(
+        ...     np.zeros((3, 8, 8)), [7, 2, 5], trace_reductions=[6.0, 3.0, 1.0]
+        ... )
+        >>> display.plot_gains().shares_
         array([0.6, 0.9, 1. ])
         """
         if self.trace_reductions is None:

@@ -279,7 +279,8 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
     ...     LogisticRegression(max_iter=1000), margin_sampling,
     ...     n_initial=50, n_instances=25, n_queries=2, random_state=0,
     ... )
-    >>> clf.fit(X[:1000] / 16, y[:1000], eval_set=(X[1000:] / 16, y[1000:])).labeled_indices_.shape
+    >>> _ = clf.fit(X[:1000] / 16, y[:1000], eval_set=(X[1000:] / 16, y[1000:]))
+    >>> clf.labeled_indices_.shape
     (100,)
     >>> [row["n_labels"] for row in clf.learning_curve_]
     [50, 75, 100]
@@ -415,7 +416,8 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         >>> from fishermask_sk.baselines import entropy_sampling
         >>> X, y = load_iris(return_X_y=True)
         >>> loop = ActiveLearningClassifier(
-        ...     GaussianNB(), entropy_sampling, n_initial=9, n_instances=3, initial="stratified", random_state=0
+        ...     GaussianNB(), entropy_sampling, n_initial=9, n_instances=3,
+        ...     initial="stratified", random_state=0,
         ... )
         >>> for played in loop.iter_rounds(X, y):
         ...     if played.learner.score(X, y) > 0.9:

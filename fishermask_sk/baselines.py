@@ -132,7 +132,8 @@ def least_confidence_sampling(
     >>> from sklearn.linear_model import LogisticRegression
     >>> from fishermask_sk.baselines import least_confidence_sampling
     >>> X, y = load_iris(return_X_y=True)
-    >>> least_confidence_sampling(LogisticRegression(max_iter=500).fit(X, y), X, n_instances=2)
+    >>> fitted = LogisticRegression(max_iter=500).fit(X, y)
+    >>> least_confidence_sampling(fitted, X, n_instances=2)
     array([106,  77])
     """
     from modAL.uncertainty import classifier_uncertainty
@@ -434,7 +435,8 @@ def badge_sampling(
     >>> from sklearn.linear_model import LogisticRegression
     >>> from fishermask_sk.baselines import badge_sampling
     >>> X, y = load_iris(return_X_y=True)
-    >>> badge_sampling(LogisticRegression(max_iter=500).fit(X, y), X, n_instances=5, random_state=0).shape
+    >>> fitted = LogisticRegression(max_iter=500).fit(X, y)
+    >>> badge_sampling(fitted, X, n_instances=5, random_state=0).shape
     (5,)
     """
     _check_pool(X_pool, n_instances)
@@ -546,7 +548,8 @@ def bait_sampling(
     >>> _ = torch.manual_seed(0)
     >>> X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
     >>> net = NeuralNetClassifier(
-    ...     torch.nn.Linear(4, 2), criterion=torch.nn.CrossEntropyLoss, verbose=0, train_split=None
+    ...     torch.nn.Linear(4, 2), criterion=torch.nn.CrossEntropyLoss,
+    ...     verbose=0, train_split=None,
     ... ).fit(X[:10], (X[:10, 0] > 0).astype("int64"))
     >>> bait_sampling(net, X[10:], n_instances=3, X_labeled=X[:10]).shape
     (3,)

@@ -131,7 +131,8 @@ def compare_strategies(
     >>> X, y = load_iris(return_X_y=True)
     >>> results = compare_strategies(
     ...     GaussianNB(), {"random": random_sampling, "margin": margin_sampling},
-    ...     X[::2], y[::2], X[1::2], y[1::2], n_initial=10, n_instances=5, n_queries=2, seeds=2,
+    ...     X[::2], y[::2], X[1::2], y[1::2],
+    ...     n_initial=10, n_instances=5, n_queries=2, seeds=2,
     ... )
     >>> len(results), results[0]["strategy"], results[0]["n_labels"]
     (12, 'random', 10)

@@ -118,7 +118,9 @@ class GenericGradients:
             }
 
         with (
-            torch.no_grad(),  # weights that are not wanted ask for gradients too; rows would carry their graph
+            # Weights that are not wanted ask for gradients too; rows would carry their
+            # graph.
+            torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),  # the fused kernels of attention know no vmap
             warnings.catch_warnings(),
         ):

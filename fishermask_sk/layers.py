@@ -63,7 +63,9 @@ def find_layout(
 
     Examples
     --------
-    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> net = nn.Sequential(
+    ...     nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+    ... )
     >>> find_layout(net, lambda: net(torch.zeros(2, 4)), n_outputs=3)
     Layout(head=('4.weight', '4.bias'), stem=('0.weight', '0.bias'))
     """
@@ -109,7 +111,8 @@ def candidate_names(
 
     Examples
     --------
-    >>> candidate_names("*.bias", Layout((), ()), ["conv.weight", "conv.bias", "fc.weight", "fc.bias"])
+    >>> names = ["conv.weight", "conv.bias", "fc.weight", "fc.bias"]
+    >>> candidate_names("*.bias", Layout((), ()), names)
     ['conv.bias', 'fc.bias']
     """
     trainable = list(trainable)

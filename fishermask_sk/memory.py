@@ -44,7 +44,10 @@ class Needs(NamedTuple):
     matrices: int
 
     def __str__(self) -> str:
-        return f"embeddings {readable(self.embeddings)}, matrices {readable(self.matrices)}"
+        return (
+            f"embeddings {readable(self.embeddings)}, "
+            f"matrices {readable(self.matrices)}"
+        )
 
 
 def uses_rows(n_samples: int, n_rows: int, k: int) -> bool:
@@ -189,7 +192,8 @@ class Budget:
                 f"This query needs about {readable(needed.matrices)} beside its "
                 f"embeddings (k={k} weights, {n_pool} samples) and "
                 f"{readable(self.n_bytes)} {limit}; lower sparsity or set "
-                f"n_components{', or raise max_memory' if self.given is not None else ''}."
+                "n_components"
+                f"{', or raise max_memory' if self.given is not None else ''}."
             )
         if where == "file":
             folder = tempfile.gettempdir()

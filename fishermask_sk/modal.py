@@ -103,7 +103,9 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
     >>> from sklearn.linear_model import LogisticRegression
     >>> from fishermask_sk.modal import ActiveLearner
     >>> X, y = load_iris(return_X_y=True)
-    >>> learner = ActiveLearner(LogisticRegression(), X_training=X[::10], y_training=y[::10])
+    >>> learner = ActiveLearner(
+    ...     LogisticRegression(), X_training=X[::10], y_training=y[::10]
+    ... )
     >>> query_idx, X_query = learner.query(X, n_instances=2)
     >>> learner.teach(X_query, y[query_idx])
     >>> len(learner.X_training)

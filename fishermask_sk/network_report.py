@@ -170,9 +170,13 @@ def check_network(
     >>> from skorch import NeuralNetClassifier
     >>> from fishermask_sk import FisherMask, check_network
     >>> X = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
-    >>> module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
-    >>> net = NeuralNetClassifier(module, criterion=torch.nn.CrossEntropyLoss).initialize()
-    >>> report = check_network(net, X, 10, query_strategy=FisherMask(0.5), n_pool=10_000)
+    >>> module = torch.nn.Sequential(
+    ...     torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
+    ... )
+    >>> net = NeuralNetClassifier(module, criterion=torch.nn.CrossEntropyLoss)
+    >>> report = check_network(
+    ...     net.initialize(), X, 10, query_strategy=FisherMask(0.5), n_pool=10_000
+    ... )
     >>> print(report)
     role    gradients by                 weights  may be masked  parameters
     stem    rule of Linear                    40             40  0.weight, 0.bias

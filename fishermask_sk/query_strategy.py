@@ -124,7 +124,8 @@ class FisherMask(BaseEstimator):
     >>> X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
     >>> y = (X[:, 0] > 0).astype("int64")
     >>> net = NeuralNetClassifier(
-    ...     torch.nn.Linear(4, 2), criterion=torch.nn.CrossEntropyLoss, verbose=0, train_split=None
+    ...     torch.nn.Linear(4, 2), criterion=torch.nn.CrossEntropyLoss,
+    ...     verbose=0, train_split=None,
     ... ).fit(X[:10], y[:10])
     >>> strategy = FisherMask(sparsity=1.0, random_state=0)
     >>> strategy.select(net, X[10:], n_instances=3, X_labeled=X[:10]).shape

@@ -149,7 +149,8 @@ class ResNet18Classifier(NeuralNetClassifier):
     >>> from fishermask_sk.resnet import ResNet18Classifier
     >>> digits = load_images("digits", subset={"0": 25, "1": 25}, random_state=0)
     >>> net = ResNet18Classifier(width=16, min_steps=20, random_state=0)
-    >>> net.fit(digits.X_train, digits.y_train).score(digits.X_test, digits.y_test) > 0.9
+    >>> _ = net.fit(digits.X_train, digits.y_train)
+    >>> net.score(digits.X_test, digits.y_test) > 0.9
     True
     >>> net.set_params(width=32)
     ResNet18Classifier(min_steps=20, random_state=0, width=32)
@@ -332,7 +333,8 @@ class ResNet18Classifier(NeuralNetClassifier):
             for name, value in sorted(self.get_params(deep=False).items())
             if name not in defaults or repr(value) != repr(defaults[name])
         }
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+        given = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        return f"{type(self).__name__}({given})"
 
     def _check_params(self) -> None:
         """Refuse parameters outside their range."""

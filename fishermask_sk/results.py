@@ -23,7 +23,8 @@ class Table(list[dict[str, Any]]):
 
     Examples
     --------
-    >>> print(Table([{"strategy": "random", "area": 0.5}, {"strategy": "margin", "area": 0.61234}]))
+    >>> rows = [{"strategy": "random", "area": 0.5}]
+    >>> print(Table([*rows, {"strategy": "margin", "area": 0.61234}]))
     strategy    area
     random    0.5
     margin    0.6123
@@ -82,7 +83,10 @@ class ComparisonResults(Table):
     Examples
     --------
     >>> rows = [
-    ...     {"strategy": name, "seed": seed, "round": i, "n_labels": 10 * (i + 1), "accuracy": level + 0.1 * i}
+    ...     {
+    ...         "strategy": name, "seed": seed, "round": i,
+    ...         "n_labels": 10 * (i + 1), "accuracy": level + 0.1 * i,
+    ...     }
     ...     for name, levels in {"random": (0.5, 0.6), "margin": (0.6, 0.7)}.items()
     ...     for seed, level in enumerate(levels) for i in range(3)
     ... ]

@@ -116,7 +116,10 @@ class FittedNet(NamedTuple):
                 )
             else:
                 taken = "the module's inputs, a column each"
-                cure = f'pass {name}.to_numpy(dtype="float32"), or put an encoder before the net in a Pipeline'
+                cure = (
+                    f'pass {name}.to_numpy(dtype="float32"), '
+                    "or put an encoder before the net in a Pipeline"
+                )
             raise ValueError(
                 f"{name} is a {type(X).__name__}, which skorch takes for {taken}, and "
                 f"the module cannot: {str(error).splitlines()[0].rstrip('.')}. "
@@ -414,5 +417,6 @@ def _describe(batch: Any) -> str:
     if isinstance(batch, dict):
         return ", ".join(f"{key} {_describe(value)}" for key, value in batch.items())
     if isinstance(batch, Tensor):
-        return f"of shape {tuple(batch.shape[1:])} and dtype {str(batch.dtype).removeprefix('torch.')}"
+        dtype = str(batch.dtype).removeprefix("torch.")
+        return f"of shape {tuple(batch.shape[1:])} and dtype {dtype}"
     return f"of type {type(batch).__name__}"

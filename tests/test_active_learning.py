@@ -468,7 +468,7 @@ class Recorder(BaseEstimator):
 @pytest.mark.parametrize(
     "estimator", [RandomForestClassifier(5), net()], ids=["forest", "net"]
 )
-def test_an_int_random_state_gives_all_candidates_the_same_first_batch_and_training_noise(
+def test_an_int_random_state_gives_all_candidates_one_first_batch_and_one_noise(
     estimator,
 ):
     X = X_IRIS.astype("float32")
@@ -770,7 +770,8 @@ def test_sample_weight_is_refused():
         ({"initial": [1, 1]}, "initial has a position twice"),
         (
             {"initial": [0.5]},
-            r"initial must be a one-dimensional array of integers, got shape \(1,\) of float64",
+            r"initial must be a one-dimensional array of integers, "
+            r"got shape \(1,\) of float64",
         ),
         ({"initial": []}, "initial must be a one-dimensional array of integers"),
     ],
@@ -842,7 +843,8 @@ def test_continuous_labels():
 def test_a_first_batch_of_one_class_that_cannot_be_fitted():
     with pytest.raises(
         ValueError,
-        match=r"All 10 labels so far are of one class, .*0.*raise n_initial, or use initial",
+        match=r"All 10 labels so far are of one class, .*0.*"
+        r"raise n_initial, or use initial",
     ):
         loop(LogisticRegression(), initial=np.arange(10)).fit(X_IRIS, Y_IRIS)
 

@@ -855,7 +855,8 @@ def test_seeds_that_are_not_finished_are_left_out():
     [
         (
             {"baseline": "BAIT"},
-            r"baseline='BAIT' is not among the strategies; choose one of \['random', 'good', 'bad'\]",
+            r"baseline='BAIT' is not among the strategies; "
+            r"choose one of \['random', 'good', 'bad'\]",
         ),
         ({"metric": "f1"}, "metric='f1' is not among the columns"),
         ({"test": "z"}, "test='z' is unknown; choose 't' or 'wilcoxon'"),

@@ -134,7 +134,8 @@ def test_subset_is_drawn_with_random_state():
     [
         (
             {"ten": 5},
-            r"subset names the class 'ten'; pass an index from 0 to 9 or one of '0', '1'",
+            r"subset names the class 'ten'; "
+            r"pass an index from 0 to 9 or one of '0', '1'",
         ),
         ({10: 5}, r"subset names the class 10; pass an index from 0 to 9"),
         ({-1: 5}, r"subset names the class -1"),
@@ -145,13 +146,15 @@ def test_subset_is_drawn_with_random_state():
         ),
         (
             {3: 5000},
-            r"asks for 5000 samples of class 3; pass an integer from 1 to the 122 that there are",
+            r"asks for 5000 samples of class 3; "
+            r"pass an integer from 1 to the 122 that there are",
         ),
         ({3: 0}, r"asks for 0 samples of class 3"),
         ({3: 2.5}, r"asks for 2.5 samples of class 3"),
         (
             [3],
-            r"subset=\[3\] is no dict from class to count; pass for instance \{'0': 50\}",
+            r"subset=\[3\] is no dict from class to count; "
+            r"pass for instance \{'0': 50\}",
         ),
         ({}, r"subset=\{\} is no dict from class to count"),
     ],
@@ -164,7 +167,8 @@ def test_impossible_subsets_are_named(subset, message):
 def test_unknown_names_list_the_known():
     with pytest.raises(
         ValueError,
-        match=r"name='imagenet' is no known data set; pass one of 'digits', 'fashion-mnist'",
+        match=r"name='imagenet' is no known data set; "
+        r"pass one of 'digits', 'fashion-mnist'",
     ):
         load_images("imagenet")
 
@@ -383,7 +387,10 @@ def test_a_mistyped_archive_is_refused_and_no_folder_made_of_it(
     tmp_path, offline, ending
 ):
     home = tmp_path / f"cifar10_jpge{ending}"
-    message = rf"data_home='.*jpge{ending}' is called like an archive, but is no file; pass the path of an archive"
+    message = (
+        rf"data_home='.*jpge{ending}' is called like an archive, but is no file; "
+        r"pass the path of an archive"
+    )
     for name in ("cifar10", "mnist"):
         with pytest.raises(FileNotFoundError, match=message):
             load_images(name, data_home=home)
@@ -397,7 +404,8 @@ def test_a_mistyped_archive_is_refused_and_no_folder_made_of_it(
 def test_a_missing_data_set_names_the_three_ways(tmp_path, name):
     with pytest.raises(
         OSError,
-        match=rf"'{name}' is neither in .* nor in .*{name}, and download_if_missing is False",
+        match=rf"'{name}' is neither in .* nor in .*{name}, "
+        r"and download_if_missing is False",
     ) as info:
         load_images(name, data_home=tmp_path, download_if_missing=False)
     for way in ("into data_home", f"dataset-{name}", "with a network connection"):
@@ -408,7 +416,10 @@ def test_a_missing_data_set_names_the_three_ways(tmp_path, name):
 def test_a_failed_download_names_the_three_ways_and_leaves_no_empty_folders(
     tmp_path, offline, name
 ):
-    message = rf"'{name}' is neither in .*, and torchvision could not download it\. Put its files"
+    message = (
+        rf"'{name}' is neither in .*, and torchvision could not download it\. "
+        r"Put its files"
+    )
     with pytest.raises(OSError, match=message):
         load_images(name, data_home=tmp_path / "new" / "home")
     assert list(tmp_path.iterdir()) == []

@@ -101,7 +101,10 @@ def test_picks_are_the_same_from_a_mapped_file_that_leaves_nothing(net, monkeypa
 
 
 def test_what_does_not_fit_is_refused_with_its_numbers(net, monkeypatch):
-    needs = r"needs about .* beside its embeddings \(k=\d+ weights, 400 samples\) and 1.0 KiB max_memory allows; "
+    needs = (
+        r"needs about .* beside its embeddings \(k=\d+ weights, 400 samples\) "
+        r"and 1.0 KiB max_memory allows; "
+    )
     with pytest.raises(
         MemoryError,
         match=needs + "lower sparsity or set n_components, or raise max_memory",

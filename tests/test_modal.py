@@ -391,7 +391,8 @@ def test_rows_of_another_shape(kind):
     )
     with pytest.raises(
         ValueError,
-        match=r"X has rows of shape \(3,\), but this learner was taught .*\(4,\); hand in rows of that",
+        match=r"X has rows of shape \(3,\), but this learner was taught .*\(4,\); "
+        r"hand in rows of that",
     ):
         learner.teach(narrow, to_y(Y[6:8]))
     with pytest.raises(
@@ -410,7 +411,8 @@ def test_another_container(kind, name):
     learner = ActiveLearner(GaussianNB(), last_rows, to_X(X[:6]), to_y(Y[:6]))
     with pytest.raises(
         TypeError,
-        match=f"X is a ndarray, but this learner was taught a {name}; hand in a {name}, or start",
+        match=f"X is a ndarray, but this learner was taught a {name}; "
+        f"hand in a {name}, or start",
     ):
         learner.teach(X[6:8], to_y(Y[6:8]))
     with pytest.raises(
@@ -435,8 +437,14 @@ def test_other_columns():
 
 
 PAIRS = TensorDataset(torch.tensor(X[6:8]), torch.tensor(Y[6:8]))
-A_DICT = "X is a {}, and a learner keeps rows of one array.* make the dict of it in a Pipeline.*FisherMask"
-A_DATASET = r"X is a {}, and a learner cannot join it .*arrays from the start.*{}.*FisherMask\(\).select\(net"
+A_DICT = (
+    "X is a {}, and a learner keeps rows of one array.* "
+    "make the dict of it in a Pipeline.*FisherMask"
+)
+A_DATASET = (
+    r"X is a {}, and a learner cannot join it .*arrays from the start.*{}.*"
+    r"FisherMask\(\).select\(net"
+)
 
 
 @pytest.mark.parametrize("method", ["fit", "teach"])
@@ -486,6 +494,7 @@ def test_one_sample_without_its_axis(taught, samples, labels):
 def test_a_strategy_that_is_none(strategy):
     with pytest.raises(
         TypeError,
-        match=r"query_strategy must be .*, got .*; hand in FisherMask\(\), for instance",
+        match=r"query_strategy must be .*, got .*; "
+        r"hand in FisherMask\(\), for instance",
     ):
         ActiveLearner(GaussianNB(), strategy)

@@ -84,11 +84,13 @@ def query(module, layers="all", cls=None, **params):
     [
         (
             Body(nn.BatchNorm1d(6, track_running_stats=False)),
-            r"takes 8 samples but not one alone: Expected more than 1 value.*track_running_stats=True",
+            r"takes 8 samples but not one alone: Expected more than 1 value.*"
+            r"track_running_stats=True",
         ),
         (
             Body(lambda x: x - x.mean(0)),
-            r"depend on the others of its batch: alone they differ by [\d.]+ of the largest.*LayerNorm",
+            r"depend on the others of its batch: alone they differ by [\d.]+ "
+            r"of the largest.*LayerNorm",
         ),
         (SequenceFirst(), r"depend on the others of its batch.*batch_first=True"),
         (
@@ -144,7 +146,8 @@ def test_nets_that_cannot_be_right(module, message, monkeypatch):
 def test_candidates_behind_a_detach():
     with pytest.raises(
         ValueError,
-        match=r"layers='body\.\*' allows body.weight, body.bias, and.*they do on head.bias, head.weight. Choose",
+        match=r"layers='body\.\*' allows body.weight, body.bias, and.*"
+        r"they do on head.bias, head.weight. Choose",
     ):
         query(Body(under_no_grad), layers="body.*")
     assert len(query(Body(under_no_grad), layers="last")) == 2

@@ -35,7 +35,12 @@ assert version("fishermask-sk") == fishermask_sk.__version__, version("fishermas
 assert Path(fishermask_sk.__file__).with_name("py.typed").exists()
 X = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
 y = np.int64(X[:, 0] > 0)
-net = NeuralNetClassifier(torch.nn.Linear(4, 2), criterion=torch.nn.CrossEntropyLoss, train_split=None, verbose=0)
+net = NeuralNetClassifier(
+    torch.nn.Linear(4, 2),
+    criterion=torch.nn.CrossEntropyLoss,
+    train_split=None,
+    verbose=0,
+)
 learner = ActiveLearner(net, FisherMask(1.0, random_state=0), X[:10], y[:10])
 query_idx, X_query = learner.query(X[10:], n_instances=3)
 learner.teach(X_query, y[10:][query_idx])

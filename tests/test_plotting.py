@@ -293,7 +293,8 @@ class TestQueryDisplay:
     def test_not_an_image(self):
         with pytest.raises(
             ValueError,
-            match=r"shape \(2, 6, 4\) cannot be drawn; expected \(height, width\).*plot_gains",
+            match=r"shape \(2, 6, 4\) cannot be drawn; "
+            r"expected \(height, width\).*plot_gains",
         ):
             QueryDisplay(np.zeros((1, 2, 6, 4)), [0]).plot()
 

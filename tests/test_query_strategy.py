@@ -344,7 +344,8 @@ def test_an_iterator_that_drops_samples_is_refused():
     net = fitted(iterator_valid__drop_last=True)
     with pytest.raises(
         ValueError,
-        match="gave 28 of the 30 samples of X_pool; set iterator_valid__drop_last=False",
+        match="gave 28 of the 30 samples of X_pool; "
+        "set iterator_valid__drop_last=False",
     ):
         FisherMask(0.9, batch_size=7).select(
             net, images(N_POOL), 3, X_labeled=images(0)
@@ -711,14 +712,16 @@ def test_parameters_out_of_range(params, message):
             1,
             None,
             ValueError,
-            r"X_pool is a list, which skorch takes for the module's inputs.*pass one array, np.stack\(X_pool\)",
+            r"X_pool is a list, which skorch takes for the module's inputs.*"
+            r"pass one array, np.stack\(X_pool\)",
         ),
         (
             pd.DataFrame(images(5).reshape(5, 36)),
             1,
             None,
             ValueError,
-            r"X_pool is a DataFrame, which skorch takes for .* a column each.*pass X_pool.to_numpy\(",
+            r"X_pool is a DataFrame, which skorch takes for .* a column each.*"
+            r"pass X_pool.to_numpy\(",
         ),
         (
             images(5)[:, :, :5],

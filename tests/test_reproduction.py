@@ -48,9 +48,12 @@ STRATEGIES = BASELINES | {"random": random_or_stop}
 def part(*names):
     return Setting(
         name="tiny", dataset="digits",
-        load=partial(load_pool, name="digits", pool={0: 20, 1: 10, 2: 10}, side=4, n_test=5),
+        load=partial(
+            load_pool, name="digits", pool={0: 20, 1: 10, 2: 10}, side=4, n_test=5
+        ),
         estimator=make_pipeline(FunctionTransformer(flat), LogisticRegression()),
-        strategies={name: STRATEGIES[name] for name in names}, n_initial=6, n_instances=3, n_queries=2,
+        strategies={name: STRATEGIES[name] for name in names},
+        n_initial=6, n_instances=3, n_queries=2,
     )
 
 STUDY = Study("Does it run?", 2, [part("entropy", "random"), part("margin")])
@@ -261,7 +264,8 @@ def docs(common, tmp_path):
     ]
     (tmp_path / "results" / "masks.csv").write_text("\n".join(lines) + "\n")
     steps = ("fit", "query", "mask", "embeddings", "selection")
-    header = f"varied,layers,N,C,k,b,seed,{','.join(f'{step}_seconds' for step in steps)},bytes"
+    seconds = ",".join(f"{step}_seconds" for step in steps)
+    header = f"varied,layers,N,C,k,b,seed,{seconds},bytes"
     lines = [
         header,
         "nothing,all,1000,10,50,5,0,8,6,1,2,3,4000000",

@@ -422,7 +422,8 @@ def test_partial_fit_goes_on_from_the_weights():
     assert net.predict_proba(X).shape == (24, 3)
     with pytest.raises(
         ValueError,
-        match=r"y holds \[7\], not among the 3 classes \[0, 1, 2\]; name every class with classes=",
+        match=r"y holds \[7\], not among the 3 classes \[0, 1, 2\]; "
+        r"name every class with classes=",
     ):
         net.partial_fit(X, np.where(Y == 1, 7, Y))
 
@@ -536,11 +537,13 @@ def test_every_device(device):
         ({"iterator_train__batch_size": 1}, r"batch_size=1 is too small for BatchNorm"),
         (
             {"weights": "DEFAULT"},
-            r"weights='DEFAULT' do not fit width=4, stem='small'; set width=64 and stem='imagenet'",
+            r"weights='DEFAULT' do not fit width=4, stem='small'; "
+            r"set width=64 and stem='imagenet'",
         ),
         (
             {"module__width": 3},
-            r"module__width is not a parameter of ResNet18Classifier; set width=, stem=",
+            r"module__width is not a parameter of ResNet18Classifier; "
+            r"set width=, stem=",
         ),
         (
             {"weights": "DEFAULT", "width": 64, "stem": "imagenet"},
@@ -583,7 +586,8 @@ def test_weights_that_cannot_be_downloaded_are_named_and_nothing_printed(
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     net = make_net(weights="DEFAULT", width=64, stem="imagenet")
     message = (
-        r"weights='DEFAULT' could not be loaded from https://.*resnet18.*pth \(.*urlopen error.*\); fit once with "
+        r"weights='DEFAULT' could not be loaded from https://.*resnet18.*pth "
+        r"\(.*urlopen error.*\); fit once with "
         r"a network connection, put that file into .*checkpoints, or set weights=None\."
     )
     with pytest.raises(OSError, match=message):
@@ -695,7 +699,8 @@ class Endless(torch.utils.data.IterableDataset):
             X[:1],
             [0],
             ValueError,
-            r"X holds a single image, which BatchNorm cannot normalise; label at least two",
+            r"X holds a single image, which BatchNorm cannot normalise; "
+            r"label at least two",
         ),
         (X, None, ValueError, r"y is None, but X is no Dataset that holds labels"),
         (
@@ -769,7 +774,8 @@ def test_sparse_images_are_refused():
 def test_labels_outside_classes_are_named():
     with pytest.raises(
         ValueError,
-        match=r"y holds \[2\], not among the 2 classes \[0, 1\]; name every class with classes=",
+        match=r"y holds \[2\], not among the 2 classes \[0, 1\]; "
+        r"name every class with classes=",
     ):
         make_net(classes=[0, 1]).fit(X, Y)
     with pytest.raises(
@@ -780,7 +786,10 @@ def test_labels_outside_classes_are_named():
 
 
 def test_images_unlike_those_of_fit_are_refused(fitted):
-    message = r"images of shape \(3, 8, 8\) \(channels, height, width\), but the net was fitted on \(1, 8, 8\)"
+    message = (
+        r"images of shape \(3, 8, 8\) \(channels, height, width\), "
+        r"but the net was fitted on \(1, 8, 8\)"
+    )
     for images in (np.repeat(X, 3, axis=1), Dataset(np.repeat(X, 3, axis=1), Y)):
         with pytest.raises(ValueError, match=message):
             fitted.predict(images)

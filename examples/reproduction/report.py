@@ -84,7 +84,8 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def interval(row: dict[str, Any], name: str = "area", digits: int = 3) -> str:
     """A mean difference and its interval, bold where Holm's p is below 0.05."""
     mean = row["area_difference"] if name == "area" else row["labels_saved"]
-    text = f"{mean:+.{digits}f} [{row[f'{name}_low']:+.{digits}f}, {row[f'{name}_high']:+.{digits}f}]"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    text = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
     return f"**{text}**" if row["p_holm"] < 0.05 and name == "area" else text
 
 

@@ -23,7 +23,10 @@ BATCHES = {name: BASELINES[name] for name in ("random", "margin")} | {
 }
 
 STUDY = Study(
-    question="What in FisherMask matters, and how does it stand beside the others, on a small imbalanced pool?",
+    question=(
+        "What in FisherMask matters, and how does it stand beside the others, "
+        "on a small imbalanced pool?"
+    ),
     n_seeds=10,
     settings=[
         fashion_imbalanced_small(STRATEGIES),

@@ -32,7 +32,9 @@ STRONG = ResNet18Classifier(
 )
 
 STUDY = Study(
-    question="What is left of the differences with thousands of labels and a strong learner?",
+    question=(
+        "What is left of the differences with thousands of labels and a strong learner?"
+    ),
     n_seeds=5,
     settings=[
         Setting(
