@@ -5,7 +5,8 @@ modAL is no longer maintained: its `fit` and `teach` hand scikit-learn a keyword
 removed. Only this module, and the baselines inside functions, import modAL.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -43,7 +44,8 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
     A drop-in replacement: `fit`, `teach`, `query`, `predict`, `predict_proba` and
     `score` are modAL's. Beyond that, samples and labels may be pandas objects or torch
     tensors, `clone` and `repr` work, and input that does not fit what was taught before
-    is refused before anything changes.
+    is refused before anything changes. Where the estimator's own fit raises, samples
+    and labels are as before as well.
 
     Parameters
     ----------
@@ -91,6 +93,13 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
     Two things differ between modAL's versions, and here they are one. `query` takes
     `return_metrics`, as in 0.4.2.1. Samples taught with ``only_new=True`` are
     remembered, as in 0.4.1 and in the docstrings of both.
+
+    `fit` and `teach` are all or nothing for `X_training` and `y_training`, whatever is
+    raised: MemoryError and KeyboardInterrupt too. (A skorch net takes a
+    KeyboardInterrupt for the end of its training and raises nothing; these samples
+    count as taught.) The estimator is not copied for this. After an error it is what
+    its own fit left: as before where that refused the input, half trained where it
+    broke off. The next `teach` or `fit` that goes through fits it anew.
 
     References
     ----------
@@ -170,9 +179,10 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
         ValueError
             If X and y do not match, or are not finite.
         """
-        self._check(X, y)
-        self.X_training, self.y_training = X, y
-        return self._fit_to_known(bootstrap=bootstrap, **fit_kwargs)
+        with self._taught_or_as_before():
+            self._check(X, y)
+            self.X_training, self.y_training = X, y
+            return self._fit_to_known(bootstrap=bootstrap, **fit_kwargs)
 
     def teach(
         self,
@@ -207,11 +217,12 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
             If X and y do not match, are not finite, or have another shape than what was
             taught before.
         """
-        self._add_training_data(X, y)
-        if only_new:
-            self._fit_on_new(X, y, bootstrap=bootstrap, **fit_kwargs)
-        else:
-            self._fit_to_known(bootstrap=bootstrap, **fit_kwargs)
+        with self._taught_or_as_before():
+            self._add_training_data(X, y)
+            if only_new:
+                self._fit_on_new(X, y, bootstrap=bootstrap, **fit_kwargs)
+            else:
+                self._fit_to_known(bootstrap=bootstrap, **fit_kwargs)
 
     def query(
         self,
@@ -257,6 +268,16 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
                 "None."
             )
         return query_idx, X_query, metrics
+
+    @contextmanager
+    def _taught_or_as_before(self) -> Iterator[None]:
+        """After any error inside, samples and labels are those of before."""
+        before = self.X_training, self.y_training
+        try:
+            yield
+        except BaseException:
+            self.X_training, self.y_training = before
+            raise
 
     def _check(self, X: Any, y: Any) -> None:
         """Refuse samples and labels that are no rows, do not match or are not

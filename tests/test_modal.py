@@ -202,6 +202,94 @@ def test_bootstrap_follows_numpys_global_seed_as_in_modal(taught):
     np.testing.assert_array_equal(taught.estimator.seen_[0], X[drawn])
 
 
+# All or nothing
+# -------------------------------------------------------------------------
+
+
+class Breaks(Recorder):
+    """An estimator whose next fit may break off."""
+
+    error = None
+
+    def fit(self, X, y, sample_weight=None):
+        if self.error is not None:
+            raise self.error
+        return super().fit(X, y, sample_weight)
+
+
+class CheckedAfterwards(Recorder):
+    """Refuses labels that it does not know, as a net with `classes` does."""
+
+    def fit(self, X, y, sample_weight=None):
+        unknown = set(np.asarray(y).tolist()) - {"zero", "one", "two"}
+        if unknown:
+            raise ValueError(f"labels {sorted(unknown)} are not among classes")
+        return super().fit(X, y, sample_weight)
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), MemoryError("full"), KeyboardInterrupt()]
+)
+@pytest.mark.parametrize(
+    ("method", "kwargs"),
+    [
+        ("fit", {}),
+        ("fit", {"bootstrap": True}),
+        ("teach", {}),
+        ("teach", {"bootstrap": True}),
+        ("teach", {"only_new": True}),
+        ("teach", {"only_new": True, "bootstrap": True}),
+    ],
+)
+def test_a_fit_that_breaks_off_leaves_what_was_taught(kind, error, method, kwargs):
+    to_X, to_y = CONTAINERS[kind]
+    learner = ActiveLearner(Breaks(), last_rows, to_X(X[:6]), to_y(Y[:6]))
+    before = learner.X_training, learner.y_training
+    learner.estimator.error = error
+    for _ in range(2):  # a second try adds nothing either
+        with pytest.raises(type(error)):
+            getattr(learner, method)(to_X(X[6:9]), to_y(Y[6:9]), **kwargs)
+        assert learner.X_training is before[0]
+        assert learner.y_training is before[1]
+    learner.estimator.error = None
+    getattr(learner, method)(to_X(X[6:9]), to_y(Y[6:9]), **kwargs)
+    expected = X[6:9] if method == "fit" else X[:9]
+    np.testing.assert_array_equal(
+        np.asarray(learner.X_training, dtype=np.float32), expected
+    )
+    assert len(learner.y_training) == len(expected)
+
+
+def test_a_typo_in_a_label_is_put_right_and_taught():
+    names = np.array(["zero", "one", "two"])[Y]
+    learner = ActiveLearner(CheckedAfterwards(), last_rows, X[:6], names[:6])
+    with pytest.raises(ValueError, match=r"labels \['tow'\] are not among"):
+        learner.teach(X[6:8], np.array(["one", "tow"]))
+    learner.teach(X[6:8], np.array(["one", "two"]))
+    np.testing.assert_array_equal(learner.X_training, X[:8])
+    np.testing.assert_array_equal(learner.estimator.seen_[0], X[:8])
+    assert learner.y_training.tolist() == [*names[:6], "one", "two"]
+
+
+def test_the_first_fit_that_breaks_off_leaves_nothing():
+    estimator = Breaks()
+    estimator.error = MemoryError("full")
+    learner = ActiveLearner(estimator, last_rows)
+    for method in (learner.fit, learner.teach):
+        with pytest.raises(MemoryError, match="full"):
+            method(X[:6], Y[:6])
+        assert learner.X_training is learner.y_training is None
+
+
+def test_an_argument_that_the_fit_does_not_take_leaves_what_was_taught(taught):
+    for method in (taught.fit, taught.teach):
+        with pytest.raises(TypeError, match="wieght"):
+            method(X[6:9], Y[6:9], wieght=1)
+    np.testing.assert_array_equal(taught.X_training, X[:6])
+    np.testing.assert_array_equal(taught.y_training, Y[:6])
+
+
 # Queries
 # --------------------------------------------------------------------------------
 
