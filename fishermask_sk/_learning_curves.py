@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fishermask_sk._axes import COLORS, LINE_STYLES, MARKERS, new_axes
+from fishermask_sk._axes import (
+    COLORS,
+    GREY,
+    LINE_STYLES,
+    MARKERS,
+    new_axes,
+    style_numbers,
+)
 from fishermask_sk.results import LOWER_IS_BETTER, labels_to_reach
 
 _BANDS = {
@@ -63,7 +70,7 @@ class LearningCurveDisplay:
         The drawn band of each strategy; empty for ``band=None``.
     labels_saved_ : float
         Where `labels_saved` was given: how many labels fewer the first strategy needs
-        than the second.
+        than the second, as `ComparisonResults.summary` counts them.
 
     Examples
     --------
@@ -145,8 +152,12 @@ class LearningCurveDisplay:
         *,
         band: str | None = "se",
         labels_saved: tuple[str, str] | None = None,
+        highlight: Collection[str] | None = None,
     ) -> LearningCurveDisplay:
         """Draw one line per strategy.
+
+        FisherMask and the baselines have the same colour in every picture, if they have
+        the names that the documentation gives them ("FisherMask", "margin", "random").
 
         Parameters
         ----------
@@ -159,9 +170,13 @@ class LearningCurveDisplay:
             which. One seed has no standard error: its band has no height.
         labels_saved : (str, str), default=None
             Two strategies: an arrow shows how many labels the first needs fewer than
-            the second for the best mean score that both reach.
-            (`ComparisonResults.summary` takes that score seed by seed, and averages the
-            labels.)
+            the second for the best score that both reach. As in
+            `ComparisonResults.summary`, labels are counted seed by seed and then
+            averaged, over the seeds that have all rounds of both. The ends of the arrow
+            are such means too, and so need not lie on the mean curves.
+        highlight : collection of str, default=None
+            Strategies to draw in colour; the others are thin and grey. None draws all
+            in colour.
 
         Returns
         -------
@@ -170,27 +185,32 @@ class LearningCurveDisplay:
         Raises
         ------
         ValueError
-            For an unknown `band` or strategy, and for `labels_saved` over another axis
-            than that of labels.
+            For an unknown `band` or strategy, for `labels_saved` over another axis than
+            that of labels, and where no seed has all rounds of both.
         """
         if band not in _BANDS:
             raise ValueError(f"band={band!r} is unknown; choose one of {list(_BANDS)}.")
         self.ax_ = new_axes(ax)
         self.figure_ = self.ax_.figure
+        self._check_names("highlight", highlight or ())
         self.lines_, self.bands_ = {}, {}
-        for i, (name, (x, scores)) in enumerate(self.curves.items()):
-            color = COLORS[i % len(COLORS)]
+        for name, number in style_numbers(self.curves).items():
+            x, scores = self.curves[name]
+            grey = highlight is not None and name not in highlight
+            color = GREY if grey else COLORS[number % len(COLORS)]
             mean, low, high = _mean_and_band(np.asarray(scores, dtype=float), band)
             (self.lines_[name],) = self.ax_.plot(
                 x,
                 mean,
                 label=name,
                 color=color,
-                marker=MARKERS[i % len(MARKERS)],
-                linestyle=LINE_STYLES[i % len(LINE_STYLES)],
-                markersize=5,
+                marker=MARKERS[number % len(MARKERS)],
+                linestyle=LINE_STYLES[number % len(LINE_STYLES)],
+                linewidth=1 if grey else 1.8,
+                markersize=3 if grey else 5,
+                zorder=1.5 if grey else 2,
             )
-            if band is not None:
+            if band is not None and not grey:
                 self.bands_[name] = self.ax_.fill_between(
                     x, low, high, color=color, alpha=0.15, linewidth=0
                 )
@@ -219,38 +239,68 @@ class LearningCurveDisplay:
         self.ax_.spines[["top", "right"]].set_visible(False)
         return self
 
-    def _draw_labels_saved(self, name: str, baseline: str) -> None:
-        for wanted in (name, baseline):
-            if wanted not in self.lines_:
+    def _check_names(self, parameter: str, names: Collection[str]) -> None:
+        for name in names:
+            if name not in self.curves:
                 raise ValueError(
-                    f"labels_saved names {wanted!r}, which is not among the strategies "
-                    f"{list(self.lines_)}."
+                    f"{parameter} names {name!r}, which is not among the strategies "
+                    f"{list(self.curves)}."
                 )
+
+    def _draw_labels_saved(self, name: str, baseline: str) -> None:
+        self._check_names("labels_saved", (name, baseline))
         if self.x != "n_labels":
             raise ValueError(
                 f"labels_saved needs labels on the horizontal axis, got x={self.x!r}."
             )
         sign = -1 if self.metric in LOWER_IS_BETTER else 1
-        curves = [
-            np.asarray(self.lines_[wanted].get_xydata()) for wanted in (name, baseline)
-        ]
-        target = min((sign * curve[:, 1]).max() for curve in curves)
-        own, other = (labels_to_reach(target, curve, sign) for curve in curves)
-        self.labels_saved_ = other - own
-        ends = {"xy": (own, sign * target), "xytext": (other, sign * target)}
+        found = []
+        for own, other in self._pairs_of_whole_seeds(name, baseline):
+            target = min((sign * curve[:, 1]).max() for curve in (own, other))
+            reached = (labels_to_reach(target, curve, sign) for curve in (own, other))
+            found.append((*reached, sign * target))
+        own_labels, other_labels, height = np.mean(found, axis=0)
+        self.labels_saved_ = float(other_labels - own_labels)
         self.ax_.annotate(
-            "", **ends, arrowprops={"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0}
+            "",
+            xy=(own_labels, height),
+            xytext=(other_labels, height),
+            arrowprops={"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0},
         )
+        fewer = "fewer" if self.labels_saved_ >= 0 else "more"
         self.ax_.annotate(
-            f"{abs(self.labels_saved_):.0f} labels "
-            f"{'saved' if self.labels_saved_ >= 0 else 'more'}",
-            ((own + other) / 2, sign * target),
+            f"{name}: {abs(self.labels_saved_):.0f} labels\n{fewer} than {baseline}",
+            ((own_labels + other_labels) / 2, height),
             xytext=(0, 4),
             textcoords="offset points",
             ha="center",
             fontsize=8,
             bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1},
         )
+
+    def _pairs_of_whole_seeds(
+        self, name: str, baseline: str
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Both curves, with rows (labels, score), of each seed that has all rounds."""
+        longest = max(
+            np.isfinite(scores).sum(axis=0).max() for _, scores in self.curves.values()
+        )
+        pairs = []
+        for columns in zip(
+            self.curves[name][1].T, self.curves[baseline][1].T, strict=True
+        ):
+            if all(np.isfinite(column).sum() == longest for column in columns):
+                own, other = (
+                    np.column_stack([self.curves[wanted][0], column])
+                    for wanted, column in zip((name, baseline), columns, strict=True)
+                )
+                pairs.append((own, other))
+        if not pairs:
+            raise ValueError(
+                f"No seed has all {longest} rounds of both {name!r} and {baseline!r}; "
+                "finish the comparison first, or leave out labels_saved."
+            )
+        return pairs
 
 
 def _mean_and_band(

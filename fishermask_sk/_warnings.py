@@ -5,13 +5,22 @@ from __future__ import annotations
 import sys
 import warnings
 
-# Frames of these packages stand between the user's call and the warning.
-BETWEEN = ("fishermask_sk", "modAL")
+# Frames of these packages stand between the user's call and the warning: loops,
+# searches and progress bars that call the strategy.
+BETWEEN = (
+    "fishermask_sk",
+    "joblib",
+    "modAL",
+    "skactiveml",
+    "sklearn",
+    "skorch",
+    "tqdm",
+)
 
 
 def warn_user(message: str) -> None:
     """Give a UserWarning that points at the line which called into this package,
-    through modAL or not.
+    directly or through modAL, a search or a progress bar.
     """
     frame, level = sys._getframe(1), 2
     while (

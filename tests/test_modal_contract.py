@@ -13,13 +13,19 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
 from torch import nn
 
 import fishermask_sk.modal
-from fishermask_sk import FisherMask, fisher_mask_sampling
+from fishermask_sk import (
+    ActiveLearningClassifier,
+    FisherMask,
+    compare_strategies,
+    fisher_mask_sampling,
+)
 
 SCIKIT_LEARN = tuple(int(part) for part in version("scikit-learn").split(".")[:2])
 # With modAL 0.4.2 came metrics of a query, and a learner that keeps no samples.
@@ -311,3 +317,39 @@ def test_errors_come_through(learner_class):
         learner.query(X_POOL, n_instances=31)
     with pytest.raises(TypeError, match="n_instance"):
         learner.query(X_POOL, n_instance=2)
+
+
+def through_the_loop(net, strategy):
+    ActiveLearningClassifier(
+        net, strategy, n_initial=20, n_instances=2, n_queries=1, verbose=1
+    ).fit(X_POOL, np.resize([0, 1, 2], len(X_POOL)))
+
+
+def through_a_search(net, strategy):
+    loop = ActiveLearningClassifier(
+        net, strategy, n_initial=12, n_instances=2, n_queries=1
+    )
+    y = np.resize([0, 1, 2], len(X_POOL))
+    GridSearchCV(loop, {"n_instances": [2]}, cv=2, refit=False).fit(X_POOL, y)
+
+
+def through_a_comparison(net, strategy):
+    y = np.resize([0, 1, 2], len(X_POOL))
+    sizes = {"n_initial": 20, "n_instances": 2, "n_queries": 1, "seeds": 1}
+    data = (X_POOL, y, X_POOL, y)
+    compare_strategies(net, {"FisherMask": strategy}, *data, verbose=1, **sizes)
+
+
+@pytest.mark.parametrize(
+    "run", [through_the_loop, through_a_search, through_a_comparison]
+)
+def test_warnings_point_at_the_user_behind_loops_and_progress_bars(run):
+    strategy = FisherMask(2, random_state=0)
+    with pytest.warns(UserWarning, match="the head alone has") as caught:
+        run(net(), strategy)
+    names = {
+        warning.filename
+        for warning in caught
+        if "the head alone has" in str(warning.message)
+    }
+    assert names == {__file__}

@@ -17,6 +17,7 @@ from skorch.helper import SliceDataset
 from torch.utils.data import TensorDataset
 
 from fishermask_sk.plotting import LearningCurveDisplay, MaskDisplay, QueryDisplay
+from fishermask_sk.results import ComparisonResults
 
 N_LABELS = np.array([20, 40, 60])
 SCORES = {
@@ -190,17 +191,74 @@ class TestLearningCurveDisplay:
         }
         display = LearningCurveDisplay(curves).plot(labels_saved=("first", "second"))
         assert display.labels_saved_ == pytest.approx(20)
-        assert [text.get_text() for text in display.ax_.texts] == [
-            "",
-            "20 labels saved",
-        ]
+        assert display.ax_.texts[-1].get_text() == (
+            "first: 20 labels\nfewer than second"
+        )
         display = LearningCurveDisplay(curves).plot(labels_saved=("second", "first"))
-        assert display.ax_.texts[-1].get_text() == "20 labels more"
+        assert display.ax_.texts[-1].get_text() == "second: 20 labels\nmore than first"
         losses = {name: (x, -scores) for name, (x, scores) in curves.items()}
         display = LearningCurveDisplay(losses, metric="log_loss").plot(
             labels_saved=("first", "second")
         )
         assert display.labels_saved_ == pytest.approx(20)
+
+    @pytest.mark.parametrize("metric", ["accuracy", "log_loss"])
+    def test_labels_saved_is_the_number_of_the_table(self, metric):
+        rng = np.random.default_rng(0)
+        rows = [
+            {
+                "strategy": name,
+                "seed": seed,
+                "round": i,
+                "n_labels": 10 + 20 * i,
+                metric: lead + 0.1 * i + rng.normal(scale=0.05),
+            }
+            for name, lead in {"random": 0.5, "FisherMask": 0.6}.items()
+            for seed in range(6)
+            for i in range(5 if (name, seed) != ("random", 3) else 3)
+        ]
+        (row,) = (
+            row
+            for row in ComparisonResults(rows).summary("random", metric=metric)
+            if row["strategy"] == "FisherMask"
+        )
+        assert row["n_seeds"] == 5  # one is not finished
+        display = LearningCurveDisplay.from_results(rows, metric=metric)
+        display.plot(labels_saved=("FisherMask", "random"))
+        assert display.labels_saved_ == pytest.approx(row["labels_saved"])
+        (arrow,) = (text for text in display.ax_.texts if text.arrow_patch is not None)
+        assert arrow.xyann[0] - arrow.xy[0] == pytest.approx(row["labels_saved"])
+
+    def test_labels_saved_without_a_whole_seed(self):
+        curves = {
+            "first": (N_LABELS, np.array([[0.1, 0.2], [0.7, np.nan], [0.8, np.nan]])),
+            "second": (N_LABELS, np.array([[np.nan, 0.1], [0.3, 0.3], [0.7, 0.7]])),
+        }
+        with pytest.raises(
+            ValueError,
+            match="No seed has all 3 rounds of both 'first' and 'second'; finish the",
+        ):
+            LearningCurveDisplay(curves).plot(labels_saved=("first", "second"))
+
+    def test_a_strategy_keeps_its_colour(self):
+        curves = dict.fromkeys(
+            ("mine", "random", "FisherMask", "margin", "other"),
+            (N_LABELS, SCORES["margin"]),
+        )
+        lines = LearningCurveDisplay(curves).plot().lines_
+        alone = LearningCurveDisplay({"random": curves["random"]}).plot().lines_
+        assert alone["random"].get_color() == lines["random"].get_color()
+        assert len({line.get_color() for line in lines.values()}) == 5
+
+    def test_highlight_greys_the_others(self, rows):
+        display = LearningCurveDisplay.from_results(rows).plot(highlight=["margin"])
+        colours = {name: line.get_color() for name, line in display.lines_.items()}
+        assert len(set(colours.values())) == 2
+        assert list(display.bands_) == ["margin"]
+        with pytest.raises(
+            ValueError, match=r"highlight names 'BAIT', which is not among .*'margin'"
+        ):
+            display.plot(highlight=["BAIT"])
 
     def test_labels_saved_of_an_unknown_strategy(self, rows):
         with pytest.raises(
