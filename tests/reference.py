@@ -140,3 +140,57 @@ def naive_selection(
         picks.remove(dropped)
         m = m - weight * pool[dropped].T @ pool[dropped]
     return picks, gains
+
+
+def naive_facility_location(pool, target, n_instances):
+    """Greedy maximisation of Σ_t max_{x∈S} s(t, x) + Σ_{x∈S} max_t s(t, x), s the
+    cosine, the whole sum anew for every candidate; arXiv 2107.00717, FLQMI with η = 1.
+    """
+    lengths = np.outer(np.linalg.norm(pool, axis=1), np.linalg.norm(target, axis=1))
+    cosine = np.divide(
+        pool @ target.T, lengths, np.zeros_like(lengths), where=lengths > 0
+    )
+
+    def value(picks):
+        covered = np.maximum(cosine[picks].max(axis=0, initial=0.0), 0.0)
+        return covered.sum() + cosine[picks].max(axis=1).sum()
+
+    picks, gains = [], []
+    for _ in range(n_instances):
+        left = [i for i in range(len(pool)) if i not in picks]
+        values = {i: value([*picks, i]) - value(picks) for i in left}
+        best = max(values.values())
+        picks.append(min(i for i in left if values[i] >= best - 1e-9 * abs(best)))
+        gains.append(best)
+    return picks, gains
+
+
+def naive_log_density_ratio(pool, target, n_steps=50):
+    """Log of target density over pool density at the pool: the logits of a logistic
+    regression (penalty |w|²/2 beside the summed loss) on standardised features, by
+    Newton's method.
+    """
+    both = np.concatenate([pool, target])
+    scale = both.std(0)
+    x = (both - both.mean(0)) / np.where(scale == 0, 1, scale)
+    x = np.column_stack([x, np.ones(len(x))])
+    y = np.repeat([0.0, 1.0], [len(pool), len(target)])
+    # Both parts count alike, and all weights together are the number of samples.
+    weight = len(x) / 2 / np.where(y == 1, len(target), len(pool))
+    penalty = np.diag([*np.ones(x.shape[1] - 1), 0.0])
+    w = np.zeros(x.shape[1])
+    for _ in range(n_steps):
+        p = 1 / (1 + np.exp(-x @ w))
+        gradient = x.T @ (weight * (p - y)) + penalty @ w
+        hessian = (x.T * (weight * p * (1 - p))) @ x + penalty
+        w = w - np.linalg.solve(hessian, gradient)
+    return x[: len(pool)] @ w
+
+
+def naive_power_draw(scores, n_instances, rng):
+    """Draw positions one by one, each in proportion to its score among those left."""
+    left, picks = list(range(len(scores))), []
+    for _ in range(n_instances):
+        shares = np.array([scores[i] for i in left], dtype=float)
+        picks.append(left.pop(rng.choice(len(left), p=shares / shares.sum())))
+    return picks

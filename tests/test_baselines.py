@@ -2,7 +2,7 @@
 both forms of answer.
 """
 
-from functools import partial
+from functools import partial, wraps
 
 import numpy as np
 import pytest
@@ -13,6 +13,11 @@ from modAL.uncertainty import (
     classifier_entropy,
     classifier_margin,
     classifier_uncertainty,
+)
+from reference import (
+    naive_facility_location,
+    naive_log_density_ratio,
+    naive_power_draw,
 )
 from scipy import sparse
 from sklearn.datasets import load_digits
@@ -30,10 +35,13 @@ from fishermask_sk.baselines import (
     badge_sampling,
     bait_sampling,
     entropy_sampling,
+    facility_location_sampling,
     kcenter_sampling,
     least_confidence_sampling,
     margin_sampling,
+    power_margin_sampling,
     random_sampling,
+    weighted_margin_sampling,
 )
 
 X, Y = load_digits(return_X_y=True)
@@ -42,8 +50,18 @@ X, Y = load_digits(return_X_y=True)
 X = X[:90] / 16 + np.random.default_rng(0).normal(scale=0.01, size=(90, 64))
 Y = Y[:90].astype("int64")
 X_LABELED, Y_LABELED, X_POOL = X[:40], Y[:40], X[40:]
+X_TARGET = X_POOL[np.isin(Y[40:], (3, 5))] + 0.02
 UNCERTAINTY = [least_confidence_sampling, margin_sampling, entropy_sampling]
+TARGETED = [facility_location_sampling, weighted_margin_sampling]
+
+
+def with_target(strategy):
+    """Bound to the target, called as it is without."""
+    return wraps(strategy)(partial(strategy, X_target=X_TARGET))
+
+
 ALL = [random_sampling, *UNCERTAINTY, kcenter_sampling, badge_sampling, bait_sampling]
+ALL += [power_margin_sampling, *map(with_target, TARGETED)]
 
 
 class Net(nn.Module):
@@ -184,6 +202,73 @@ def test_badge_metrics_are_squared_distances(net, learner):
 
 
 @pytest.mark.parametrize("b", [1, 2, 10, 50])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_facility_location_is_its_slow_twin(net, learner, b, copies):
+    # copies: each sample that often, so that candidates tie
+    pool = np.repeat(X_POOL[::copies], copies, axis=0)[:50]
+    h, t = (features_and_probabilities(net, part)[0] for part in (pool, X_TARGET))
+    query_idx, gains = facility_location_sampling(learner, pool, b, X_target=X_TARGET)
+    expected, expected_gains = naive_facility_location(h, t, b)
+    assert query_idx.tolist() == expected
+    np.testing.assert_allclose(gains, expected_gains, rtol=1e-9)
+
+
+def test_facility_location_looks_at_many_blocks_of_candidates(regression):
+    rng = np.random.default_rng(0)
+    pool, target = rng.normal(size=(600, 64)), rng.normal(size=(5, 64))
+    pool[::7] = 0.0  # no direction: its similarity is 0
+    query_idx = facility_location_sampling(regression, pool, 4, X_target=target)
+    assert query_idx.tolist() == naive_facility_location(pool, target, 4)[0]
+
+
+@pytest.mark.parametrize("b", [1, 2, 50])
+def test_weighted_margin_is_its_slow_twin(net, learner, b):
+    (h, p), (t, _) = (
+        features_and_probabilities(net, part) for part in (X_POOL, X_TARGET)
+    )
+    ratio = naive_log_density_ratio(h, t)
+    best = np.sort(p, axis=1)[:, ::-1]
+    score = np.log(1 - (best[:, 0] - best[:, 1])) + ratio
+    query_idx, found = weighted_margin_sampling(learner, X_POOL, b, X_target=X_TARGET)
+    np.testing.assert_allclose(found, score[query_idx], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, np.sort(score)[::-1][:b], rtol=1e-4, atol=1e-4)
+
+
+def test_power_margin_draws_in_proportion(regression):
+    pool = X_POOL[:6]
+    best = np.sort(regression.predict_proba(pool), axis=1)[:, ::-1]
+    uncertainty = 1 - (best[:, 0] - best[:, 1])
+    rng, n = np.random.default_rng(0), 600
+    counts = np.zeros((2, 6))
+    for seed in range(n):
+        counts[0, power_margin_sampling(regression, pool, 3, random_state=seed)] += 1
+        counts[1, naive_power_draw(uncertainty, 3, rng)] += 1
+    spread = np.sqrt(counts.sum(0) / 2 * (1 - counts.sum(0) / (2 * n)) * 2)
+    assert (np.abs(counts[0] - counts[1]) < 4 * np.maximum(spread, 1)).all()
+    first = [
+        power_margin_sampling(regression, pool, 1, random_state=seed)[0]
+        for seed in range(n)
+    ]
+    share = uncertainty / uncertainty.sum()
+    assert (np.abs(np.bincount(first, minlength=6) / n - share) < 0.08).all()
+
+
+def test_power_margin_draws_the_certain_last():
+    class Certain:
+        def predict_proba(self, X):
+            p = np.repeat([[1.0, 0.0]], len(X), axis=0)
+            p[:2] = 0.5
+            return p
+
+    draws = [
+        power_margin_sampling(Certain(), X_POOL[:9], 4, random_state=seed).tolist()
+        for seed in range(20)
+    ]
+    assert all(set(draw[:2]) == {0, 1} for draw in draws)
+    assert len({tuple(draw[2:]) for draw in draws}) > 5
+
+
+@pytest.mark.parametrize("b", [1, 2, 10, 50])
 def test_bait_is_fisher_mask_on_the_whole_head(learner, b):
     strategy = FisherMask(sparsity=1.0, layers="last", oversample=2)
     expected = strategy.select(learner, X_POOL, b)
@@ -266,7 +351,15 @@ def test_features_are_those_that_the_net_predicts_with(net, learner):
     )
 
 
-@pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling, bait_sampling])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        kcenter_sampling,
+        badge_sampling,
+        bait_sampling,
+        *map(with_target, TARGETED),
+    ],
+)
 def test_the_net_is_as_before(net, learner, strategy):
     net.module_.train()
     state = {name: value.clone() for name, value in net.module_.state_dict().items()}
@@ -355,6 +448,18 @@ def labeled(strategy, X_labeled):
     return seed if strategy is badge_sampling else {**seed, "X_labeled": X_labeled}
 
 
+@pytest.mark.parametrize("strategy", TARGETED)
+def test_earlier_steps_are_applied_to_the_target_once(strategy):
+    scaler = StandardScaler().fit(X_LABELED)
+    pipe = make_pipeline(StandardScaler(), fitted_net(scaler.transform(X_LABELED)))
+    pipe.steps[0] = ("standardscaler", scaler)
+    bare = strategy(
+        pipe[-1], scaler.transform(X_POOL), 5, X_target=scaler.transform(X_TARGET)
+    )
+    in_pipe = strategy(pipe, X_POOL, 5, X_target=X_TARGET)
+    np.testing.assert_array_equal(in_pipe, bare)
+
+
 @pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling])
 def test_without_a_net_features_are_the_inputs_after_the_pipeline(strategy):
     pipe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(
@@ -420,7 +525,10 @@ def test_kcenter_warns_where_nobody_says_what_is_labelled(regression):
     assert [warning.filename for warning in caught] == [__file__]
 
 
-@pytest.mark.parametrize("strategy", [*UNCERTAINTY, kcenter_sampling, badge_sampling])
+@pytest.mark.parametrize(
+    "strategy",
+    [*UNCERTAINTY, kcenter_sampling, badge_sampling, *map(with_target, TARGETED)],
+)
 def test_ties_go_to_the_lowest_index_or_to_chance(learner, strategy):
     pool = np.repeat(X_POOL[:1], 30, axis=0)
     assert strategy(learner, pool, 1)[0].tolist() == [0]
@@ -497,6 +605,36 @@ def test_in_modals_active_learner(net, strategy, n_instances):
 def test_batch_sizes_that_cannot_be(learner, strategy, n_instances, error, message):
     with pytest.raises(error, match=message):
         strategy(learner, X_POOL, n_instances)
+
+
+@pytest.mark.parametrize("strategy", TARGETED)
+def test_targets_that_cannot_be(net, learner, regression, strategy):
+    with pytest.raises(TypeError, match="required keyword-only argument: 'X_target'"):
+        strategy(learner, X_POOL, 2)
+    with pytest.raises(ValueError, match="X_target is None; pass the samples"):
+        strategy(learner, X_POOL, 2, X_target=None)
+    with pytest.raises(ValueError, match="X_target is empty; pass unlabelled samples"):
+        strategy(learner, X_POOL, 2, X_target=X_TARGET[:0])
+    broken = X_TARGET.copy()
+    broken[1, 3] = np.nan
+    with pytest.raises(ValueError, match="X_target holds NaN or infinite values"):
+        strategy(learner, X_POOL, 2, X_target=broken)
+    with pytest.raises(ValueError, match="have 64 features and X_target's 63; pass"):
+        strategy(
+            PoolLearner(regression, None, X_LABELED, Y_LABELED),
+            X_POOL,
+            2,
+            X_target=X_TARGET[:, 1:],
+        )
+
+
+@pytest.mark.parametrize("strategy", TARGETED)
+def test_the_target_draws_the_picks(learner, strategy):
+    """Half of the pool is moved away from the target: none of it is picked."""
+    pool = X_POOL.copy()
+    pool[::2] = 1 - pool[::2]
+    query_idx = strategy(learner, pool, 5, X_target=X_POOL[1::2])[0]
+    assert (query_idx % 2 == 1).all()
 
 
 @pytest.mark.parametrize("strategy", ALL)
