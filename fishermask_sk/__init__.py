@@ -5,6 +5,7 @@ information.
 from fishermask_sk._version import __version__
 from fishermask_sk.active_learning import ActiveLearningClassifier
 from fishermask_sk.comparison import compare_strategies
+from fishermask_sk.estimator import as_estimator
 from fishermask_sk.network_report import check_network
 from fishermask_sk.query_strategy import FisherMask, fisher_mask_sampling
 from fishermask_sk.resnet import ResNet18Classifier
@@ -15,6 +16,7 @@ __all__ = [
     "FisherMask",
     "ResNet18Classifier",
     "__version__",
+    "as_estimator",
     "check_network",
     "compare_strategies",
     "fisher_mask_sampling",

@@ -174,12 +174,17 @@ class FittedNet(NamedTuple):
                     f"{str(error).splitlines()[0]}. Pass samples of the shape and "
                     "dtype that it was fitted on."
                 ) from error
-        criterion = type(_eager(self.net.criterion_)).__name__
+        stated = getattr(self.net, "scores", None)  # of `as_estimator`
+        meaning = (
+            f"scores={stated!r}"
+            if stated
+            else type(_eager(self.net.criterion_)).__name__
+        )
         if not isinstance(outputs, Tensor):
             raise ValueError(
                 f"The net's module returned {type(outputs).__name__}; expected a "
                 "tensor of class scores, or a tuple that begins with it: return that "
-                "from forward, of a Hugging Face model its logits."
+                "from forward, of a Hugging Face model its logits (as_estimator does)."
             )
         if not outputs.is_floating_point():
             raise ValueError(
@@ -192,15 +197,21 @@ class FittedNet(NamedTuple):
         if self.scores == "logit":
             if len(shape) not in (1, 2) or outputs.numel() != shape[0]:
                 raise ValueError(
-                    f"Under {criterion} the module must return one logit a sample, "
+                    f"Under {meaning} the module must return one logit a sample, "
                     f"shape (n,) or (n, 1); it returned {shape}. For several classes "
-                    "use CrossEntropyLoss."
+                    "use CrossEntropyLoss (as_estimator: scores='logits')."
                 )
         elif len(shape) != 2 or shape[1] < 2:
             raise ValueError(
-                f"Under {criterion} the module must return class scores of shape (n, "
+                f"Under {meaning} the module must return class scores of shape (n, "
                 f"n_classes) with two classes or more; it returned {shape}. One logit "
-                "goes with BCEWithLogitsLoss."
+                "goes with BCEWithLogitsLoss (as_estimator: scores='logit')."
+            )
+        n_classes = getattr(self.net, "n_classes_", None)
+        if self.scores != "logit" and n_classes not in (None, shape[1]):
+            raise ValueError(
+                f"The module returned {shape[1]} scores a sample, and classes= names "
+                f"{n_classes} labels; pass one label a score."
             )
         if not bool(torch.isfinite(outputs).all()):
             raise ValueError(
@@ -211,10 +222,11 @@ class FittedNet(NamedTuple):
             _check_probabilities(outputs.float())
         elif self.scores == "logits" and _are_probabilities(outputs.float()):
             warn_user(
-                f"The module's outputs are probabilities, and {criterion} takes "
-                "logits: softmax is applied twice, in training and here, and nothing "
-                "is ever predicted with confidence. Leave softmax out of forward, or "
-                "set criterion=nn.NLLLoss, for which skorch takes probabilities."
+                f"The module's outputs are probabilities, and {meaning} takes logits: "
+                "softmax is applied twice, and nothing is ever predicted with "
+                "confidence. Leave softmax out of forward, or set "
+                "criterion=nn.NLLLoss, for which skorch takes probabilities "
+                "(as_estimator: scores='probabilities')."
             )
         return outputs[0].numel()
 
@@ -272,9 +284,10 @@ def fitted_net(learner: Any) -> FittedNet:
     raise ValueError(
         "FisherMask needs a classifier's criterion: CrossEntropyLoss on logits, "
         "NLLLoss on probabilities or BCEWithLogitsLoss on one logit; this net was "
-        f"fitted with {type(criterion).__name__}. Fit it with one of these; regression "
-        "has no class probabilities to take gradients of, so use another strategy for "
-        "it."
+        f"fitted with {type(criterion).__name__}. Fit it with one of these, or a class "
+        "derived from one; a net fitted with a loss of your own goes in by "
+        "as_estimator(net.module_, classes=..., scores='logits'); regression has no "
+        "class probabilities to take gradients of, so use another strategy for it."
     )
 
 
