@@ -1,0 +1,118 @@
+"""Nets on an accelerator, which `pretend_device` stands in for: the picks of a CPU, and
+how often the host has to wait.
+"""
+
+import numpy as np
+import pytest
+import torch
+from pretend_device import OnDevice, PretendDevice
+from skorch import NeuralNetClassifier
+from torch import nn
+
+from fishermask_sk import FisherMask
+
+N_CLASSES = 5
+
+
+def fitted(module):
+    net = NeuralNetClassifier(
+        module, criterion=nn.CrossEntropyLoss, train_split=None, verbose=0
+    )
+    return net.initialize()
+
+
+def convolutions(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 36, N_CLASSES),
+    )
+
+
+def images(n, seed=1):
+    return np.random.default_rng(seed).normal(size=(n, 1, 6, 6)).astype("float32")
+
+
+# The pretence itself.
+
+
+def test_a_pretended_device_refuses_what_a_real_one_refuses():
+    with PretendDevice() as device:
+        here, there = device.put(torch.ones(3)), torch.ones(3)
+        assert here.device == torch.device("cuda:0")
+        assert here.is_cuda
+        assert torch.zeros(2, device=here.device).device == here.device
+        for mixed in (
+            lambda: here + there,
+            lambda: there.copy_(here + 1) + here,
+            lambda: here + device.put(there, "cuda:1"),
+            lambda: here[:2] @ there[:2],
+        ):
+            with pytest.raises(RuntimeError, match="to be on the same device"):
+                mixed()
+        with pytest.raises(TypeError, match="can't convert cuda:0 device type"):
+            here.numpy()
+        assert (here * torch.tensor(2.0)).cpu().tolist() == [2, 2, 2]  # a CPU's scalar
+        assert here[torch.tensor([0, 2])].tolist() == [1, 1]  # and its positions
+
+
+def test_what_is_counted():
+    """An exact number for each, by what CUDA does in its place."""
+    with PretendDevice() as device:
+        x = device.put(torch.arange(6.0).reshape(2, 3))
+        for act, launches, syncs in (
+            (lambda: x.mT[0].reshape(-1), 0, 0),
+            (lambda: torch.empty_like(x), 0, 0),
+            (lambda: x + 1, 1, 0),
+            (lambda: (x @ x.mT).sum(), 2, 0),
+            (lambda: x[0, 0].item(), 0, 1),
+            (lambda: bool((x > 1).all()), 2, 1),
+            (lambda: x.tolist(), 0, 1),
+            (lambda: x.cpu(), 0, 1),
+            (lambda: x[x > 1], 2, 1),
+            (lambda: x.masked_fill(x > 1, 0.0), 2, 0),
+            (lambda: x.nonzero(), 1, 1),
+            (lambda: torch.tensor([1.0, 2.0], device=x.device), 0, 1),
+            (lambda: torch.ones(2).to(x.device, non_blocking=True), 0, 0),
+            (lambda: torch.linalg.cholesky(x @ x.mT + torch.eye(2).to(x)), 4, 2),
+            (lambda: torch.linalg.cholesky_ex(x @ x.mT), 2, 0),
+        ):
+            with device.counted() as counts:
+                act()
+            assert (counts.n_launches, counts.n_syncs) == (launches, syncs), counts
+
+
+def test_gradients_through_a_pretended_device():
+    torch.manual_seed(0)
+    module, x = convolutions().double(), torch.randn(4, 1, 6, 6).double()
+    expected = torch.autograd.grad(module(x).square().sum(), module.parameters())
+    with PretendDevice() as device:
+        device.move(module)
+        found = torch.autograd.grad(
+            module(device.put(x)).square().sum(), module.parameters()
+        )
+        assert all(isinstance(g, OnDevice) for g in found)
+        for g, e in zip(found, expected, strict=True):
+            torch.testing.assert_close(g.cpu(), e)
+
+
+# Queries.
+
+
+def picks(net, X, **kwargs):
+    strategy = FisherMask(0.9, random_state=0, **kwargs)
+    return strategy.select(net, X, 8, X_labeled=X[:7]).tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"damping": 1e-3}, {"oversample": 1.5}])
+def test_picks_of_a_device_are_those_of_the_cpu(settings):
+    X = images(60)
+    expected = picks(fitted(convolutions()), X, **settings)
+    with PretendDevice() as device:
+        assert picks(device.adopt(fitted(convolutions())), X, **settings) == expected
