@@ -152,16 +152,17 @@ class ComparisonResults(Table):
         Notes
         -----
         Labels to reach a score are counted where the running best of a curve, drawn
-        with straight lines between rounds, first gets there. Percentile intervals from
-        a handful of seeds are too narrow; they show the scatter, and the test decides.
+        with straight lines between rounds, first gets there. Intervals are BCa
+        bootstrap intervals (bias-corrected and accelerated) of the mean over seeds.
+        From a handful of seeds they are still too narrow; they show the scatter, and
+        the test decides.
         Rounds that are missing (a run that is not finished) leave the whole seed out.
 
         References
         ----------
         .. [1] S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure",
            Scand. J. Statist. 6, 1979.
-        .. [2] B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993,
-           chapter 13.
+        .. [2] B. Efron, "Better Bootstrap Confidence Intervals", JASA 82, 1987.
         """
         if test not in ("t", "wilcoxon"):
             raise ValueError(f"test={test!r} is unknown; choose 't' or 'wilcoxon'.")
@@ -325,14 +326,27 @@ def labels_to_reach(target: float, curve: np.ndarray, sign: int) -> float:
 def _interval(
     values: np.ndarray, confidence: float, n_bootstrap: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over seeds."""
+    """BCa bootstrap interval of the mean over seeds."""
+    from scipy.stats import bootstrap
+
     if len(values) < 2:
         return float("nan"), float("nan")
-    means = values[rng.integers(len(values), size=(n_bootstrap, len(values)))].mean(
-        axis=1
-    )
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if not _has_spread(values):  # there is no acceleration to estimate
+        return float(values.mean()), float(values.mean())
+    low, high = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=n_bootstrap,
+        confidence_level=confidence,
+        method="BCa",
+        random_state=rng,
+    ).confidence_interval
     return float(low), float(high)
+
+
+def _has_spread(values: np.ndarray) -> bool:
+    """Whether values differ by more than rounding."""
+    return bool(np.ptp(values) > 1e-9 * np.abs(values).max())
 
 
 def _p_value(difference: np.ndarray, test: str) -> float:
@@ -342,8 +356,8 @@ def _p_value(difference: np.ndarray, test: str) -> float:
         return float("nan")
     if not difference.any():
         return 1.0
-    if test == "t" and np.ptp(difference) <= 1e-9 * np.abs(difference).max():
-        return float("nan")  # no spread to divide by
+    if test == "t" and not _has_spread(difference):
+        return float("nan")  # nothing to divide by
     return float(
         ttest_1samp(difference, 0.0).pvalue
         if test == "t"

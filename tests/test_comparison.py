@@ -794,6 +794,32 @@ def test_intervals_are_seeded_and_grow_with_confidence():
     assert wide["area_high"] >= first["area_high"]
 
 
+def test_intervals_are_bca():
+    differences = [
+        0.1,
+        0.2,
+        0.9,
+        0.15,
+        0.05,
+        0.3,
+    ]  # skewed, where BCa is not percentile
+    curves = {"a": [(0.0,)] * 6, "b": [(value,) for value in differences]}
+    row = rows_of(curves, n_labels=(10,)).summary("a", n_bootstrap=40_000)[1]
+
+    d, rng = np.array(differences), np.random.default_rng(7)
+    means = np.sort(d[rng.integers(6, size=(40_000, 6))].mean(1))
+    left_out = np.array([np.delete(d, i).mean() for i in range(6)])
+    pull = left_out.mean() - left_out
+    a = (pull**3).sum() / (6 * (pull**2).sum() ** 1.5)
+    below = (means < d.mean()).mean() / 2 + (means <= d.mean()).mean() / 2
+    z0, z = stats.norm.ppf(below), stats.norm.ppf([0.025, 0.975])
+    levels = stats.norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z)))
+    expected = np.quantile(means, levels)
+    found = [row["area_low"], row["area_high"]]
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    assert abs(np.quantile(means, 0.025) - expected[0]) > 0.02
+
+
 def test_bootstrap_intervals_cover_as_they_should():
     rng, covered = np.random.default_rng(0), 0
     for _ in range(200):
@@ -835,6 +861,7 @@ def test_the_same_difference_on_all_seeds_has_no_t():
     results = rows_of({"a": CURVES["random"], "b": better})
     row = results.summary("a")[1]
     assert row["area_difference"] == pytest.approx(0.1)
+    assert row["area_low"] == row["area_high"] == pytest.approx(0.1)
     assert np.isnan(row["p"])
     assert np.isnan(row["p_holm"])
     assert results.summary("a", test="wilcoxon")[1]["p"] == pytest.approx(0.25)
