@@ -39,7 +39,7 @@ from fishermask_sk.masks import (
     ranked_mask,
     warn_if_head_fills_mask,
 )
-from fishermask_sk.memory import Budget, Needs, needs, uses_rows
+from fishermask_sk.memory import Budget, Needs, card_of, needs, uses_rows
 from fishermask_sk.modules import undisturbed
 from fishermask_sk.selection import select
 from fishermask_sk.skorch_adapter import FittedNet
@@ -117,9 +117,11 @@ class Query:
         rng = np.random.RandomState() if seed is None else check_random_state(seed)
         self.rng = processes.object_of(0, rng)
         self.timings: dict[str, float] = {}
-        machine = socket.gethostname()
-        n_beside = processes.objects(machine).count(machine)
-        self.budget = Budget(params.max_memory, self.device, n_beside)
+        machine, card = socket.gethostname(), card_of(self.device)
+        all_places = processes.objects((machine, card))
+        n_beside = sum(each == machine for each, _ in all_places)
+        n_on_card = all_places.count((machine, card))
+        self.budget = Budget(params.max_memory, self.device, n_beside, n_on_card)
 
     @property
     def device(self) -> torch.device:

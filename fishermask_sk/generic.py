@@ -28,6 +28,16 @@ VMAP_ERRORS = (
 )
 
 
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch on a CPU
+    "not enough memory",  # the same on Windows
+    "Cannot allocate memory",  # the C library
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",  # CUBLAS_, CUDNN_, CUSOLVER_, CUSPARSE_
+    "CUFFT_ALLOC_FAILED",
+)
+
+
 class GenericGradients:
     """Rows of vector-Jacobian products, sample by sample, for some of a module's
     parameters.
@@ -160,11 +170,12 @@ class GenericGradients:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: an accelerator has an error of its own for it, a CPU says
-    so.
+    """Whether memory ran out: torch has an error of its own for an accelerator. The CPU
+    says so in words, and so do CUDA's libraries, which take memory past torch.
     """
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(
-        error
+    # torch.OutOfMemoryError, by the name that torch 2.4 has for it.
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
+        words in str(error) for words in OUT_OF_MEMORY
     )
 
 

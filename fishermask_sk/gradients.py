@@ -225,8 +225,6 @@ class PerSampleGradients:
         logger.info(
             "Out of memory; going on with %d samples at a time.", self.max_samples
         )
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def _squares(
         self, batch: Batch, names: Sequence[str], n_top_classes: int | None

@@ -4,15 +4,19 @@ fit.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from math import prod
 from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -31,8 +35,31 @@ SHARE_OF_FREE = 0.8
 # Beyond FEW_WEIGHTS, embeddings with at most this many rows a weight stand in for k×k
 # matrices: the first gains then cost less from the rows.
 ROWS_PER_WEIGHT = 4
+# Where a file system cannot reserve room, zeros are written, so many at a time.
+NO_FALLOCATE = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+ZEROS = 2**24
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{name}i": 2 ** (10 * power) for power, name in enumerate("KMGT", start=1)}
+
+
+class _ControlGroup(NamedTuple):
+    """The files of a kind of control groups, and its name in /proc/self/cgroup."""
+
+    controller: str
+    limit: str
+    used: str
+    cached: str
+
+
+CONTROL_GROUPS = (
+    _ControlGroup("", "memory.max", "memory.current", "inactive_file"),
+    _ControlGroup(
+        "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
 
 
 class Needs(NamedTuple):
@@ -142,16 +169,59 @@ def readable(n_bytes: int) -> str:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where the system does not say."""
+    """Memory that is free on a device, to the best of what the system says; None where
+    it says nothing.
+
+    On CUDA this counts what torch's allocator has reserved and nothing uses. Main
+    memory is what `psutil` calls available, or less where a container has a limit of
+    its own.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.exists():
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type != "cpu":
         return None
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    available = psutil.virtual_memory().available
+    return min([available, *_left_to_container()])
+
+
+def _left_to_container(root: Path = Path("/")) -> Iterator[int]:
+    """What each Linux control group around this process leaves it; none without limits.
+
+    Files that were read lately count as used there, and go when memory is wanted: see
+    `inactive_file` in https://docs.kernel.org/admin-guide/cgroup-v2.html.
+    """
+    membership = root / "proc/self/cgroup"
+    if not membership.exists():
+        return
+    for line in membership.read_text().splitlines():
+        _, controllers, place = line.split(":", 2)
+        for names in CONTROL_GROUPS:
+            if names.controller not in controllers.split(","):
+                continue
+            mount = root / "sys/fs/cgroup" / names.controller
+            # Inside a container the path may be the host's, and only the root be seen.
+            own = mount / place.lstrip("/")
+            for folder in [own, *own.parents]:
+                if not folder.is_relative_to(mount):
+                    break
+                with suppress(OSError, ValueError, KeyError):  # "max" is no limit
+                    limit = int((folder / names.limit).read_text())
+                    used = int((folder / names.used).read_text())
+                    rows = (folder / "memory.stat").read_text().splitlines()
+                    cached = int(dict(map(str.split, rows))[names.cached])
+                    yield max(0, limit - used + cached)
+
+
+def card_of(device: torch.device) -> str | None:
+    """What tells one CUDA device of this machine from the others, whatever each process
+    numbers it; None for the CPU.
+    """
+    if device.type != "cuda":
+        return None
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
 
 
 class Budget:
@@ -164,12 +234,18 @@ class Budget:
     n_beside : int
         How many processes of this machine each take their part of what is free of its
         memory and its disk.
+    n_on_card : int
+        How many do so of the device, where it is an accelerator.
     """
 
     def __init__(
-        self, max_memory: int | str | None, device: torch.device, n_beside: int = 1
+        self,
+        max_memory: int | str | None,
+        device: torch.device,
+        n_beside: int = 1,
+        n_on_card: int = 1,
     ) -> None:
-        self.device, self.n_beside = device, n_beside
+        self.device, self.n_beside, self.n_on_card = device, n_beside, n_on_card
         self.given = None if max_memory is None else parse_memory(max_memory)
         self.n_bytes = self.given if self.given is not None else self._share(device)
 
@@ -231,27 +307,60 @@ class Budget:
         free = free_bytes(device)
         if free is None:
             return None
-        return int(
-            SHARE_OF_FREE * free / (self.n_beside if device.type == "cpu" else 1)
-        )
+        n_sharing = self.n_beside if device.type == "cpu" else self.n_on_card
+        return int(SHARE_OF_FREE * free / n_sharing)
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor in a file that only this process can open; it goes when the tensor
     goes.
+
+    Raises
+    ------
+    MemoryError
+        Where the disk does not hold it.
     """
     n = prod(shape)
-    folder = Path(tempfile.mkdtemp(prefix="fishermask-"))  # for this user alone
-    try:
-        path = folder / "embeddings"
+    if n == 0:  # no system maps nothing
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    # A folder for this user alone. Where open files cannot be unlinked, it stays.
+    with tempfile.TemporaryDirectory(
+        prefix="fishermask-", ignore_cleanup_errors=True
+    ) as folder:
+        path = Path(folder, "embeddings")
         with path.open("wb") as file:
-            file.truncate(n * dtype.itemsize)
-        tensor = torch.from_file(str(path), shared=True, size=n, dtype=dtype).reshape(
+            _reserve(file, n * dtype.itemsize)
+        return torch.from_file(str(path), shared=True, size=n, dtype=dtype).reshape(
             shape
         )
-        with suppress(OSError):  # where open files cannot be unlinked, the folder stays
-            path.unlink()
-        return tensor
-    finally:
-        with suppress(OSError):
-            folder.rmdir()
+
+
+def _reserve(file: BinaryIO, n_bytes: int) -> None:
+    """Give a file its room on the disk now: a page that finds none later would end the
+    process (SIGBUS).
+    """
+    try:
+        if not _fallocated(file, n_bytes):
+            zeros = memoryview(bytes(min(ZEROS, n_bytes)))
+            for start in range(0, n_bytes, ZEROS):
+                file.write(zeros[: n_bytes - start])
+            file.flush()
+    except OSError as error:
+        raise MemoryError(
+            f"The embeddings of this query take {readable(n_bytes)}, more than "
+            f"{tempfile.gettempdir()} holds: {error.strerror}. Free some of that disk, "
+            "lower sparsity, set n_components, or let TMPDIR name a larger disk."
+        ) from error
+
+
+def _fallocated(file: BinaryIO, n_bytes: int) -> bool:
+    """Whether the file system could reserve room; macOS and Windows have no call."""
+    if not hasattr(os, "posix_fallocate"):
+        return False
+    try:
+        os.posix_fallocate(file.fileno(), 0, n_bytes)
+    except OSError as error:
+        if error.errno in NO_FALLOCATE:
+            return False
+        raise
+    return True

@@ -25,6 +25,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -189,6 +190,7 @@ class PretendDevice:
             "device": lambda device: nullcontext(),
             "get_rng_state": lambda device=None: state,
             "set_rng_state": lambda new_state, device=None: None,
+            "get_device_properties": lambda device=None: SimpleNamespace(uuid="x"),
             "mem_get_info": lambda device=None: (self.free, 2 * self.free),
             "memory_reserved": lambda device=None: self.reserved,
             "memory_allocated": lambda device=None: self.allocated,

@@ -2,20 +2,33 @@
 where nothing fits.
 """
 
+import errno
+import os
 import re
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from pretend_device import PretendDevice
 from skorch import NeuralNetClassifier
 from torch import nn
 
 from fishermask_sk import FisherMask, initial, memory
 from fishermask_sk.generic import GenericGradients
 from fishermask_sk.gradients import PerSampleGradients
-from fishermask_sk.memory import Budget, Needs, needs, parse_memory, readable, uses_rows
+from fishermask_sk.memory import (
+    Budget,
+    Needs,
+    free_bytes,
+    needs,
+    parse_memory,
+    readable,
+    uses_rows,
+)
 
 N_POOL, N_LABELED, N_CLASSES = 400, 20, 4
 
@@ -170,7 +183,12 @@ def test_many_weights_and_few_samples_need_no_matrix(net, monkeypatch):
 @pytest.mark.parametrize("max_samples", [1, 3, 50])
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("full"), RuntimeError("can't allocate memory: full")],
+    [
+        torch.cuda.OutOfMemoryError("full"),
+        RuntimeError("can't allocate memory: full"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasC…`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
 )
 def test_a_batch_that_runs_out_of_memory_is_halved(max_samples, error):
     torch.manual_seed(0)
@@ -216,7 +234,7 @@ def test_a_batch_that_is_too_large_for_vmap_is_halved(monkeypatch):
     def tight(self, some, *others):
         sizes.append(len(some))
         if len(some) > 16:
-            raise torch.OutOfMemoryError("full")
+            raise torch.cuda.OutOfMemoryError("full")
         return vmapped(self, some, *others)
 
     monkeypatch.setattr(GenericGradients, "_vmapped", tight)
@@ -229,7 +247,7 @@ def test_memory_that_does_not_hold_one_sample_is_said():
     gradients = PerSampleGradients(net, net, batch)
 
     def forward(x):
-        raise torch.OutOfMemoryError("full")
+        raise torch.cuda.OutOfMemoryError("full")
 
     gradients.forward = forward
     with pytest.raises(MemoryError, match="ran out on a single sample"):
@@ -281,3 +299,120 @@ def test_top_classes_of_all_are_all(net):
     assert not np.allclose(
         fewer.trace_reductions_, expected.trace_reductions_, rtol=1e-3
     )
+
+
+# What is free, and files.
+
+
+def test_memory_of_cuda_that_torch_holds_unused_is_free(net):
+    """And the cache that the user's other work lives on is left alone."""
+    with PretendDevice(free=1000, reserved=500, allocated=200) as device:
+        assert free_bytes(device.device) == 1300
+        assert Budget(None, device.device).n_bytes == 1040
+        assert Budget(None, device.device, n_beside=4, n_on_card=2).n_bytes == 520
+        limited = PerSampleGradients(net.module_, net.module_, torch.ones(4, 8))
+        limited.max_samples = 4
+        limited._halve()  # the pretended device refuses empty_cache
+    assert limited.max_samples == 2
+
+
+def control_group(root, place, line, names, limit, used, cached):
+    """A control group as /sys shows it, and this process in it."""
+    (root / "proc/self").mkdir(parents=True, exist_ok=True)
+    with (root / "proc/self/cgroup").open("a") as file:
+        file.write(line + "\n")
+    folder = root / "sys/fs/cgroup" / place
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {cached}\n")
+
+
+SECOND = ("memory.max", "memory.current", "inactive_file")
+FIRST = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def test_a_container_s_limit_is_the_memory_that_is_free(tmp_path, monkeypatch):
+    assert list(memory._left_to_container(tmp_path)) == []  # no Linux
+    control_group(tmp_path, "", "0::/", SECOND, "max", 70, 20)
+    assert list(memory._left_to_container(tmp_path)) == []
+    control_group(tmp_path, "a/b", "0::/a/b", SECOND, 100, 70, 20)
+    control_group(tmp_path, "a", "1:cpu,cpuacct:/a", SECOND, 90, 85, 20)
+    assert sorted(memory._left_to_container(tmp_path)) == [25, 50]
+    monkeypatch.setattr(memory, "_left_to_container", lambda: iter([50, 25]))
+    assert free_bytes(torch.device("cpu")) == 25
+
+
+def test_limits_of_the_first_kind_of_control_groups(tmp_path):
+    """Their path is the host's, and the container sees its own group at the root."""
+    line = "4:cpu,memory:/docker/0123"
+    control_group(tmp_path, "memory", line, FIRST, 1000, 400, 100)
+    assert list(memory._left_to_container(tmp_path)) == [700]
+    control_group(tmp_path, "memory", "0::/", FIRST, 100, 400, 100)
+    assert list(memory._left_to_container(tmp_path)) == [0]
+
+
+def test_main_memory_that_is_free_is_what_psutil_says(monkeypatch):
+    monkeypatch.setattr(memory, "_left_to_container", lambda: iter([]))
+    said = SimpleNamespace(available=123)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: said)
+    assert free_bytes(torch.device("cpu")) == 123
+    assert free_bytes(torch.device("meta")) is None
+
+
+@pytest.fixture
+def disk(tmp_path, monkeypatch):
+    """Where mapped files go; nothing may stay there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield tmp_path
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (4, 0), (3, 2), (5,)])
+@pytest.mark.parametrize("reserves", [True, False, "not here"])
+def test_a_mapped_tensor_of_any_shape(disk, monkeypatch, shape, reserves):
+    """The room is there before anything is written, also where the system cannot be
+    asked for it.
+    """
+    if not reserves:
+        monkeypatch.delattr(os, "posix_fallocate")
+    if reserves == "not here":
+        error = OSError(errno.EOPNOTSUPP, "Operation not supported")
+        monkeypatch.setattr(os, "posix_fallocate", mock.Mock(side_effect=error))
+    monkeypatch.setattr(memory, "ZEROS", 7)
+    seen, from_file = [], torch.from_file
+
+    def look(path, **kwargs):
+        seen.append(os.stat(path))
+        return from_file(path, **kwargs)
+
+    monkeypatch.setattr(torch, "from_file", look)
+    mapped = memory._mapped(shape, torch.float64)
+    assert (tuple(mapped.shape), mapped.dtype) == (shape, torch.float64)
+    assert mapped.eq(0).all()
+    for about in seen:
+        assert about.st_size == mapped.nbytes
+        assert about.st_blocks * 512 >= mapped.nbytes
+    assert len(seen) == (mapped.numel() > 0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unable to mmap"), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", [(torch, "from_file"), (memory, "_reserve")])
+def test_a_file_that_is_not_mapped_leaves_nothing(disk, monkeypatch, error, where):
+    monkeypatch.setattr(*where, mock.Mock(side_effect=error))
+    with pytest.raises(type(error)):
+        memory._mapped((10, 10), torch.float32)
+
+
+@pytest.mark.parametrize("reserves", [True, False])
+def test_a_disk_that_fills_up_later_is_told_in_words(disk, monkeypatch, reserves):
+    """Not by a signal that ends the process when a page is written."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    if reserves:
+        monkeypatch.setattr(os, "posix_fallocate", mock.Mock(side_effect=full))
+    else:
+        monkeypatch.setattr(memory, "_fallocated", lambda file, n_bytes: False)
+        monkeypatch.setattr(memory, "memoryview", mock.Mock(side_effect=full), False)
+    words = "take 0.4 KiB, more than .* holds: No space left .*TMPDIR name a larger"
+    with pytest.raises(MemoryError, match=words):
+        memory._mapped((10, 10), torch.float32)
