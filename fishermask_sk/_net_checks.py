@@ -1,7 +1,7 @@
 """What a net must do for a sample to have gradients of its own, tried on the first few
 samples of a query.
 
-Three forward passes, two more of one sample each, and one backward pass, before any
+Four forward passes, two more of one sample each, and one backward pass, before any
 expensive work.
 """
 
@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
+from fishermask_sk._warnings import warn_user
 from fishermask_sk.generic import samples
 from fishermask_sk.skorch_adapter import FittedNet
 
@@ -22,6 +24,56 @@ from fishermask_sk.skorch_adapter import FittedNet
 REPEATED = {torch.float64: 1e-9, torch.float32: 1e-4}
 ALONE = {torch.float64: 1e-6, torch.float32: 2e-2}
 HALF = 0.25
+
+
+def check_module(module: nn.Module) -> None:
+    """Refuse modules that no query can work on, before any sample is looked at.
+
+    Raises
+    ------
+    ValueError
+        Where the module has no weights, weights without a shape, or was scripted.
+    """
+    scripted = [
+        type(m).__name__
+        for m in module.modules()
+        if isinstance(m, torch.jit.ScriptModule)
+    ]
+    if scripted:
+        raise ValueError(
+            f"The net holds a {scripted[0]}, which torch.jit made of a module: what "
+            "its layers see cannot be recorded there. Pass the module as it was "
+            "written; torch.compile is no hindrance."
+        )
+    weights = dict(module.named_parameters())
+    if not weights:
+        raise ValueError(
+            "The module has no parameters; FisherMask ranks a net's weights by their "
+            "gradients and needs some with requires_grad=True."
+        )
+    lazy = [n for n, p in weights.items() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"{_some(lazy)} have no shape yet, for the net's lazy modules never saw a "
+            "sample; fit the net, or run it once on a batch."
+        )
+
+
+def check_real(module: nn.Module, names: Iterable[str]) -> None:
+    """Refuse complex weights among those that a mask may touch.
+
+    Raises
+    ------
+    ValueError
+    """
+    parameters = dict(module.named_parameters())
+    found = [name for name in names if parameters[name].is_complex()]
+    if found:
+        raise ValueError(
+            f"{_some(found)} are complex; the Fisher information here is that of real "
+            "weights. Leave them out with layers=..., or store real and imaginary "
+            "parts (torch.view_as_real)."
+        )
 
 
 def check_samples_apart(fitted: FittedNet, example: Any, n_samples: int) -> None:
@@ -38,6 +90,11 @@ def check_samples_apart(fitted: FittedNet, example: Any, n_samples: int) -> None
     ------
     ValueError
         Where the same samples get other scores a second time, or alone.
+
+    Warns
+    -----
+    UserWarning
+        Where the net predicts with other scores than those that have gradients.
     """
     with torch.no_grad():
         outputs = fitted.outputs(example)
@@ -56,6 +113,7 @@ def check_samples_apart(fitted: FittedNet, example: Any, n_samples: int) -> None
                 "there: F.dropout takes training=self.training, noise belongs under "
                 "`if self.training`."
             )
+        _compare_with_predictions(fitted, example, outputs)
         for i in {0, n_samples - 1} if n_samples > 1 else ():
             try:
                 alone = fitted.outputs(samples(example, slice(i, i + 1)))
@@ -83,6 +141,28 @@ def check_samples_apart(fitted: FittedNet, example: Any, n_samples: int) -> None
                     "track_running_stats=True (or use LayerNorm, GroupNorm), "
                     "attention and recurrent layers batch_first=True."
                 )
+
+
+def _compare_with_predictions(fitted: FittedNet, example: Any, outputs: Tensor) -> None:
+    """Warn where prediction takes another path through the net than training: attention
+    has a fast one, which gives zeros for padding.
+    """
+    torch.backends.mha.set_fastpath_enabled(True)
+    try:
+        predicted = fitted.outputs(example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(False)
+    with torch.enable_grad():
+        trained = fitted.outputs(example).detach()
+    apart = max(_distance(predicted, trained), _distance(outputs, trained))
+    if apart > _tolerance(ALONE, fitted, outputs):
+        warn_user(
+            "The net's scores without gradients, from which it predicts, differ by "
+            f"{apart:.2g} of the largest from those with gradients, by which it learns "
+            "and which the query uses. Under padding, nn.TransformerEncoder's fast "
+            "path gives zeros for padded tokens: pool over the others alone, or call "
+            "torch.backends.mha.set_fastpath_enabled(False)."
+        )
 
 
 def reached_parameters(

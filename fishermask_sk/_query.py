@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from fishermask_sk._collectives import ALONE, Processes
 from fishermask_sk._net_checks import (
     check_candidates,
+    check_real,
     check_samples_apart,
     reached_parameters,
 )
@@ -40,7 +41,6 @@ from fishermask_sk.masks import (
     warn_if_head_fills_mask,
 )
 from fishermask_sk.memory import Budget, Needs, card_of, needs, uses_rows
-from fishermask_sk.modules import undisturbed
 from fishermask_sk.selection import select
 from fishermask_sk.skorch_adapter import FittedNet
 
@@ -201,6 +201,7 @@ class Query:
         layout = self._layout(example, n_outputs)
         names = candidate_names(params.layers, layout, trainable)
         check_candidates(params.layers, names, reached)
+        check_real(fitted.module, names)
         gradients = PerSampleGradients(fitted.module, fitted.logits, example)
         n_trainable = sum(gradients.parameters[name].numel() for name in trainable)
         k = n_kept(params.sparsity, n_trainable)
@@ -490,13 +491,12 @@ class Query:
         return self.fitted.batches(dataset, self.params.batch_size, positions)
 
     def _layout(self, example: Any, n_outputs: int) -> Layout:
-        with undisturbed(self.fitted.module):
-            return find_layout(
-                self.fitted.module,
-                lambda: self.fitted.outputs(example),
-                n_outputs,
-                self.params.head,
-            )
+        return find_layout(
+            self.fitted.module,
+            lambda: self.fitted.outputs(example),
+            n_outputs,
+            self.params.head,
+        )
 
     def _choose_at_random(self, tied: Tensor) -> Tensor:
         return tied[self.rng.randint(len(tied))]

@@ -45,7 +45,7 @@ def find_layout(
     Parameters
     ----------
     module : Module
-        Inside `fishermask_sk.modules.undisturbed`, which gives `requires_grad` back.
+        In evaluation mode (see `fishermask_sk.modules.undisturbed`).
     run : callable -> class scores of shape (n, n_outputs), from a forward pass of
     `module`
     n_outputs : int
@@ -225,6 +225,7 @@ def _stem(
 
     handles = [m.register_forward_pre_hook(before, with_kwargs=True) for m in owners]
     handles += [m.register_forward_hook(after, with_kwargs=True) for m in owners]
+    needs_grad = [(p, p.requires_grad) for p in module.parameters()]
     try:
         for p in module.parameters():
             if p.is_floating_point():
@@ -236,6 +237,8 @@ def _stem(
     finally:
         for handle in handles:
             handle.remove()
+        for p, needed in needs_grad:
+            p.requires_grad_(needed)
     first = {
         name
         for m, sees in sees_input.items()

@@ -124,8 +124,13 @@ def per_layer_mask(
     mask_indices : Tensor of shape (k,), int64, sorted
     """
     kept = [] if head is None else [head]
-    for place in slices.values():
-        inside = candidates[(candidates >= place.start) & (candidates < place.stop)]
+    ends = [(place.start, place.stop) for place in slices.values()]
+    # The candidates are sorted: those of one tensor stand side by side.
+    places = torch.searchsorted(
+        candidates, torch.tensor(ends, device=candidates.device)
+    )
+    for first, last in places.tolist():
+        inside = candidates[first:last]
         share = max(1, ceil(fraction * len(inside) - ROUNDING))
         kept.append(inside[top_k(scores[inside], min(share, len(inside)))])
     return torch.unique(torch.cat(kept))

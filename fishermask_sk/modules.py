@@ -5,8 +5,9 @@ leaving it as found.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy
 from typing import Any
 
 import torch
@@ -36,41 +37,74 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, and nothing compiled; afterwards all is as before, after
     errors too.
 
-    What is given back are modes, `requires_grad` and buffers. Compiled modules run as
-    they were written: the hooks that see a layer's input do not reach into compiled
-    code. A caller's autocast is off, for sums and products of gradients need float32 at
-    least; one inside the module's `forward` is the module's own.
+    What is given back are modes, `requires_grad`, and every attribute of every module
+    as it stood: parameters and buffers, and what else a module keeps (the product of a
+    pruned weight and its mask, a cache), each the same object with the same numbers.
+    This holds the module's numbers twice.
+
+    Compiled modules run as they were written: the hooks that see a layer's input do
+    not reach into compiled code. Transformers take no fast path, which has no
+    gradients and, under padding, other scores. A caller's autocast is off, for sums
+    and products of gradients need float32 at least; one inside the module's `forward`
+    is the module's own.
     """
-    modes = [(m, m.training) for m in module.modules()]
+    modules = list(module.modules())
+    state = [_State(m) for m in modules]
     needs_grad = [(p, p.requires_grad) for p in module.parameters()]
-    buffers = [
-        (m, name, buffer, None if buffer is None else buffer.clone())
-        for m in module.modules()
-        for name, buffer in m._buffers.items()
-    ]
     try:
         module.eval()
         with (
             _uncompiled(),
+            _without_fast_path(),
             _without_autocast({p.device.type for p in module.parameters()}),
         ):
             yield
     finally:
-        for m, training in modes:
-            m.training = training
+        for each in state:
+            each.restore()
         for p, needed in needs_grad:
             p.requires_grad_(needed)
+
+
+class _State:
+    """The attributes of one module (not of those inside it), to be put back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        attributes = vars(module)
+        # Among its dictionaries are those of its parameters, buffers and hooks.
+        inside = [v for v in attributes.values() if isinstance(v, (dict, list))]
+        self.spaces: list[Any] = [attributes, *inside]
+        self.before = [space.copy() for space in self.spaces]
+        self.contents = [
+            (value, value.detach().clone())
+            for space in self.before
+            for value in (space.values() if isinstance(space, dict) else space)
+            if isinstance(value, Tensor)
+        ]
+
+    def restore(self) -> None:
+        for space, before in zip(self.spaces, self.before, strict=True):
+            if isinstance(space, list):
+                space[:] = before
+                continue
+            if list(space) != list(before):  # the order of parameters is theirs
+                space.clear()
+            space.update(before)
         with torch.no_grad():
-            for m, name, buffer, before in buffers:
-                if (
-                    buffer is not None
-                    and before is not None
-                    and not torch.equal(buffer, before)
-                ):
-                    buffer.copy_(before)
-                m._buffers[name] = (
-                    buffer  # forward may have put another tensor in its place
-                )
+            for tensor, content in self.contents:
+                if not torch.equal(tensor.detach(), content):
+                    tensor.copy_(content)
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Attention and encoder layers compute what they would with gradients."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
@@ -93,11 +127,20 @@ def _without_autocast(devices: set[str]) -> Iterator[None]:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """Apply a function to every tensor in a batch made of dicts, lists and tuples."""
+    """Apply a function to every tensor in a batch made of mappings, lists and
+    tuples.
+    """
     if isinstance(batch, Tensor):
         return function(batch)
-    if isinstance(batch, dict):
-        return {key: map_tensors(function, value) for key, value in batch.items()}
+    if isinstance(batch, Mapping):
+        found = {key: map_tensors(function, value) for key, value in batch.items()}
+        if type(batch) is dict:
+            return found
+        twin: Any = copy(batch)  # a mapping of its own kind, as tokenizers give it
+        twin.update(found)
+        return twin
     if isinstance(batch, (list, tuple)):
-        return type(batch)(map_tensors(function, value) for value in batch)
+        parts = [map_tensors(function, value) for value in batch]
+        # A named tuple takes its values one by one.
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch

@@ -10,6 +10,7 @@ import torch
 from sklearn.base import clone
 
 from fishermask_sk._calibration import calibrate
+from fishermask_sk._net_checks import check_module
 from fishermask_sk._query import Plan, Query
 from fishermask_sk.memory import free_bytes, readable
 from fishermask_sk.modules import undisturbed
@@ -194,6 +195,7 @@ def check_network(
     )  # a RandomState in it is not drawn from
     params._check_params()
     fitted = fitted_net(estimator)
+    check_module(fitted.module)
     check_n_instances(n_instances)
     if n_pool is not None:
         check_n_instances(n_instances, _checked_size(n_pool))

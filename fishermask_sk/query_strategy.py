@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator
 
 from fishermask_sk._agreement import check_same_question
 from fishermask_sk._collectives import ALONE, Processes, all_processes
+from fishermask_sk._net_checks import check_module
 from fishermask_sk._query import Query
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.fisher import Weighting
@@ -286,6 +287,7 @@ class FisherMask(BaseEstimator):
         with processes.together():
             self._check_params()
             fitted = fitted_net(estimator)
+            check_module(fitted.module)
             check_n_instances(n_instances)
             if (
                 processes.size > 1

@@ -4,13 +4,14 @@ way in.
 
 import numpy as np
 import pytest
+import reference
 import torch
 from networks import CLASSES, N, make_net, vectors
-from skorch import NeuralNetBinaryClassifier, NeuralNetRegressor
+from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 from torch.nn import functional as F
 
-from fishermask_sk import FisherMask
+from fishermask_sk import FisherMask, check_network
 from fishermask_sk.gradients import PerSampleGradients
 
 X = vectors(np.random.default_rng(0), N)
@@ -221,3 +222,86 @@ def test_a_pool_of_one_sample_is_no_batch():
     assert FisherMask(10, keep_head=False).select(
         net, X[:1], 1, X_labeled=X[:0]
     ).tolist() == [0]
+
+
+class Untrained(NeuralNetClassifier):
+    """Modules that no optimiser would take."""
+
+    def _initialize_optimizer(self, reason=None):
+        return self
+
+
+@pytest.mark.parametrize("ask", [FisherMask().select, check_network])
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Identity(), "The module has no parameters; FisherMask ranks"),
+        (
+            nn.Sequential(nn.LazyLinear(4), nn.LazyLinear(CLASSES)),
+            r"0.weight, 0.bias, .* have no shape yet.*run it once on a batch",
+        ),
+        (
+            torch.jit.trace(nn.Linear(7, CLASSES), torch.zeros(2, 7)),
+            "holds a TopLevelTracedModule, which torch.jit made.*as it was written",
+        ),
+    ],
+)
+def test_modules_that_no_query_can_work_on(ask, module, message):
+    net = make_net(module, cls=Untrained).initialize()
+    with pytest.raises(ValueError, match=message):
+        ask(net, X, 2, X_labeled=X[:0])
+
+
+class Complex(nn.Module):
+    """A filter in the frequencies, as neural operators have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(4, dtype=torch.complex128))
+        self.head = nn.Linear(7, CLASSES)
+
+    def forward(self, x):
+        return self.head(torch.fft.irfft(torch.fft.rfft(x) * self.filter, n=7))
+
+
+def test_complex_weights_are_left_out_or_refused():
+    torch.manual_seed(0)
+    net = make_net(Complex()).initialize()
+    net.module_.head.double()
+    with pytest.raises(ValueError, match=r"filter are complex; .* layers=\.\.\."):
+        FisherMask(10).select(net, X, 2, X_labeled=X[:0])
+    strategy = FisherMask(10, layers="head.*", random_state=0)
+    strategy.select(net, X, 2, X_labeled=X[:0])
+    assert strategy.weights_per_layer_["filter"] == 0
+
+
+class MeanOverPadding(nn.Module):
+    """Padded tokens count, and in prediction the fast path makes them zero."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.embed = nn.Embedding(12, 8)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        padded = self.encoder(self.embed(x), src_key_padding_mask=x == 0)
+        return self.head(padded.mean(1))
+
+
+@pytest.mark.parametrize("layers", ["all", "last"])
+def test_the_fast_path_of_attention_is_not_taken(layers):
+    torch.manual_seed(0)
+    net = make_net(MeanOverPadding().double()).initialize()
+    tokens = np.random.default_rng(0).integers(1, 12, (N, 5))
+    tokens[:, 3:] = 0
+    net.module_.eval()
+    every = reference.naive_embeddings(net.module_, torch.as_tensor(tokens))
+    strategy = FisherMask(20, layers=layers, random_state=0)
+    with pytest.warns(UserWarning, match=r"without gradients, .* differ by .* padding"):
+        strategy.select(net, tokens, 3, X_labeled=tokens[:0])
+    masked = every[:, :, strategy.mask_indices_].numpy()
+    picks, gains = reference.naive_selection(masked, masked[:0], 3)
+    assert strategy.query_idx_.tolist() == picks
+    np.testing.assert_allclose(strategy.trace_reductions_, gains, rtol=1e-8)
+    assert torch.backends.mha.get_fastpath_enabled()
