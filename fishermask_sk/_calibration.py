@@ -37,20 +37,24 @@ class SelectionTimes(NamedTuple):
     late: float
 
 
-def calibrate(query: Query, plan: Plan, n_pool: int) -> tuple[Tensor, dict[str, float]]:
-    """Time each step of the query on some of its samples, and scale to a pool of
-    `n_pool`.
+def calibrate(
+    query: Query, sized: Query, plan: Plan
+) -> tuple[Tensor, dict[str, float]]:
+    """Time each step of the query on some of its samples, and scale to the numbers of
+    samples of `sized`, the query that is asked about.
 
     Returns
     -------
     mask_indices : Tensor of shape (k,)
         From the few samples.
-    seconds : dict of "mask", "embeddings" and "selection" to float
+    seconds : dict of step to float
+        "mask", "embeddings" and "selection"; "candidates", where the pool is passed
+        through the net to find them.
     """
-    n_all = n_pool + query.n_labeled
+    n_pool = sized.n_pool
     n_samples = _affordable(query, plan)
     scores = _rank(query, plan, n_samples)
-    n_drawn = min(query.params.n_mask_samples, n_all)
+    n_drawn = min(query.params.n_mask_samples, sized.n_averaged)
     per_ranked = (
         _seconds(lambda: _rank(query, plan, n_samples), scores.device) / n_samples
     )
@@ -62,29 +66,35 @@ def calibrate(query: Query, plan: Plan, n_pool: int) -> tuple[Tensor, dict[str, 
     sub = Query(
         query.params,
         query.fitted,
-        Subset(query.pool, range(n_samples)),
+        Subset(query.pool.dataset, range(n_samples)),
         None,
         n_samples,
         0,
         query.n_instances,
     )
     per_embedded = (
-        _seconds(lambda: sub._embed(plan.gradients, mask_indices), scores.device)
+        _seconds(
+            lambda: sub._embed(plan.gradients, mask_indices, plan.n_rows), scores.device
+        )
         / n_samples
     )
-    embeddings = sub._embed(plan.gradients, mask_indices).pool
+    embeddings = sub._embed(plan.gradients, mask_indices, plan.n_rows).pool
+    n_embedded = sized.n_embedded(sized.n_information or sized.n_averaged)
     n_weights = min(query.params.n_components or len(mask_indices), len(mask_indices))
     if n_weights < len(
         mask_indices
     ):  # all of `sub` were embedded twice, once to find the directions
-        per_embedded, n_embedded = per_embedded / 2, n_all + n_drawn
-    else:
-        n_embedded = n_all
-    return mask_indices, {
+        per_embedded, n_embedded = per_embedded / 2, n_embedded + n_drawn
+    seconds = {
         "mask": 0.0 if query.params.mask == "random" else per_ranked * n_drawn,
         "embeddings": per_embedded * n_embedded,
-        "selection": _scaled_selection(embeddings, n_pool, n_weights, query),
+        "selection": _scaled_selection(embeddings, sized.n_stored, n_weights, query),
     }
+    if sized.n_candidates is not None:
+        seconds["candidates"] = n_pool * (
+            _seconds(lambda: _classify(query, n_samples), scores.device) / n_samples
+        )
+    return mask_indices, seconds
 
 
 def _affordable(query: Query, plan: Plan) -> int:
@@ -99,10 +109,16 @@ def _affordable(query: Query, plan: Plan) -> int:
 
 
 def _rank(query: Query, plan: Plan, n_samples: int) -> Tensor:
-    batch = next(query.fitted.batches(query.pool, n_samples, range(n_samples)))
+    batch = next(query.fitted.batches(query.pool.dataset, n_samples, range(n_samples)))
     return plan.gradients.diagonal_fisher(
         [batch], names=plan.names, n_top_classes=query.params.n_top_classes
     )
+
+
+def _classify(query: Query, n_samples: int) -> None:
+    batch = next(query.fitted.batches(query.pool.dataset, n_samples, range(n_samples)))
+    with torch.no_grad():
+        query.fitted.logits(batch)
 
 
 def _scaled_selection(

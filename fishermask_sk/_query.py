@@ -23,13 +23,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from fishermask_sk._collectives import ALONE, Processes
+from fishermask_sk._collectives import ALONE, Processes, Shard
 from fishermask_sk._net_checks import (
     check_candidates,
     check_real,
     check_samples_apart,
     reached_parameters,
 )
+from fishermask_sk._proposals import given_positions, least, margins, seeded
 from fishermask_sk.fisher import information
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.layers import Layout, candidate_names, find_layout
@@ -68,15 +69,43 @@ class Plan(NamedTuple):
     n_rows: int
 
 
+class Samples(NamedTuple):
+    """Samples of one kind that this process holds, their place among those of all
+    processes, and their weights (n,) in means where these differ.
+    """
+
+    name: str
+    dataset: Any  # a Dataset, or None where there are none here
+    n: int
+    shard: Shard
+    weights: Tensor | None = None
+
+
+class Drawn(NamedTuple):
+    """Samples of each kind here that a mean is over, by position, with their weights,
+    and the sum of the weights of all that were drawn anywhere.
+    """
+
+    parts: list[tuple[Samples, list[int]]]
+    weights: Tensor | None
+    total_weight: float
+
+    @property
+    def n_own(self) -> int:
+        """How many there are here."""
+        return sum(len(positions) for _, positions in self.parts)
+
+
 class Embedded(NamedTuple):
-    """What the selection is given: matrices, or the labelled samples' embeddings where
-    these cost less.
+    """What the selection is given: matrices, or the embeddings of those that they are
+    sums of where these cost less.
     """
 
     pool: Tensor
     pool_information: Tensor | None
     labeled_information: Tensor | None
     labeled: Tensor | None
+    information: Tensor | None
 
 
 class Query:
@@ -90,29 +119,30 @@ class Query:
         self,
         params: FisherMask,
         fitted: FittedNet,
-        pool: Dataset,
+        pool: Dataset | None,
         labeled: Dataset | None,
         n_pool: int,
         n_labeled: int,
         n_instances: int,
-        proposed: np.ndarray | None = None,
         processes: Processes = ALONE,
+        target: tuple[Dataset | None, int] | None = None,
+        target_weight: np.ndarray | None = None,
     ) -> None:
-        self.params, self.fitted, self.pool, self.labeled = (
-            params,
-            fitted,
-            pool,
-            labeled,
-        )
+        self.params, self.fitted, self.processes = params, fitted, processes
         self.n_pool, self.n_labeled, self.n_instances = n_pool, n_labeled, n_instances
-        self.proposed, self.processes = proposed, processes
-        self.pool_shard, self.labeled_shard = (
-            processes.shard(n_pool),
-            processes.shard(n_labeled),
+        weights = None if target_weight is None else torch.as_tensor(target_weight)
+        self.pool = Samples("X_pool", pool, n_pool, processes.shard(n_pool))
+        self.labeled = Samples(
+            "X_labeled", labeled, n_labeled, processes.shard(n_labeled)
         )
-        self.shard = (
-            self.pool_shard if proposed is None else processes.shard(len(proposed))
+        self.target = target and Samples(
+            "X_target", *target, processes.shard(target[1]), weights
         )
+        self.labeled_weight = 1.0  # of each labelled sample in means
+        self.averaged = self._averaged(weights)
+        self.proposed: np.ndarray | None = None
+        self.n_candidates: int | None = None
+        self.shard = self.pool.shard
         seed = params.random_state
         rng = np.random.RandomState() if seed is None else check_random_state(seed)
         self.rng = processes.object_of(0, rng)
@@ -123,6 +153,74 @@ class Query:
         n_on_card = all_places.count((machine, card))
         self.budget = Budget(params.max_memory, self.device, n_beside, n_on_card)
 
+    def _averaged(self, weights: Tensor | None) -> list[Samples]:
+        """What F̄ and the scores are means over: the target where there is one, else
+        pool and labelled samples, of whom each counts as the mean of the pool.
+        """
+        if self.target is not None:
+            return [self.target]
+        if weights is None:
+            return [self.pool, self.labeled]
+        total = sum(self.processes.objects(float(weights.sum())))
+        self.labeled_weight = total / self.pool.shard.total
+        of_labeled = torch.full(
+            (self.n_labeled,), self.labeled_weight, dtype=torch.float64
+        )
+        return [
+            self.pool._replace(weights=weights),
+            self.labeled._replace(weights=of_labeled),
+        ]
+
+    def propose(self, candidates: Any, estimator: Any, X_pool: Any) -> None:
+        """Note which samples may be picked: None for all, a multiple of `n_instances`,
+        positions, or a callable that gives them.
+        """
+        if candidates is None:
+            return
+        if isinstance(candidates, Integral):
+            n = min(int(candidates) * self.n_instances, self.pool.shard.total)
+            self.n_candidates = n if n < self.pool.shard.total else None
+            return
+        with self.processes.together():
+            if callable(candidates):
+                proposal = seeded(candidates, self.rng, self.processes.rank)
+                candidates = proposal(estimator, X_pool) if self.n_pool else []
+            proposed = given_positions(candidates, self.n_pool)
+        n_proposed = sum(self.processes.objects(len(proposed)))
+        if self.n_instances > n_proposed:
+            raise ValueError(
+                f"n_instances={self.n_instances} exceeds the {n_proposed} candidates; "
+                "lower n_instances, or propose more."
+            )
+        self._set_proposed(proposed)
+
+    def _set_proposed(self, proposed: np.ndarray) -> None:
+        self.proposed, self.shard = proposed, self.processes.shard(len(proposed))
+
+    def _propose_most_uncertain(self, n: int) -> None:
+        """Let the n samples of all processes be picked whose margin is smallest."""
+        with (
+            self.processes.together(),
+            torch.no_grad(),
+            self._progress("candidates", self.n_pool) as advance,
+        ):
+
+            def logits() -> Iterator[Tensor]:
+                for batch in self._batches(self.pool):
+                    yield (found := self.fitted.logits(batch))
+                    advance(len(found))
+
+            own = margins(logits())
+            _check_complete(len(own), self.pool)
+            broken = (~own.isfinite()).nonzero()[:, 0]
+            if len(broken):
+                raise ValueError(
+                    f"The net's outputs on sample {int(broken[0])} of X_pool hold NaN "
+                    "or infinite values; drop the sample, or scale the samples."
+                )
+        chosen = least(self.processes.concatenated(own), n)
+        self._set_proposed(self.pool.shard.own(chosen).numpy())
+
     @property
     def device(self) -> torch.device:
         """Where the module's weights are."""
@@ -131,9 +229,13 @@ class Query:
     def run(self, random_tie_break: bool) -> dict[str, Any]:
         """All steps in turn; what `FisherMask` learns from them."""
         with self._timed("mask"):
-            gradients, mask_indices = self._find_mask()
+            plan, mask_indices = self._find_mask()
+        gradients = plan.gradients
+        if self.n_candidates is not None:
+            with self._timed("candidates"):
+                self._propose_most_uncertain(self.n_candidates)
         with self._timed("embeddings"):
-            embedded = self._embed(gradients, mask_indices)
+            embedded = self._embed(gradients, mask_indices, plan.n_rows)
         with (
             self._timed("selection"),
             self._progress("picks", self._n_steps()) as advance,
@@ -144,7 +246,8 @@ class Query:
                 self.n_instances,
                 labeled_information=embedded.labeled_information,
                 labeled_embeddings=embedded.labeled,
-                n_labeled=self.labeled_shard.total,
+                information_embeddings=embedded.information,
+                n_labeled=self.labeled.shard.total,
                 damping=float(self.params.damping),
                 oversample=float(self.params.oversample),
                 choose=self._choose_at_random if random_tie_break else None,
@@ -169,7 +272,7 @@ class Query:
         """What the net is, tried on its first samples, and what a mask may touch."""
         example, n_example = self._shared_example
         with self.processes.together():
-            if self.n_pool and self.pool_shard.start:
+            if self.n_pool and self.pool.shard.start:
                 self.fitted.check_outputs(self._example(self.pool))
             return self._plan(example, n_example)
 
@@ -178,7 +281,7 @@ class Query:
         """The first samples of all, and how many: for the same layout everywhere, and
         for processes without any.
         """
-        source = self.pool_shard.owner(0)
+        source = self.pool.shard.owner(0)
         with self.processes.together():
             own = self._example(self.pool) if self.processes.rank == source else None
         return self.processes.object_of(source, (own, min(EXAMPLES, self.n_pool)))
@@ -187,8 +290,9 @@ class Query:
         params, fitted = self.params, self.fitted
         n_outputs = fitted.check_outputs(example)
         check_samples_apart(fitted, example, n_example)
-        if self.labeled is not None:
-            fitted.check_outputs(self._example(self.labeled))
+        for samples in (self.labeled, self.target):
+            if samples is not None and samples.n:
+                fitted.check_outputs(self._example(samples))
         trainable = [
             name for name, p in fitted.module.named_parameters() if p.requires_grad
         ]
@@ -212,7 +316,7 @@ class Query:
             gradients, layout, names, candidates, k, n_trainable, n_classes, n_rows
         )
 
-    def _find_mask(self) -> tuple[PerSampleGradients, Tensor]:
+    def _find_mask(self) -> tuple[Plan, Tensor]:
         """Steps 1 and 2: diagonal Fisher information, and the positions that are
         kept.
         """
@@ -225,8 +329,11 @@ class Query:
                 self.rng.uniform(size=plan.gradients.n_parameters),
                 device=plan.candidates.device,
             )
+        elif names := self._ranked(plan):
+            scores = self._diagonal_fisher(plan, names)
         else:
-            scores = self._diagonal_fisher(plan)
+            _ = self._drawn  # what is drawn after it stays the same
+            scores = torch.zeros(plan.gradients.n_parameters, device=self.device)
         with self.processes.together():
             own = self.mask(plan, scores).cpu() if self.processes.rank == 0 else None
         mask_indices = self.processes.object_of(0, own).to(scores.device)
@@ -236,31 +343,39 @@ class Query:
                 len(mask_indices),
                 self.n_pool,
             )
-        return plan.gradients, mask_indices
+        return plan, mask_indices
 
-    def _example(self, dataset: Dataset) -> Any:
+    def _example(self, samples: Samples) -> Any:
         """The first samples, for checks that read no more."""
-        n = self.n_pool if dataset is self.pool else self.n_labeled
-        return next(self.fitted.batches(dataset, EXAMPLES, range(min(EXAMPLES, n))))
+        first = range(min(EXAMPLES, samples.n))
+        return next(self.fitted.batches(samples.dataset, EXAMPLES, first))
 
-    def _diagonal_fisher(self, plan: Plan) -> Tensor:
-        """Step 1 for the weights that a mask may touch, over samples drawn from pool
-        and labelled together.
+    def _ranked(self, plan: Plan) -> list[str]:
+        """The parameters whose scores decide the mask: none where no choice is left."""
+        if self.params.mask != "fisher":
+            return plan.names
+        sizes = {name: p.numel() for name, p in plan.gradients.parameters.items()}
+        in_head = [name for name in plan.names if name in plan.layout.head]
+        n_head = sum(sizes[name] for name in in_head) if self.params.keep_head else 0
+        if plan.k == n_head or plan.k >= len(plan.candidates):
+            return []
+        return in_head if n_head > plan.k else plan.names
+
+    def _diagonal_fisher(self, plan: Plan, names: list[str]) -> Tensor:
+        """Step 1 for the weights that a mask may touch, over samples drawn from those
+        that F̄ is a mean over.
         """
-        of_pool, of_labeled, n_drawn = self._drawn
-        n_own = len(of_pool) + len(of_labeled)
-        with self.processes.together(), self._progress("mask", n_own) as advance:
-            batches = chain(
-                self._batches(self.pool, of_pool),
-                self._batches(self.labeled, of_labeled),
-            )
+        drawn = _weighty(self._drawn, "n_mask_samples")
+        with self.processes.together(), self._progress("mask", drawn.n_own) as advance:
             mean = plan.gradients.diagonal_fisher(
-                batches,
+                chain.from_iterable(self._batches(*part) for part in drawn.parts),
                 advance,
-                names=plan.names,
+                names=names,
                 n_top_classes=self.params.n_top_classes,
+                weights=drawn.weights,
             )
-        scores = self.processes.add(mean * (n_own / n_drawn))
+        own = drawn.n_own if drawn.weights is None else float(drawn.weights.sum())
+        scores = self.processes.add(mean * (own / drawn.total_weight))
         if not bool(torch.isfinite(scores).all()):
             raise FloatingPointError(
                 "The diagonal Fisher information holds NaN or infinite values: samples "
@@ -293,13 +408,18 @@ class Query:
             warn_if_head_fills_mask(plan.k, len(head), plan.n_trainable)
         return ranked_mask(scores, plan.k, candidates, head)
 
-    def _embed(self, gradients: PerSampleGradients, mask_indices: Tensor) -> Embedded:
-        """Step 3: the pool's embeddings, F̄, and what is known of the labelled
+    def _embed(
+        self, gradients: PerSampleGradients, mask_indices: Tensor, n_rows: int
+    ) -> Embedded:
+        """Step 3: the candidates' embeddings, F̄, and what is known of the labelled
         samples.
         """
         components = self._components(gradients, mask_indices)
+        drawn = self._drawn_for_information()
         with self.processes.together():
-            embedded = self._embed_own(gradients, mask_indices, components)
+            embedded = self._embed_own(
+                gradients, mask_indices, components, n_rows, drawn
+            )
         for matrix in (embedded.pool_information, embedded.labeled_information):
             if matrix is not None:
                 self.processes.add(matrix)
@@ -310,53 +430,84 @@ class Query:
         gradients: PerSampleGradients,
         mask_indices: Tensor,
         components: Tensor | None,
+        n_rows: int,
+        drawn: Drawn,
     ) -> Embedded:
         """The same of the samples that this process holds: its part of all means."""
         k = len(mask_indices) if components is None else components.shape[1]
-        rows: Tensor | None = (
-            None  # of the labelled samples, where matrices would cost more
-        )
-        labeled_mean, total, embeddings = None, None, torch.empty(0)
-        n_labeled, start = self.labeled_shard.total, 0
-        with self._progress("embeddings", self.n_pool + self.n_labeled) as advance:
+        in_rows = self._in_rows(n_rows, k)
+        total: Tensor | None = None
+        known: Tensor | None = None
+        rows: list[Tensor] = []  # of the labelled samples, where matrices cost more
+        averaged: list[Tensor] = []  # rows of what F̄ is a mean over, likewise
+        if not in_rows:
+            total = torch.zeros(k, k, dtype=torch.float64, device=mask_indices.device)
+        whole = self._passes_are_the_mean
+        with self._progress("embeddings", self.n_embedded(drawn.n_own)) as advance:
 
-            def embedded(dataset: Dataset | None) -> Iterator[Tensor]:
+            def embedded(
+                samples: Samples, positions: list[int] | None = None
+            ) -> Iterator[Tensor]:
                 for v in self._embedded_batches(
-                    gradients, dataset, mask_indices, advance
+                    gradients, samples, mask_indices, advance, positions
                 ):
                     yield v if components is None else v @ components
 
-            if n_labeled:
-                parts = embedded(self.labeled)
-                first = next(parts)
-                if self._in_rows(first.shape[1], k):
-                    rows = torch.cat([first, *parts])
-                else:
-                    total = torch.zeros(
-                        k, k, dtype=torch.float64, device=mask_indices.device
-                    )
-                    for v in chain([first], parts):
-                        total += information(
-                            v.double()
-                        )  # M_∅ is inverted: rounding must stay far below λ
-                    labeled_mean = total / n_labeled
-            for v in embedded(self.pool):
+            def average(v: Tensor, weights: Tensor | None) -> None:
+                if weights is not None:
+                    v = v * weights.to(v).sqrt()[:, None, None]
+                if total is not None:
+                    total.add_(information(v))
+                elif not self._shares_rows:
+                    averaged.append(v)
+
+            if self.labeled.shard.total:
+                for v in embedded(self.labeled):
+                    if in_rows:
+                        rows.append(v)
+                    else:  # M_∅ is inverted: rounding must stay far below λ
+                        of_batch = information(v.double())
+                        known = of_batch if known is None else known.add_(of_batch)
+                if whole and known is not None and total is not None:
+                    total.add_(known, alpha=self.labeled_weight)
+                elif whole:
+                    for v in rows:
+                        average(v, torch.tensor([self.labeled_weight]))
+            if not whole:
+                for part, weights in self._weighted_parts(drawn):
+                    start = 0
+                    for v in embedded(*part):
+                        own = None if weights is None else weights[start:][: len(v)]
+                        average(v, own)
+                        start += len(v)
+            embeddings, start = torch.empty(0), 0
+            positions = None if whole or self.proposed is None else self.proposed
+            for v in embedded(
+                self.pool, None if positions is None else positions.tolist()
+            ):
                 if start == 0:
                     needed = self._needs_of(k, v.shape[1], v.itemsize)
                     embeddings = self.budget.empty(
-                        (self._n_stored, *v.shape[1:]), v.dtype, needed
+                        (self.n_stored, *v.shape[1:]), v.dtype, needed
                     )
-                    if total is None and not self._in_rows(v.shape[1], k):
-                        total = torch.zeros(
-                            k, k, dtype=torch.float64, device=mask_indices.device
-                        )
-                if total is not None:
-                    total += information(v)
-                self._store(v, embeddings, start)
+                if whole:
+                    weights = self.averaged[0].weights
+                    average(v, None if weights is None else weights[start:][: len(v)])
+                if positions is None:
+                    self._store(v, embeddings, start)
+                else:
+                    embeddings[start : start + len(v)] = v
                 start += len(v)
         if total is not None:
-            total /= self.pool_shard.total + n_labeled
-        return Embedded(embeddings, total, labeled_mean, rows)
+            total /= drawn.total_weight
+        if known is not None:
+            known /= self.labeled.shard.total
+        scaled = torch.cat(averaged) if averaged else None
+        if scaled is not None:
+            scaled /= drawn.total_weight**0.5
+        return Embedded(
+            embeddings, total, known, torch.cat(rows) if rows else None, scaled
+        )
 
     def _store(self, v: Tensor, embeddings: Tensor, start: int) -> None:
         """Keep the embeddings of samples start, start + 1, …: of those that may be
@@ -375,15 +526,52 @@ class Query:
         """
         if self.proposed is None:
             return picks
-        positions = self.pool_shard.start + torch.as_tensor(self.proposed)
+        positions = self.pool.shard.start + torch.as_tensor(self.proposed)
         return self.shard.take(picks, lambda own: positions[own])
+
+    def n_embedded(self, n_information: int) -> int:
+        """How many samples here have their gradients taken for the selection, where F̄
+        is a mean over so many.
+        """
+        if self._passes_are_the_mean:
+            return self.n_labeled + self.n_pool
+        return self.n_labeled + self.n_stored + n_information
+
+    @property
+    def _passes_are_the_mean(self) -> bool:
+        """Whether F̄ is a mean over all of pool and labelled samples, who are embedded
+        one after the other anyway.
+        """
+        return self.target is None and self.n_information is None
+
+    @property
+    def _shares_rows(self) -> bool:
+        """Whether F̄ is a plain mean over samples whose embeddings are all kept."""
+        weighted = any(samples.weights is not None for samples in self.averaged)
+        all_kept = self.n_candidates is None and self.proposed is None
+        return self._passes_are_the_mean and all_kept and not weighted
+
+    @property
+    def n_information(self) -> int | None:
+        """How many samples F̄ is a mean over, where not over all."""
+        n, n_all = self.params.n_information_samples, self.n_averaged
+        return None if n is None or n >= n_all else n
+
+    @property
+    def n_averaged(self) -> int:
+        return sum(samples.shard.total for samples in self.averaged)
+
+    @property
+    def _n_more_rows(self) -> int:
+        """Samples whose rows are kept for F̄ alone, where matrices would cost more."""
+        return 0 if self._shares_rows else self.n_information or self.n_averaged
 
     def _in_rows(self, n_rows: int, k: int) -> bool:
         """Whether the selection works on the embeddings of all samples, and no k×k
         matrix is made.
         """
-        has_all = self.processes.size == 1 and self.proposed is None
-        return has_all and uses_rows(self.n_pool + self.n_labeled, n_rows, k)
+        n_samples = self.n_stored + self.n_labeled + self._n_more_rows
+        return self.processes.size == 1 and uses_rows(n_samples, n_rows, k)
 
     def _components(
         self, gradients: PerSampleGradients, mask_indices: Tensor
@@ -394,15 +582,19 @@ class Query:
         n_components = self.params.n_components
         if n_components is None or n_components >= len(mask_indices):
             return None
-        of_pool, of_labeled, _ = self._drawn
         parts = []
-        for dataset, positions in ((self.pool, of_pool), (self.labeled, of_labeled)):
+        for part, weights in self._weighted_parts(self._drawn):
             with self.processes.together():
-                own = [
-                    self._embeddings(gradients, batch, mask_indices).flatten(0, 1)
-                    for batch in self._batches(dataset, positions)
-                ] or [self._none_of(gradients, mask_indices).flatten(0, 1)]
-            parts.append(self.processes.concatenated(torch.cat(own)))
+                own = torch.cat(
+                    [
+                        self._embeddings(gradients, batch, mask_indices)
+                        for batch in self._batches(*part)
+                    ]
+                    or [self._none_of(gradients, mask_indices)]
+                )
+                if weights is not None:
+                    own *= weights.to(own).sqrt()[:, None, None]
+            parts.append(self.processes.concatenated(own.flatten(0, 1)))
         rows = torch.cat(parts)
         seed = self.rng.randint(2**31 - 1)
         n_components = min(n_components, len(rows))
@@ -432,63 +624,85 @@ class Query:
     def _embedded_batches(
         self,
         gradients: PerSampleGradients,
-        dataset: Dataset | None,
+        samples: Samples,
         mask_indices: Tensor,
         advance: Callable[[int], object],
+        positions: list[int] | None = None,
     ) -> Iterator[Tensor]:
-        name, expected = (
-            ("X_pool", self.n_pool)
-            if dataset is self.pool
-            else ("X_labeled", self.n_labeled)
-        )
-        if dataset is None:
+        """Embeddings of all these samples, or of those at some positions."""
+        if samples.dataset is None or positions == []:
             yield self._none_of(gradients, mask_indices)
             return
         done = 0
-        for batch in self.fitted.batches(dataset, self.params.batch_size):
+        for batch in self._batches(samples, positions):
             v = self._embeddings(gradients, batch, mask_indices)
             finite = torch.isfinite(v).flatten(1).all(1)
             if not bool(finite.all()):
+                i = done + int(finite.int().argmin())
                 raise ValueError(
-                    f"The gradients of sample {done + int(finite.int().argmin())} of "
-                    f"{name} hold NaN or infinite values: the sample does, or the "
-                    "net's outputs on it; drop it, or scale the samples."
+                    "The gradients of sample "
+                    f"{i if positions is None else positions[i]} of {samples.name} "
+                    "hold NaN or infinite values: the sample does, or the net's "
+                    "outputs on it; drop it, or scale the samples."
                 )
             done += len(v)
             advance(len(v))
             yield v
-        if done != expected:
-            raise ValueError(
-                f"The net's iterator gave {done} of the {expected} samples of {name}; "
-                "set iterator_valid__drop_last=False."
-            )
+        _check_complete(done, samples, positions)
 
     def _none_of(self, gradients: PerSampleGradients, mask_indices: Tensor) -> Tensor:
         """Embeddings of no samples."""
         return self._embeddings(gradients, self._shared_example[0], mask_indices)[:0]
 
     @cached_property
-    def _drawn(self) -> tuple[list[int], list[int], int]:
-        """The pool's and the labelled samples here that rank the weights, and how many
-        do so everywhere.
+    def _drawn(self) -> Drawn:
+        """The samples that rank the weights."""
+        return self._draw(self.params.n_mask_samples)
+
+    def _drawn_for_information(self) -> Drawn:
+        """The samples that F̄ is a mean over: all, or so many."""
+        n = self.n_information or self.n_averaged
+        return _weighty(self._draw(n), "n_information_samples")
+
+    def _draw(self, n_wanted: int) -> Drawn:
+        """So many of those that F̄ is a mean over, without replacement; all where there
+        are no more.
         """
-        n_pool = self.pool_shard.total
-        n = n_pool + self.labeled_shard.total
-        n_drawn = min(n, self.params.n_mask_samples)
+        n = self.n_averaged
+        n_drawn = min(n, n_wanted)
         drawn = torch.arange(n_drawn)
         if n_drawn < n:
             drawn = torch.as_tensor(np.sort(self.rng.choice(n, n_drawn, replace=False)))
-        of_labeled = self.labeled_shard.own(drawn[drawn >= n_pool] - n_pool)
-        return (
-            self.pool_shard.own(drawn[drawn < n_pool]).tolist(),
-            of_labeled.tolist(),
-            n_drawn,
-        )
+        parts, weights, start = [], [], 0
+        for samples in self.averaged:
+            end = start + samples.shard.total
+            here = drawn[(drawn >= start) & (drawn < end)] - start
+            own = samples.shard.own(here)
+            parts.append((samples, own.tolist()))
+            if samples.weights is not None:
+                weights.append(samples.weights[own])
+            start = end
+        if not weights:
+            return Drawn(parts, None, n_drawn)
+        of_drawn = torch.cat(weights)
+        total = sum(self.processes.objects(float(of_drawn.sum())))
+        return Drawn(parts, of_drawn, total)
 
-    def _batches(self, dataset: Dataset | None, positions: list[int]) -> Iterator[Any]:
-        if dataset is None or not positions:
+    def _weighted_parts(
+        self, drawn: Drawn
+    ) -> Iterator[tuple[tuple[Samples, list[int]], Tensor | None]]:
+        """The samples of each kind that were drawn, with their weights."""
+        for samples, positions in drawn.parts:
+            weights = samples.weights
+            yield (samples, positions), None if weights is None else weights[positions]
+
+    def _batches(
+        self, samples: Samples, positions: list[int] | None = None
+    ) -> Iterator[Any]:
+        """Batches of all these samples, or of those at some positions."""
+        if samples.dataset is None or positions == []:
             return iter(())
-        return self.fitted.batches(dataset, self.params.batch_size, positions)
+        return self.fitted.batches(samples.dataset, self.params.batch_size, positions)
 
     def _layout(self, example: Any, n_outputs: int) -> Layout:
         return find_layout(
@@ -502,19 +716,18 @@ class Query:
         return tied[self.rng.randint(len(tied))]
 
     def _n_steps(self) -> int:
-        n_elsewhere = self.shard.total - self.shard.n
-        n_picks = min(
-            ceil(self.params.oversample * self.n_instances),
-            self._n_stored + n_elsewhere,
-        )
+        n_candidates = self.n_candidates or self.shard.total
+        n_picks = min(ceil(self.params.oversample * self.n_instances), n_candidates)
         return n_picks + n_picks - self.n_instances
 
     @property
-    def _n_stored(self) -> int:
-        """How many samples here have their embeddings kept: those that may be
-        picked.
+    def n_stored(self) -> int:
+        """How many samples here have their embeddings kept: those that may be picked,
+        or as many as there may be.
         """
-        return self.n_pool if self.proposed is None else len(self.proposed)
+        if self.proposed is not None:
+            return len(self.proposed)
+        return min(self.n_pool, self.n_candidates or self.n_pool)
 
     def needs(self, k: int, n_rows: int) -> Needs:
         """What the query holds, with so many weights in the mask."""
@@ -525,15 +738,15 @@ class Query:
         needed = self._needs_of(n_components, n_rows, itemsize)
         if n_components == k:
             return needed
-        n_drawn = min(self.n_pool + self.n_labeled, self.params.n_mask_samples)
+        n_drawn = min(self.n_averaged, self.params.n_mask_samples)
         return needed._replace(
             matrices=needed.matrices + 2 * n_drawn * n_rows * k * itemsize
         )
 
     def _needs_of(self, k: int, n_rows: int, itemsize: int) -> Needs:
         in_rows = self._in_rows(n_rows, k)
-        return needs(
-            self._n_stored,
+        needed = needs(
+            self.n_stored,
             self.n_labeled,
             n_rows,
             k,
@@ -541,6 +754,10 @@ class Query:
             self._n_steps(),
             in_rows,
         )
+        if not in_rows:
+            return needed
+        for_information = 2 * self._n_more_rows * n_rows * k * itemsize
+        return needed._replace(matrices=needed.matrices + for_information)
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
@@ -561,3 +778,24 @@ def _positions(slices: dict[str, slice], names: list[str]) -> Tensor:
     return torch.cat(
         [torch.arange(slices[name].start, slices[name].stop) for name in names]
     )
+
+
+def _weighty(drawn: Drawn, parameter: str) -> Drawn:
+    """What was drawn, if any of it has a weight."""
+    if not drawn.total_weight:
+        raise ValueError(
+            "All samples that were drawn have target_weight 0; leave samples without "
+            f"weight out, or raise {parameter}."
+        )
+    return drawn
+
+
+def _check_complete(
+    n_found: int, samples: Samples, positions: list[int] | None = None
+) -> None:
+    expected = samples.n if positions is None else len(positions)
+    if n_found != expected:
+        raise ValueError(
+            f"The net's iterator gave {n_found} of the {expected} samples of "
+            f"{samples.name}; set iterator_valid__drop_last=False."
+        )

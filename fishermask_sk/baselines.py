@@ -484,6 +484,8 @@ def bait_sampling(
     n_instances: int = 1,
     *,
     X_labeled: Any = None,
+    X_target: Any = None,
+    target_weight: Any = None,
     head: str | None = None,
     damping: float = 1.0,
     oversample: float = 2.0,
@@ -509,6 +511,10 @@ def bait_sampling(
     X_labeled : samples of shape (n_labeled, ...), default=None
         The labelled samples; an empty array means none. By default the learner's
         `X_training`.
+    X_target : samples of shape (n_target, ...), default=None
+        Unlabelled samples of what the model will be used on: F̄ is their mean.
+    target_weight : array-like of shape (n_target,), default=None
+        Weights in that mean; without `X_target` of the pool's samples.
     head : str, default=None
         Name of the head's module. By default the layer nearest the output with one
         output per class.
@@ -578,6 +584,8 @@ def bait_sampling(
         X_pool,
         n_instances,
         X_labeled=X_labeled,
+        X_target=X_target,
+        target_weight=target_weight,
         random_tie_break=random_tie_break,
     )
 

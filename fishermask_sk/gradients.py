@@ -115,11 +115,12 @@ class PerSampleGradients:
         *,
         names: Sequence[str] | None = None,
         n_top_classes: int | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         r"""Diagonal Fisher information under the model's own predictions.
 
-        .. math:: F_j = \frac1n \sum_x \sum_c p_c(x) \left(\partial \log
-        p_c(x)/\partial\theta_j\right)^2
+        .. math:: F_j = \frac{1}{\sum_x w_x} \sum_x w_x
+            \sum_c p_c(x) \left(\partial \log p_c(x)/\partial\theta_j\right)^2
 
         Parameters
         ----------
@@ -131,26 +132,32 @@ class PerSampleGradients:
         n_top_classes : int, optional
             Of each sample only this many most probable classes count, as if there were
             no others.
+        weights : Tensor of shape (n,), optional
+            w, of the samples of all batches in turn; by default all are 1.
 
         Returns
         -------
         scores : Tensor of shape (P,)
             In the module's dtype, at least float32; zero for weights that are frozen or
-            not wanted, and where there are no samples.
+            not wanted, and where there are no samples, or none with a weight.
         """
         if names is None:
             names = [name for name, p in self.parameters.items() if p.requires_grad]
         total = self._zeros(self.n_parameters)
         n_samples = 0
+
+        def squares(part: Batch) -> tuple[int, Tensor]:
+            left = None if weights is None else weights[n_samples:]
+            return self._squares(part, names, n_top_classes, left)
+
         for batch in batches:
-            for n, squares in self._in_parts(
-                batch, lambda part: self._squares(part, names, n_top_classes)
-            ):
-                total += squares
+            for n, of_part in self._in_parts(batch, squares):
+                total += of_part
                 n_samples += n
                 if on_batch is not None:
                     on_batch(n)
-        return total / max(1, n_samples)
+        sum_of_weights = n_samples if weights is None else float(weights.sum())
+        return total / sum_of_weights if sum_of_weights else total
 
     def embeddings(
         self,
@@ -227,14 +234,23 @@ class PerSampleGradients:
         )
 
     def _squares(
-        self, batch: Batch, names: Sequence[str], n_top_classes: int | None
+        self,
+        batch: Batch,
+        names: Sequence[str],
+        n_top_classes: int | None,
+        weights: Tensor | None,
     ) -> tuple[int, Tensor]:
-        """Σ_x Σ_c p_c (∂ log p_c/∂θ)² of a batch (P,)."""
+        """Σ_x w_x Σ_c p_c (∂ log p_c/∂θ)² of a batch (P,), whose samples have the first
+        of these weights.
+        """
         total = self._zeros(self.n_parameters)
         with self._recorded(batch, names) as (logits, recorded):
             cotangents = reduced_cotangents(logits, n_top_classes=n_top_classes).to(
                 logits.dtype
             )
+            if weights is not None:  # in the squares the root is the weight
+                roots = weights[: len(logits)].to(cotangents).sqrt()
+                cotangents = cotangents * roots[:, None, None]
             ruled, generic = self._split(names, recorded, len(logits))
             functions = {
                 name: route.rule.squares(route.module, recorded[route.module][0].seen)

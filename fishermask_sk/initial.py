@@ -118,6 +118,7 @@ def from_rows(
     weight: float,
     damping: float,
     n_steps: int,
+    information: Tensor | None = None,
 ) -> Candidates:
     """From the embeddings alone, without any k×k matrix, for many weights and few
     samples.
@@ -132,6 +133,8 @@ def from_rows(
         λ.
     n_steps : int
         How many picks and removals will add columns to M⁻¹.
+    information : Tensor of shape (m, c, k), optional
+        F̄ is the sum of its VᵀV; by default the mean over pool and labelled samples.
 
     Returns
     -------
@@ -140,9 +143,13 @@ def from_rows(
     n_samples, n_rows, n_weights = embeddings.shape
     n_labeled = 0 if labeled is None else len(labeled)
     labeled = labeled if n_labeled else None
-    parts = [embeddings] if labeled is None else [embeddings, labeled]
+    parts, n_averaged = [embeddings], n_samples + n_labeled
+    if information is not None:
+        parts, n_averaged = [information], 1
+    elif labeled is not None:
+        parts.append(labeled)
     like = torch.empty(0, dtype=torch.float64, device=parts[-1].device)
-    pool = EmbeddedInformation(parts, 1 / (n_samples + n_labeled) / weight)
+    pool = EmbeddedInformation(parts, 1 / n_averaged / weight)
     largest = pool.trace(like)
     base = like.new_tensor(weight / damping)
     inverse = InverseInformation(base, n_weights, (n_labeled + n_steps) * n_rows)

@@ -129,6 +129,7 @@ def check_network(
     query_strategy: FisherMask | None = None,
     X_labeled: Any = None,
     n_pool: int | None = None,
+    n_target: int | None = None,
 ) -> NetworkReport:
     """Tell what a query on this net would do and cost, from a short calibration.
 
@@ -147,6 +148,8 @@ def check_network(
         The samples that have labels; by default the learner's `X_training`, else none.
     n_pool : int, optional
         The pool's size where it is not that of `X`.
+    n_target : int, optional
+        How many samples `X_target` would hold; by default there is none.
 
     Returns
     -------
@@ -198,7 +201,9 @@ def check_network(
     check_module(fitted.module)
     check_n_instances(n_instances)
     if n_pool is not None:
-        check_n_instances(n_instances, _checked_size(n_pool))
+        check_n_instances(n_instances, _checked_size("n_pool", n_pool, "the pool"))
+    if n_target is not None:
+        _checked_size("n_target", n_target, "the target")
     if X_labeled is None:
         X_labeled = getattr(estimator, "X_training", None)
     with torch.inference_mode(False), preserved_rng(), undisturbed(fitted.module):
@@ -213,16 +218,28 @@ def check_network(
             params, fitted, pool, labeled, n_given, n_labeled, int(n_instances)
         )
         plan = query.plan()
-        mask_indices, seconds = calibrate(query, plan, n_pool or n_given)
-        query.n_pool = n_pool or n_given
-        needed = query.needs(len(mask_indices), plan.n_rows)
+        target = None if n_target is None else (None, int(n_target))
+        sized = Query(
+            params,
+            fitted,
+            None,
+            None,
+            int(n_pool or n_given),
+            n_labeled,
+            int(n_instances),
+            target=target,
+        )
+        if isinstance(params.candidates, Integral):
+            sized.propose(params.candidates, estimator, None)
+        mask_indices, seconds = calibrate(query, sized, plan)
+        needed = sized.needs(len(mask_indices), plan.n_rows)
     return NetworkReport(
         parameters=_parameters(plan),
         head=plan.layout.head,
         stem=plan.layout.stem,
         k=len(mask_indices),
         n_classes=plan.n_classes,
-        n_pool=query.n_pool,
+        n_pool=sized.n_pool,
         n_labeled=n_labeled,
         n_instances=int(n_instances),
         bytes={**needed._asdict(), "total": sum(needed)},
@@ -248,12 +265,12 @@ def _strategy(estimator: Any, query_strategy: Any) -> FisherMask:
     )
 
 
-def _checked_size(n_pool: Any) -> int:
-    if not isinstance(n_pool, Integral) or isinstance(n_pool, bool) or n_pool < 1:
+def _checked_size(name: str, n: Any, where: str) -> int:
+    if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
         raise ValueError(
-            f"n_pool={n_pool!r} must be an int >= 1, the number of samples in the pool."
+            f"{name}={n!r} must be an int >= 1, the number of samples in {where}."
         )
-    return int(n_pool)
+    return int(n)
 
 
 def _parameters(plan: Plan) -> tuple[ParameterReport, ...]:

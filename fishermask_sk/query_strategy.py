@@ -5,7 +5,7 @@ modAL and scikit-learn.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator
 from fishermask_sk._agreement import check_same_question
 from fishermask_sk._collectives import ALONE, Processes, all_processes
 from fishermask_sk._net_checks import check_module
+from fishermask_sk._proposals import check_candidates_parameter
 from fishermask_sk._query import Query
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.fisher import Weighting
@@ -31,6 +32,7 @@ from fishermask_sk.skorch_adapter import (
 
 MASKS = ("fisher", "per_layer", "random")
 WEIGHTINGS = ("fisher", "uniform")
+LABELED = "the labelled ones (X_labeled, or the learner's X_training)"
 
 
 class FisherMask(BaseEstimator):
@@ -66,8 +68,17 @@ class FisherMask(BaseEstimator):
         Weigh each class's gradient by √p, as Fisher information is defined, or not at
         all, as the authors' code does. The mask's scores are weighed by p either way.
     n_mask_samples : int, default=1024
-        Samples, drawn from pool and labelled together, that the diagonal Fisher
-        information is averaged over.
+        Samples, drawn from pool and labelled together, or from the target where there
+        is one, that the diagonal Fisher information is averaged over.
+    n_information_samples : int, optional
+        F̄ is the mean over so many samples, drawn as those are, instead of all. With
+        `candidates`, gradients are computed for these, the candidates and the labelled
+        samples alone.
+    candidates : int or callable, optional
+        Who may be picked. An int m: the m·n_instances samples of smallest margin, of
+        all processes together. A callable ``(estimator, X_pool) -> positions``: whom it
+        proposes; where it takes a `random_state` that is not bound, it is given one
+        from the query's. By default every sample.
     damping : float, default=1.0
         λ > 0: the prior information of every masked weight. Below 0.1 every product of
         the selection is float64.
@@ -145,6 +156,8 @@ class FisherMask(BaseEstimator):
         head: str | None = None,
         weighting: Weighting = "fisher",
         n_mask_samples: int = 1024,
+        n_information_samples: int | None = None,
+        candidates: int | Callable[..., Any] | None = None,
         damping: float = 1.0,
         oversample: float = 1.0,
         batch_size: int = 128,
@@ -161,6 +174,8 @@ class FisherMask(BaseEstimator):
         self.head = head
         self.weighting = weighting
         self.n_mask_samples = n_mask_samples
+        self.n_information_samples = n_information_samples
+        self.candidates = candidates
         self.damping = damping
         self.oversample = oversample
         self.batch_size = batch_size
@@ -177,6 +192,8 @@ class FisherMask(BaseEstimator):
         n_instances: int = 1,
         *,
         X_labeled: Any = None,
+        X_target: Any = None,
+        target_weight: Any = None,
         random_tie_break: bool = False,
         return_metrics: Any = None,
     ) -> Any:
@@ -188,7 +205,7 @@ class FisherMask(BaseEstimator):
         Parameters
         ----------
         learner : modAL learner or fitted estimator
-        X_pool, n_instances, X_labeled, random_tie_break
+        X_pool, n_instances, X_labeled, X_target, target_weight, random_tie_break
             See `select`.
         return_metrics
             Accepted because modAL forwards it; which modAL is calling shows in its
@@ -200,7 +217,15 @@ class FisherMask(BaseEstimator):
             Under modAL 0.4.2 the pair (query_idx, trace_reductions_).
         """
         query_idx = self._select(
-            ALONE, learner, X_pool, n_instances, X_labeled, random_tie_break, None
+            ALONE,
+            learner,
+            X_pool,
+            n_instances,
+            X_labeled,
+            X_target,
+            target_weight,
+            random_tie_break,
+            None,
         )
         return answer(learner, query_idx, self.trace_reductions_)
 
@@ -211,6 +236,8 @@ class FisherMask(BaseEstimator):
         n_instances: int = 1,
         *,
         X_labeled: Any = None,
+        X_target: Any = None,
+        target_weight: Any = None,
         random_tie_break: bool = False,
         candidates: Any = None,
     ) -> np.ndarray:
@@ -233,13 +260,22 @@ class FisherMask(BaseEstimator):
         X_labeled : like X_pool, optional
             The samples that have labels; an empty array means none. By default the
             learner's `X_training`.
+        X_target : like X_pool, optional
+            Unlabelled samples of what the model will be used on. They stand in for pool
+            and labelled samples in F̄ and in the ranking of the weights, so that the
+            labels are chosen for them. None of them is ever picked.
+        target_weight : array-like of shape (n_target,), optional
+            Importance or cost of each sample of `X_target` in both means; without
+            `X_target` of each sample of `X_pool`, shape (n_samples,), and a labelled
+            sample counts as much as the pool's mean. Not negative, and not all zero.
         random_tie_break : bool, default=False
             Settle equal gains at random instead of by the lowest index.
-        candidates : array of int or callable, optional
+        candidates : array of int, int, callable or "all", optional
             Positions in `X_pool`: only these may be picked, while what the pool needs
             to know still comes from all of it. Or a cheap strategy that proposes them,
             ``(estimator, X_pool) -> positions``, for example ``partial(margin_sampling,
-            n_instances=5000)``. Embeddings are kept of these alone.
+            n_instances=5000)``. Embeddings are kept of these alone. None means what the
+            constructor says, "all" every sample.
 
         Returns
         -------
@@ -269,6 +305,8 @@ class FisherMask(BaseEstimator):
             X_pool,
             n_instances,
             X_labeled,
+            X_target,
+            target_weight,
             random_tie_break,
             candidates,
         )
@@ -280,12 +318,15 @@ class FisherMask(BaseEstimator):
         X_pool: Any,
         n_instances: int,
         X_labeled: Any,
+        X_target: Any,
+        target_weight: Any,
         random_tie_break: bool,
         candidates: Any,
     ) -> np.ndarray:
         """`select` by these processes."""
         with processes.together():
             self._check_params()
+            candidates = self._may_be_picked(candidates)
             fitted = fitted_net(estimator)
             check_module(fitted.module)
             check_n_instances(n_instances)
@@ -300,7 +341,8 @@ class FisherMask(BaseEstimator):
                     "once; the learner's X_training may be the same on every rank."
                 )
             X_labeled = labeled_samples(estimator, X_labeled)
-            _check_same_shape(X_pool, X_labeled)
+            _check_same_shape(X_pool, X_labeled, LABELED)
+            _check_same_shape(X_pool, X_target, "those of X_target")
         with torch.inference_mode(False), preserved_rng(), undisturbed(fitted.module):
             with processes.together():
                 pool, n_pool = fitted.dataset(X_pool, "X_pool")
@@ -309,19 +351,33 @@ class FisherMask(BaseEstimator):
                     if X_labeled is None
                     else fitted.dataset(X_labeled, "X_labeled")
                 )
+                target = None
+                if X_target is not None:
+                    target = fitted.dataset(X_target, "X_target")
+                weights = checked_weights(
+                    target_weight, n_pool, None if target is None else target[1]
+                )
             check_n_instances(n_instances, sum(processes.objects(n_pool)))
             settings = {
                 "n_instances": int(n_instances),
                 "random_tie_break": bool(random_tie_break),
                 "whether there are candidates": candidates is not None,
+                "whether there is a target": target is not None,
+                "whether there are weights": weights is not None,
             }
             check_same_question(
                 processes, self.get_params(deep=False), fitted.module, settings
             )
-            with processes.together():
-                proposed = proposed_positions(candidates, estimator, X_pool, n_pool)
-            if proposed is not None:
-                _check_enough(int(n_instances), sum(processes.objects(len(proposed))))
+            if target is not None and not sum(processes.objects(target[1])):
+                raise ValueError(
+                    "X_target is empty; pass samples of what the model will be used "
+                    "on, or leave it out."
+                )
+            if weights is not None and not sum(processes.objects(float(weights.sum()))):
+                raise ValueError(
+                    "target_weight is zero for every sample; give those that matter a "
+                    "positive weight."
+                )
             query = Query(
                 self,
                 fitted,
@@ -330,13 +386,31 @@ class FisherMask(BaseEstimator):
                 n_pool,
                 n_labeled,
                 int(n_instances),
-                proposed,
                 processes,
+                target,
+                weights,
             )
+            query.propose(candidates, estimator, X_pool)
             result = query.run(random_tie_break)
         for name, value in result.items():
             setattr(self, name, value)
         return self.query_idx_
+
+    def _may_be_picked(self, candidates: Any) -> Any:
+        """The candidates of one query: its own, else the constructor's; None for
+        all."""
+        if candidates is None:
+            return self.candidates
+        if isinstance(candidates, str):
+            if candidates != "all":
+                raise ValueError(
+                    f"candidates={candidates!r} is unknown; pass positions in X_pool, "
+                    "an int, a callable, or 'all'."
+                )
+            return None
+        if isinstance(candidates, (Integral, bool)):
+            check_candidates_parameter(candidates)
+        return candidates
 
     def _check_params(self) -> None:
         """Check the constructor's parameters, each against its range."""
@@ -377,7 +451,8 @@ class FisherMask(BaseEstimator):
                 f"oversample={self.oversample!r} must be a finite number >= 1; 1 drops "
                 "nothing, BAIT uses 2."
             )
-        optional = {"n_top_classes": 2, "n_components": 1}
+        check_candidates_parameter(self.candidates)
+        optional = {"n_top_classes": 2, "n_components": 1, "n_information_samples": 1}
         for name, least in {"n_mask_samples": 1, "batch_size": 1, **optional}.items():
             value = getattr(self, name)
             if value is None and name in optional:
@@ -398,6 +473,8 @@ def fisher_mask_sampling(
     n_instances: int = 1,
     *,
     X_labeled: Any = None,
+    X_target: Any = None,
+    target_weight: Any = None,
     random_tie_break: bool = False,
     return_metrics: Any = None,
     **params: Any,
@@ -407,7 +484,9 @@ def fisher_mask_sampling(
 
     Parameters
     ----------
-    learner, X_pool, n_instances, X_labeled, random_tie_break, return_metrics
+    learner, X_pool, n_instances, X_labeled, X_target, target_weight
+        See `FisherMask.__call__`.
+    random_tie_break, return_metrics
         See `FisherMask.__call__`.
     **params
         Parameters of `FisherMask`.
@@ -432,6 +511,8 @@ def fisher_mask_sampling(
         X_pool,
         n_instances,
         X_labeled=X_labeled,
+        X_target=X_target,
+        target_weight=target_weight,
         random_tie_break=random_tie_break,
         return_metrics=return_metrics,
     )
@@ -472,39 +553,38 @@ def check_n_instances(n_instances: Any, n_pool: int | None = None) -> None:
         )
 
 
-def proposed_positions(
-    candidates: Any, estimator: Any, X_pool: Any, n_pool: int
+def checked_weights(
+    target_weight: Any, n_pool: int, n_target: int | None
 ) -> np.ndarray | None:
-    """The positions that may be picked, sorted, each once; None for all."""
-    if callable(candidates):
-        candidates = candidates(estimator, X_pool) if n_pool else []
-        # Strategies answer a learner of modAL 0.4.2 with a pair.
-        candidates = candidates[0] if isinstance(candidates, tuple) else candidates
-    if candidates is None:
+    """Weights of the target, or of the pool where `n_target` is None, as float64; None
+    where all are one.
+
+    Raises
+    ------
+    ValueError
+        Where they are no numbers, too many or too few, negative or not finite.
+    """
+    if target_weight is None:
         return None
-    positions = np.asarray(candidates)
-    if positions.size == 0:
-        return np.empty(0, dtype=np.int64)
-    if positions.ndim != 1 or positions.dtype.kind not in "iu":
+    whose, n = ("X_pool", n_pool) if n_target is None else ("X_target", n_target)
+    try:
+        weights = np.asarray(target_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"candidates have shape {positions.shape} and dtype {positions.dtype}; "
-            "pass positions in X_pool, a one-dimensional array of int. np.flatnonzero "
-            "makes them of a boolean mask."
-        )
-    if positions.min() < 0 or positions.max() >= n_pool:
+            f"target_weight must be numbers, one for each sample of {whose}; got "
+            f"{target_weight!r:.60}."
+        ) from error
+    if weights.shape != (n,):
         raise ValueError(
-            f"candidates hold positions from {positions.min()} to {positions.max()}, "
-            f"and X_pool has {n_pool} samples; pass positions in X_pool, from 0 on."
+            f"target_weight has shape {weights.shape}, and {whose} has {n} samples; "
+            "pass one weight a sample."
         )
-    return np.unique(positions).astype(np.int64)
-
-
-def _check_enough(n_instances: int, n_candidates: int) -> None:
-    if n_instances > n_candidates:
+    if not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError(
-            f"n_instances={n_instances} exceeds the {n_candidates} candidates; lower "
-            "n_instances, or propose more."
+            f"target_weight goes from {weights.min()} to {weights.max()}; weights must "
+            "be finite and not negative."
         )
+    return weights
 
 
 def labeled_samples(estimator: Any, X_labeled: Any) -> Any:
@@ -521,26 +601,20 @@ def labeled_samples(estimator: Any, X_labeled: Any) -> Any:
     return X_training
 
 
-def _check_same_shape(X_pool: Any, X_labeled: Any) -> None:
+def _check_same_shape(X_pool: Any, others: Any, whose: str) -> None:
     """Compare shapes of samples where they can be told; an axis of length 1 more or
     less is no difference.
     """
-    pool, labeled = sample_shape(X_pool), sample_shape(X_labeled)
-    if (
-        None in (pool, labeled)
-        or is_empty(X_labeled)
-        or is_empty(X_pool)
-        or pool == labeled
-    ):
+    if others is None:
         return
-    if isinstance(pool, tuple) and isinstance(labeled, tuple):
-        kept = [
-            [length for length in shape if length != 1] for shape in (pool, labeled)
-        ]
+    pool, other = sample_shape(X_pool), sample_shape(others)
+    if None in (pool, other) or is_empty(others) or is_empty(X_pool) or pool == other:
+        return
+    if isinstance(pool, tuple) and isinstance(other, tuple):
+        kept = [[length for length in shape if length != 1] for shape in (pool, other)]
         if kept[0] == kept[1]:
             return
     raise ValueError(
-        f"X_pool has samples of shape {pool} and the labelled ones (X_labeled, or the "
-        f"learner's X_training) of shape {labeled}; pass samples of the shape that the "
-        "net was fitted on."
+        f"X_pool has samples of shape {pool} and {whose} of shape {other}; pass "
+        "samples of the shape that the net was fitted on."
     )

@@ -56,6 +56,7 @@ def select(
     *,
     labeled_information: Tensor | None = None,
     labeled_embeddings: Tensor | None = None,
+    information_embeddings: Tensor | None = None,
     n_labeled: int = 0,
     damping: float = 1.0,
     oversample: float = 1.0,
@@ -74,14 +75,18 @@ def select(
         They may lie in a mapped file, or on another device than the information, where
         all arithmetic is done.
     pool_information : Tensor of shape (k, k) or None
-        F̄, the mean over pool and labelled samples together. None leaves it in the form
-        of the embeddings, for many weights and few samples: no k×k matrix is made.
+        F̄, the mean over pool and labelled samples together, or over a target. None
+        leaves it in the form of the embeddings, for many weights and few samples: no
+        k×k matrix is made.
     n_instances : int
         b, at most n. It sets the weight of a pick even when more are picked first.
     labeled_information : Tensor of shape (k, k), optional
         Mean over the labelled samples.
     labeled_embeddings : Tensor of shape (L, c, k), optional
         Instead of `labeled_information`, where `pool_information` is None.
+    information_embeddings : Tensor of shape (m, c, k), optional
+        Where `pool_information` is None: F̄ is the sum of their VᵀV, instead of the
+        mean over pool and labelled samples.
     n_labeled : int
         L; 0 means that M starts from λI.
     damping : float
@@ -140,7 +145,14 @@ def select(
     weight = n_instances / (n_labeled + n_instances)
     if pool_information is None:
         n_steps = n_picks + n_picks - n_instances
-        state = from_rows(embeddings, labeled_embeddings, weight, damping, n_steps)
+        state = from_rows(
+            embeddings,
+            labeled_embeddings,
+            weight,
+            damping,
+            n_steps,
+            information_embeddings,
+        )
     else:
         state = from_matrices(
             embeddings,

@@ -55,6 +55,8 @@ def ask(
     kind="array",
     n_instances=9,
     n_proposed=None,
+    n_target=0,
+    weighted=False,
     **kwargs,
 ):
     """A query of this rank; without a group (counts of one rank) that of one
@@ -68,6 +70,14 @@ def ask(
         kwargs["candidates"] = np.flatnonzero(
             part(np.arange(N_POOL) % N_POOL < n_proposed, counts, rank)
         )
+    n_averaged = N_POOL
+    if n_target:  # dealt out anew, so that a rank may have a target and no pool
+        n_averaged, counts = n_target, [n_target // len(counts)] * len(counts)
+        counts[0] += n_target - sum(counts)
+        kwargs["X_target"] = part(samples(n_target, 3), counts, rank)
+    if weighted:
+        weights = np.random.default_rng(5).uniform(size=n_averaged)
+        kwargs["target_weight"] = part(weights, counts, rank)
     strategy.select(
         make_net(),
         own,
@@ -95,10 +105,22 @@ CASES = {
     "directions": {"n_components": 12},
     "streamed": {"max_memory": 10**6},
     "candidates": {"n_proposed": 31},
+    "target": {"n_target": 21},
+    "weighted target": {"n_target": 21, "weighted": True, "n_mask_samples": 9},
+    "a target of one": {"n_target": 1},
+    "weighted pool": {"weighted": True},
+    "two stages": {"candidates": 3, "n_information_samples": 25},
     "no labels": {"no_labels": True},
     "many weights": {"max_rotated": 1},
 }
-OF_CALL = {"kind", "n_instances", "n_proposed", "random_tie_break"}
+OF_CALL = {
+    "kind",
+    "n_instances",
+    "n_proposed",
+    "n_target",
+    "random_tie_break",
+    "weighted",
+}
 
 
 def run_case(name, rank, counts, labeled_counts):

@@ -90,8 +90,21 @@ def naive_top_k(scores, k):
     return sorted(order[:k])
 
 
+def naive_mean_information(embeddings, weights=None):
+    """(k, k): Σ w VᵀV / Σ w, sample by sample."""
+    weights = np.ones(len(embeddings)) if weights is None else np.asarray(weights)
+    total = sum(w * v.T @ v for w, v in zip(weights, embeddings, strict=True))
+    return total / weights.sum()
+
+
 def naive_selection(
-    pool, labeled, n_instances, damping=1.0, oversample=1.0, tolerance=1e-9
+    pool,
+    labeled,
+    n_instances,
+    damping=1.0,
+    oversample=1.0,
+    tolerance=1e-9,
+    target_information=None,
 ):
     """Greedy minimisation of tr(M⁻¹ F̄) by dense inverses of every candidate's M, then
     the backward pass.
@@ -100,6 +113,8 @@ def naive_selection(
     ----------
     pool : ndarray of shape (N, c, k)
     labeled : ndarray of shape (L, c, k)
+    target_information : ndarray of shape (k, k), optional
+        F̄, by default the mean over pool and labelled samples.
 
     Returns
     -------
@@ -108,7 +123,9 @@ def naive_selection(
     """
     n_pool, n_labeled, k = len(pool), len(labeled), pool.shape[2]
     everything = np.concatenate([pool, labeled])
-    target = np.einsum("nck,ncl->kl", everything, everything) / len(everything)
+    target = target_information
+    if target is None:
+        target = naive_mean_information(everything)
     m = damping * np.eye(k)
     if n_labeled:
         share = n_labeled / (n_labeled + n_instances)
