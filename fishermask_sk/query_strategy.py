@@ -398,7 +398,8 @@ class FisherMask(BaseEstimator):
 
     def _may_be_picked(self, candidates: Any) -> Any:
         """The candidates of one query: its own, else the constructor's; None for
-        all."""
+        all.
+        """
         if candidates is None:
             return self.candidates
         if isinstance(candidates, str):
