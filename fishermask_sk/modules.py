@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fishermask_sk.devices import suited_to_gradients
+
 Batch = Any
 
 
@@ -46,7 +48,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     not reach into compiled code. Transformers take no fast path, which has no
     gradients and, under padding, other scores. A caller's autocast is off, for sums
     and products of gradients need float32 at least; one inside the module's `forward`
-    is the module's own.
+    is the module's own. `suited_to_gradients` says what else is set aside.
     """
     modules = list(module.modules())
     state = [_State(m) for m in modules]
@@ -57,11 +59,13 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             _uncompiled(),
             _without_fast_path(),
             _without_autocast({p.device.type for p in module.parameters()}),
+            suited_to_gradients(module),
         ):
             yield
     finally:
         for each in state:
             each.restore()
+        _put_back([pair for each in state for pair in each.contents])
         for p, needed in needs_grad:
             p.requires_grad_(needed)
 
@@ -90,10 +94,20 @@ class _State:
             if list(space) != list(before):  # the order of parameters is theirs
                 space.clear()
             space.update(before)
-        with torch.no_grad():
-            for tensor, content in self.contents:
-                if not torch.equal(tensor.detach(), content):
-                    tensor.copy_(content)
+
+
+@torch.no_grad()
+def _put_back(contents: list[tuple[Tensor, Tensor]]) -> None:
+    """Write into tensors what they held before, where they hold something else now."""
+    if not contents:
+        return
+    device = contents[0][0].device  # one look at all of them: it waits for the device
+    changed = [(tensor != before).any().to(device) for tensor, before in contents]
+    for (tensor, before), is_changed in zip(
+        contents, torch.stack(changed).tolist(), strict=True
+    ):
+        if is_changed:
+            tensor.copy_(before)
 
 
 @contextmanager
