@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fishermask_sk._warnings import warn_user
+from fishermask_sk.devices import check_device
 from fishermask_sk.generic import samples
 from fishermask_sk.skorch_adapter import FittedNet
 
 # How far apart two passes may be, relative to the largest score: over the same samples,
-# and alone or in a batch, where products are summed in another order (on a GPU in
-# TF32).
+# and alone or in a batch, where products are summed in another order.
 REPEATED = {torch.float64: 1e-9, torch.float32: 1e-4}
 ALONE = {torch.float64: 1e-6, torch.float32: 2e-2}
 HALF = 0.25
@@ -32,7 +32,8 @@ def check_module(module: nn.Module) -> None:
     Raises
     ------
     ValueError
-        Where the module has no weights, weights without a shape, or was scripted.
+        Where the module has no weights, weights without a shape or on several devices,
+        or was scripted.
     """
     scripted = [
         type(m).__name__
@@ -57,6 +58,7 @@ def check_module(module: nn.Module) -> None:
             f"{_some(lazy)} have no shape yet, for the net's lazy modules never saw a "
             "sample; fit the net, or run it once on a batch."
         )
+    check_device(module)
 
 
 def check_real(module: nn.Module, names: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -360,6 +361,7 @@ class PerSampleGradients:
 
         def note(
             module: nn.Module,
+            called: nn.Module,  # the module, or a replica that has its hooks
             args: tuple[Any, ...],
             kwargs: dict[str, Any],
             output: Any,
@@ -379,7 +381,10 @@ class PerSampleGradients:
                 )
                 recorded[module].append(_Use(seen, get_gradient_edge(output)))
 
-        handles = [m.register_forward_hook(note, with_kwargs=True) for m in recorded]
+        handles = [
+            m.register_forward_hook(partial(note, m), with_kwargs=True)
+            for m in recorded
+        ]
         frozen = [
             p
             for name, p in self.parameters.items()

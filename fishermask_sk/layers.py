@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -212,19 +213,32 @@ def _stem(
     sees_input: dict[nn.Module, bool] = {}
     outputs: Outputs = {}
 
-    def before(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # A replica of a layer has its hooks, and is no layer of the module: what was called
+    # is not asked.
+    def before(
+        m: nn.Module, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         sees_input.setdefault(
             m, not any(v.requires_grad for v in _tensors((args, kwargs)))
         )
 
     def after(
-        m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        m: nn.Module,
+        called: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
     ) -> None:
         if isinstance(output, Tensor) and output.requires_grad:
             outputs[m] = (output.shape, get_gradient_edge(output).node)
 
-    handles = [m.register_forward_pre_hook(before, with_kwargs=True) for m in owners]
-    handles += [m.register_forward_hook(after, with_kwargs=True) for m in owners]
+    handles = [
+        m.register_forward_pre_hook(partial(before, m), with_kwargs=True)
+        for m in owners
+    ]
+    handles += [
+        m.register_forward_hook(partial(after, m), with_kwargs=True) for m in owners
+    ]
     needs_grad = [(p, p.requires_grad) for p in module.parameters()]
     try:
         for p in module.parameters():

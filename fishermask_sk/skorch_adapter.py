@@ -317,7 +317,9 @@ def preserved_rng() -> Iterator[None]:
     """Python's, NumPy's and torch's global generators are afterwards as before."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        # Reading a GPU's state would start CUDA, which a net on the CPU never needs.
+        n_gpus = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+        with torch.random.fork_rng(devices=range(n_gpus)):
             yield
     finally:
         random.setstate(python)
