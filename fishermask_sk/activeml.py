@@ -1,0 +1,500 @@
+"""FisherMask, BAIT and margins drawn as pool query strategies of scikit-activeml.
+
+    query = FisherMaskQuery(random_state=0)
+    query_idx = query.query(X, y, clf=SkorchClassifier(...), batch_size=10)
+
+The only file that imports scikit-activeml (extra ``activeml``). Its classifiers are
+unwrapped to the net inside; missing labels say what is labelled and what is the pool.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier
+from skactiveml.classifier import SklearnClassifier, SkorchClassifier
+from skactiveml.utils import (
+    MISSING_LABEL,
+    check_equal_missing_label,
+    check_scalar,
+    check_type,
+    is_labeled,
+)
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from skorch import NeuralNet
+from torch import Tensor, nn
+
+from fishermask_sk._resnet_module import reproducible
+from fishermask_sk.baselines import power_margin_sampling
+from fishermask_sk.estimator import CRITERION_OF
+from fishermask_sk.fisher import information
+from fishermask_sk.gains import trace_reductions
+from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk.modules import undisturbed
+from fishermask_sk.query_strategy import FisherMask
+from fishermask_sk.skorch_adapter import fitted_net, preserved_rng
+
+__all__ = ["BaitQuery", "FisherMaskQuery", "PowerMarginQuery"]
+
+
+class _PoolQuery(SingleAnnotatorPoolQueryStrategy):
+    """What the strategies share: everything but how samples are picked."""
+
+    def query(
+        self,
+        X: Any,
+        y: Any,
+        clf: Any,
+        fit_clf: bool = True,
+        candidates: Any = None,
+        batch_size: int = 1,
+        return_utilities: bool = False,
+    ) -> Any:
+        """Pick the samples to label next.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            All samples, with labels and without.
+        y : array-like of shape (n_samples,)
+            Their labels, `missing_label` where there is none.
+        clf : skactiveml classifier
+            A `SkorchClassifier`, or a `SklearnClassifier` around a skorch net or what
+            holds one.
+        fit_clf : bool, default=True
+            Fit a clone on X and y first, seeded by `random_state`. False takes `clf` as
+            it is fitted.
+        candidates : array-like, optional
+            By default all samples without a label. Positions in X: only these may be
+            picked. Or samples of shape (n_candidates, ...).
+        batch_size : int, default=1
+            How many to pick.
+        return_utilities : bool, default=False
+            Return what every candidate was worth at every pick too.
+
+        Returns
+        -------
+        query_indices : ndarray of shape (batch_size,)
+            In the order of picking; positions in X, or in `candidates` where these are
+            samples.
+        utilities : ndarray of shape (batch_size, n_samples) or (batch_size, \
+n_candidates)
+            If `return_utilities`. NaN for earlier picks and what is no candidate.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument is not what it should be, or the query raises.
+        sklearn.exceptions.NotFittedError
+            Where the net is not fitted: with `SklearnClassifier`, without any label.
+        """
+        X, y, candidates, batch_size, return_utilities = self._validate_data(
+            X, y, candidates, batch_size, return_utilities, reset=True
+        )
+        check_type(clf, "clf", SkactivemlClassifier)
+        check_equal_missing_label(clf.missing_label, self.missing_label_)
+        check_scalar(fit_clf, "fit_clf", bool)
+        if fit_clf:
+            with preserved_rng(), reproducible(self.random_state_):
+                clf = clone(clf).fit(X, y)
+        labeled = is_labeled(y, self.missing_label_)
+        samples, places = X, np.flatnonzero(~labeled)
+        if candidates is not None and candidates.ndim == 1:
+            places = np.unique(candidates)
+        elif candidates is not None:
+            samples, places = candidates, np.arange(len(candidates))
+        # The pool is what has no label, and what may be picked.
+        in_pool = np.isin(np.arange(len(samples)), places)
+        if samples is X:
+            in_pool |= ~labeled
+        pool_places = np.flatnonzero(in_pool)
+        with preserved_rng():
+            picks, gains = self._pick(
+                clf,
+                samples[pool_places],
+                X[labeled],
+                np.searchsorted(pool_places, places),
+                batch_size,
+                return_utilities,
+            )
+        query_indices = pool_places[picks]
+        if not return_utilities:
+            return query_indices
+        utilities = np.full((batch_size, len(samples)), np.nan)
+        utilities[:, places] = gains
+        for t in range(1, batch_size):
+            utilities[t, query_indices[:t]] = np.nan
+        return query_indices, utilities
+
+    @abstractmethod
+    def _pick(
+        self,
+        clf: Any,
+        pool: np.ndarray,
+        known: np.ndarray,
+        candidates: np.ndarray,
+        n_instances: int,
+        return_utilities: bool,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Picks among the pool's candidates, as positions in the pool; and, if asked
+        for, the worth (n_instances, n_candidates) of each candidate at each pick.
+        """
+
+
+class _FisherQuery(_PoolQuery):
+    """Picks by Fisher information: F̄ is that of all samples in the pool and the
+    labelled ones, whatever may be picked.
+    """
+
+    @abstractmethod
+    def _strategy(self) -> FisherMask:
+        """The strategy to ask."""
+
+    def _pick(
+        self,
+        clf: Any,
+        pool: np.ndarray,
+        known: np.ndarray,
+        candidates: np.ndarray,
+        n_instances: int,
+        return_utilities: bool,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        strategy = self.query_strategy_ = self._strategy()
+        if return_utilities and strategy.n_components is not None:
+            raise ValueError(
+                "return_utilities=True gives gains on all masked weights, and "
+                f"n_components={strategy.n_components} projects them; set "
+                "n_components=None."
+            )
+        net, dtype = _net_of(clf)
+        pool, known = (
+            X if dtype is None else X.astype(dtype, copy=False) for X in (pool, known)
+        )
+        proposed = candidates if len(candidates) < len(pool) else None
+        picks = strategy.select(
+            net, pool, n_instances, X_labeled=known, candidates=proposed
+        )
+        if not return_utilities:
+            return picks, None
+        return picks, _gains_at_each_pick(net, strategy, pool, known, candidates, picks)
+
+
+class FisherMaskQuery(_FisherQuery):
+    """FisherMask as a pool query strategy of scikit-activeml.
+
+    Parameters
+    ----------
+    sparsity, layers, mask, keep_head, head, weighting, n_mask_samples, damping, \
+oversample, batch_size, max_memory, n_top_classes, n_components
+        See :class:`~fishermask_sk.FisherMask`. `batch_size` is that of forward passes;
+        how many samples to pick is said to `query`.
+    missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
+        What stands in y for no label.
+    random_state : int, RandomState or None, default=None
+        Seeds the fit in `query`, the samples that the mask is computed from, a random
+        mask.
+
+    Notes
+    -----
+    Utilities are trace reductions: by how much each candidate would lower tr(M⁻¹F̄)
+    after the picks before. They invert a k×k matrix of the k masked weights in float64
+    and take n·c·k² operations a pick, beyond the query itself: for pictures and small
+    nets. With ``oversample`` > 1 the picks need not be those of largest utility.
+
+    Attributes
+    ----------
+    query_strategy_ : FisherMask
+        Of the last query, with `mask_indices_`, `weights_per_layer_`,
+        `trace_reductions_` and `timings_`.
+
+    References
+    ----------
+    .. [1] Gul, Elmahallawy, Madria, Tripathy. FisherMask. arXiv 2411.05752.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from skactiveml.classifier import SkorchClassifier
+    >>> from fishermask_sk.activeml import FisherMaskQuery
+    >>> _ = torch.manual_seed(0)
+    >>> X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
+    >>> y = np.full(60, np.nan)
+    >>> y[:10] = X[:10, 0] > 0
+    >>> clf = SkorchClassifier(
+    ...     torch.nn.Linear(4, 2), classes=[0, 1],
+    ...     neural_net_param_dict={"verbose": 0, "train_split": None},
+    ... )
+    >>> query = FisherMaskQuery(sparsity=1.0, random_state=0)
+    >>> query.query(X, y, clf, batch_size=3).shape
+    (3,)
+    """
+
+    def __init__(
+        self,
+        sparsity: float = 0.002,
+        *,
+        layers: Any = "all",
+        mask: Any = "fisher",
+        keep_head: bool = True,
+        head: str | None = None,
+        weighting: Any = "fisher",
+        n_mask_samples: int = 1024,
+        damping: float = 1.0,
+        oversample: float = 1.0,
+        batch_size: int = 128,
+        max_memory: int | str | None = None,
+        n_top_classes: int | None = None,
+        n_components: int | None = None,
+        missing_label: Any = MISSING_LABEL,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(missing_label=missing_label, random_state=random_state)
+        self.sparsity = sparsity
+        self.layers = layers
+        self.mask = mask
+        self.keep_head = keep_head
+        self.head = head
+        self.weighting = weighting
+        self.n_mask_samples = n_mask_samples
+        self.damping = damping
+        self.oversample = oversample
+        self.batch_size = batch_size
+        self.max_memory = max_memory
+        self.n_top_classes = n_top_classes
+        self.n_components = n_components
+
+    def _strategy(self) -> FisherMask:
+        params = self.get_params(deep=False)
+        del params["missing_label"]
+        return FisherMask(**{**params, "random_state": self.random_state_})
+
+
+class BaitQuery(_FisherQuery):
+    """BAIT, the Fisher information of the whole head, as a pool query strategy.
+
+    Parameters
+    ----------
+    head, damping, oversample, batch_size
+        See :func:`~fishermask_sk.baselines.bait_sampling`.
+    missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
+        What stands in y for no label.
+    random_state : int, RandomState or None, default=None
+        Seeds the fit in `query`.
+
+    Notes
+    -----
+    Utilities are those of `FisherMaskQuery`.
+
+    Attributes
+    ----------
+    query_strategy_ : FisherMask
+        Of the last query.
+
+    References
+    ----------
+    .. [1] J. T. Ash et al., "Gone Fishing: Neural Active Learning with Fisher
+       Embeddings", arXiv:2106.09675.
+    """
+
+    def __init__(
+        self,
+        *,
+        head: str | None = None,
+        damping: float = 1.0,
+        oversample: float = 2.0,
+        batch_size: int = 128,
+        missing_label: Any = MISSING_LABEL,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(missing_label=missing_label, random_state=random_state)
+        self.head = head
+        self.damping = damping
+        self.oversample = oversample
+        self.batch_size = batch_size
+
+    def _strategy(self) -> FisherMask:
+        return FisherMask(
+            sparsity=1.0,
+            layers="last",
+            head=self.head,
+            n_mask_samples=1,  # all of the head is kept, whatever its scores
+            damping=self.damping,
+            oversample=self.oversample,
+            batch_size=self.batch_size,
+            random_state=self.random_state_,
+        )
+
+
+class PowerMarginQuery(_PoolQuery):
+    """A draw in proportion to 1 − margin, for any classifier of scikit-activeml.
+
+    Utilities are the perturbed logarithms, whose largest are picked.
+
+    Parameters
+    ----------
+    missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
+        What stands in y for no label.
+    random_state : int, RandomState or None, default=None
+        Seeds the fit in `query`, and the draw.
+
+    References
+    ----------
+    .. [1] A. Kirsch et al., "Stochastic Batch Acquisition: A Simple Baseline for Deep
+       Active Learning", arXiv:2106.12059.
+    """
+
+    def __init__(
+        self, *, missing_label: Any = MISSING_LABEL, random_state: Any = None
+    ) -> None:
+        super().__init__(missing_label=missing_label, random_state=random_state)
+
+    def _pick(
+        self,
+        clf: Any,
+        pool: np.ndarray,
+        known: np.ndarray,
+        candidates: np.ndarray,
+        n_instances: int,
+        return_utilities: bool,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        order, values = power_margin_sampling(
+            _Asking(clf),
+            pool[candidates],
+            len(candidates),
+            random_state=self.random_state_,
+        )
+        return candidates[order[:n_instances]], values[np.argsort(order)]
+
+
+class _Asking:
+    """A learner of whom strategies know that it wants their metrics too."""
+
+    def __init__(self, clf: Any) -> None:
+        self.estimator, self.predict_proba = clf, clf.predict_proba
+
+    def query(self, X: Any, return_metrics: bool = True) -> None:
+        """Only looked at for its signature."""
+
+
+class _ScoresOfModule(NeuralNet):
+    """The net in a SkorchClassifier, giving the output that predicts and nothing
+    else.
+    """
+
+    output_index: int
+    transform: Any
+
+    def infer(self, x: Any, **fit_params: Any) -> Tensor:
+        outputs = super().infer(x, **fit_params)
+        if isinstance(outputs, (tuple, list)):
+            outputs = outputs[self.output_index]
+        return outputs if self.transform is None else self.transform(outputs)
+
+
+def _net_of(clf: Any) -> tuple[Any, Any]:
+    """The fitted net in a classifier of scikit-activeml, and the dtype to which it
+    casts samples, if any.
+    """
+    if isinstance(clf, SklearnClassifier):
+        # what was given fitted stands in `estimator` alone
+        return vars(clf).get("estimator_", clf.estimator), None
+    if not isinstance(clf, SkorchClassifier):
+        raise TypeError(
+            "FisherMask reads the gradients of a net, and there is none in this "
+            f"{type(clf).__name__}; pass a SkorchClassifier, or a SklearnClassifier "
+            "around a skorch net."
+        )
+    if not hasattr(clf, "neural_net_"):
+        raise NotFittedError(
+            "This SkorchClassifier is not fitted yet; fit it, or query with "
+            "fit_clf=True."
+        )
+    index, transform = _predicting_output(clf)
+    scores = "probabilities"
+    if isinstance(transform, nn.Softmax):
+        scores, transform = "logits", None
+    elif transform is torch.exp:
+        scores, transform = "log_probabilities", None
+    # A shallow twin: `clf` stays as it is.
+    net = object.__new__(_ScoresOfModule)
+    net.__dict__.update(
+        vars(clf.neural_net_),
+        criterion_=CRITERION_OF[scores](),
+        output_index=index,
+        transform=transform,
+    )
+    return net, clf.sample_dtype
+
+
+def _predicting_output(clf: SkorchClassifier) -> tuple[int, Any]:
+    """Which output of the module predicts, and what makes probabilities of it: as
+    SkorchClassifier documents it.
+    """
+    if clf.forward_outputs is not None:
+        return next(iter(clf.forward_outputs.values()))
+    criterion = clf.criterion
+    kind = criterion if isinstance(criterion, type) else type(criterion)
+    if kind is nn.CrossEntropyLoss:
+        return 0, nn.Softmax(dim=-1)
+    return 0, torch.exp if kind is nn.NLLLoss else None
+
+
+def _gains_at_each_pick(
+    net: Any,
+    strategy: FisherMask,
+    X_pool: np.ndarray,
+    X_labeled: np.ndarray,
+    candidates: np.ndarray,
+    picks: np.ndarray,
+) -> np.ndarray:
+    """Trace reductions (b, n_candidates) of all candidates before each pick, by the
+    formulas of the docstring of `selection`, in float64.
+    """
+    fitted = fitted_net(net)
+    with preserved_rng(), undisturbed(fitted.module):
+        pool, _ = fitted.dataset(X_pool, "X")
+        example = next(fitted.batches(pool, min(8, len(X_pool))))
+        gradients = PerSampleGradients(fitted.module, fitted.logits, example)
+        kept = torch.as_tensor(strategy.mask_indices_).to(
+            next(fitted.module.parameters()).device
+        )
+
+        def embedded(dataset: Any) -> Tensor:
+            return torch.cat(
+                [
+                    gradients.embeddings(
+                        batch,
+                        kept,
+                        strategy.weighting,
+                        reduced=True,
+                        n_top_classes=strategy.n_top_classes,
+                    ).double()
+                    for batch in fitted.batches(dataset, strategy.batch_size)
+                ]
+            )
+
+        v = embedded(pool)
+        labeled, n_labeled = fitted.dataset(X_labeled, "X")
+        known = embedded(labeled) if n_labeled else v[:0]
+    weight = len(picks) / (n_labeled + len(picks))
+    total = information(known)
+    target = (information(v) + total) / (len(v) + n_labeled)
+    m = strategy.damping * torch.eye(len(kept), dtype=v.dtype, device=v.device)
+    inv_m = torch.linalg.inv(m + total / (n_labeled + len(picks)))
+    gains = []
+    for pick in picks:
+        w = v[candidates] @ inv_m
+        a = weight * w @ v[candidates].mT
+        b = weight * w @ target @ w.mT
+        gains.append(trace_reductions(a, b).cpu().numpy())
+        u = weight**0.5 * v[pick]
+        inv_m -= (
+            inv_m
+            @ u.mT
+            @ torch.linalg.solve(torch.eye(len(u)).to(u) + u @ inv_m @ u.mT, u @ inv_m)
+        )
+    return np.stack(gains)
