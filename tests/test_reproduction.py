@@ -22,6 +22,8 @@ from fishermask_sk.active_learning import PoolLearner
 from fishermask_sk.comparison import load_results
 
 FOLDER = Path(__file__).parents[1] / "examples" / "reproduction"
+STRATEGIES = ["FisherMask", "BAIT", "BADGE", "k-center", "margin", "least confidence"]
+STRATEGIES += ["entropy", "random", "variant"]
 PARTS = [("stem", 20, 0.75), ("head", 80, 0.25)]
 STUDIES = sorted(path.stem for path in (FOLDER / "studies").glob("*.py"))
 
@@ -94,7 +96,8 @@ def test_a_stopped_study_goes_on(common, tmp_path):
         timeout=120,
         check=False,
     )
-    assert "1/4  tiny, entropy, seed 0" in stopped.stdout
+    assert "4 curves on 1 processes: the first curve will tell" in stopped.stdout
+    assert "1/4  tiny, entropy, seed 0; 0.0 h left, ends about " in stopped.stdout
     assert "Stopped. The same command goes on from here." in stopped.stderr
     assert stopped.returncode == 1
 
@@ -105,7 +108,11 @@ def test_a_stopped_study_goes_on(common, tmp_path):
     before = load_results(place.curve(0, "entropy", 0))
     assert len(before) == 3
     for curve in run.curves(place):
-        run.play(curve)
+        assert run.is_whole(curve) == (curve[1:] == (0, 0, "entropy"))
+        played, seconds = run.play(curve)
+        assert played == curve
+        assert seconds > 0
+        assert run.is_whole(curve)
         whole = {
             (row["strategy"], row["seed"]) for row in run.rows_of_whole_seeds(place)
         }
@@ -221,17 +228,13 @@ def test_without_labeled(common, net):
 
 @pytest.fixture
 def docs(common, tmp_path):
-    """A docs folder with the results of two seeds, made up, and a page that asks for
-    every kind of table.
-    """
-    report = importlib.import_module("report")
+    """A folder with results of two seeds, made up."""
     rng = np.random.default_rng(0)
-    for folder in ("results", "images"):
-        (tmp_path / folder).mkdir()
+    (tmp_path / "results").mkdir()
     with (tmp_path / "results" / "toy.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, importlib.import_module("run").COLUMNS)
         writer.writeheader()
-        for lead, strategy in enumerate([*report.STRATEGIES, "variant"]):
+        for lead, strategy in enumerate(STRATEGIES):
             for seed in (0, 1):
                 for i in range(3):
                     accuracy = round(
@@ -255,7 +258,10 @@ def docs(common, tmp_path):
                         "fit_seconds": 1.0,
                     }
                     writer.writerow(row | {"class_counts": f"0:{8 + 5 * i} 1:2"})
-    about = {"seeds": 2, "commits": ["0123456789"]}
+    setting = {"name": "small", "n_initial": 3, "n_queries": 2, "n_instances": 5}
+    setting |= {"load": {"keywords": {"name": "toys"}}, "estimator": "Net()"}
+    about = {"question": "Why?", "seeds": 2, "commits": ["0123456789"]}
+    about["settings"] = [setting]
     (tmp_path / "results" / "toy.json").write_text(json.dumps(about))
     lines = ["setting,seed,query,n_labels,part,weights,share_of_mask,share_of_net"]
     lines += [
@@ -276,60 +282,139 @@ def docs(common, tmp_path):
         "layers,last,1000,10,40,5,0,8,3,1,1,1,3000000",
     ]
     (tmp_path / "results" / "sizes.csv").write_text("\n".join(lines) + "\n")
-    kinds = [
-        "runs",
-        *(
-            f"{kind} | toy | small"
-            for kind in ("strategies", "variants", "curves", "costs")
-        ),
-    ]
-    kinds += ["masks | masks | toys", "sizes | sizes", "strategies | other | small"]
-    blocks = (f"Before\n<!-- report: {kind} -->\nold\n<!-- end -->\n" for kind in kinds)
-    (tmp_path / "results.md").write_text("\n".join(blocks))
     return tmp_path
 
 
-def test_report_from_files_alone(docs, monkeypatch):
+def test_report_from_files_alone(docs, tmp_path, monkeypatch):
     report = importlib.import_module("report")
-    monkeypatch.setattr(sys, "argv", ["report.py", "--docs", str(docs)])
+    output = tmp_path / "report"
+    command = ["report.py", "--results", str(docs / "results"), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", command)
     report.main()
-    page = (docs / "results.md").read_text()
-    assert "old" not in page
-    assert page.count("Before") == 8
-    assert "| `toy` | toys, small | 9 | 10, +5 to 20 | 2 of 2 | `0123456` |" in page
-    assert re.search(r"\| random \| 2 \| 0\.77\d \| 0\.65\d \| – \| – \|", page)
-    lead = re.search(
-        r"\| variant \| 2 \| 0\.78\d \| 0\.66\d \| \**\+(0\.0\d\d) \[", page
+    page = (output / "studies" / "toy.md").read_text()
+    assert "So far" not in page  # both seeds are in
+    assert "`0123456`" in page
+    assert "3 labels at first, then 2 queries of 5. Pool: name = toys." in page
+    assert "- FisherMask minus random sampling: **−" in page
+    assert re.search(r"\| random \| 77\.\d \| 65\.\d \| – \| ", page)
+    lead = re.search(r"\| variant \| 78\.\d \| 66\.\d \| \**\+(\d\.\d)\** \[", page)
+    # 8 points in two of three rounds: 0.75 of the area.
+    assert float(lead[1]) == pytest.approx(6, abs=0.2)
+    curve = r"\| FisherMask \| 50\.\d ± 0\.0 \| 60\.\d ± 0\.0 \| 70\.\d ± 0\.0 \|"
+    assert re.search(curve, page)
+    verdict = (output / "results.md").read_text()
+    assert "| [toy](studies/toy.md) | toys, small | 9 | 10 to 20 | 2 of 2 | 0.0 |" in (
+        verdict
     )
-    assert float(lead[1]) == pytest.approx(
-        0.06, abs=0.002
-    )  # 0.08 in two of three rounds: 0.75 of the area
-    assert re.search(
-        r"\| FisherMask \| 0\.50\d ± 0\.000 \| 0\.60\d ± 0\.000 \| 0\.70\d ± 0\.000 \|",
-        page,
-    )
-    assert "| FisherMask | 3.00 | 3.00 to 3.00 | 1.00 | 75% |" in page
-    assert "| 10 | 20 / 75% | 80 / 25% | 50% |" in page
-    assert (
-        "| 1,000 | 10 | 50 | 5 | 7.5 (6.0 to 9.0) | 1.5 | 2.5 | 3.5 | 9.0 | 5 |" in page
-    )
-    assert (
-        "| **last** | 1,000 | 10 | 40 | 5 | 3.0 | 1.0 | 1.0 | 1.0 | 8.0 | 3 |" in page
-    )
-    assert (
-        "| all | **2,000** | 10 | 50 | 5 | 12.0 | 1.0 | 5.0 | 6.0 | 8.0 | 7 |" in page
-    )
-    assert page.count("*Not run yet.*") == 1
-    images = sorted(path.name for path in (docs / "images").iterdir())
-    assert images == ["results-toy-small-variants.png", "results-toy-small.png"]
+    assert "| small | **random** will do | – | **−" in verdict
+    assert (output / "studies" / "masks.md").read_text().count(report.MISSING) == 2
+    images = sorted(path.name for path in (output / "images").iterdir())
+    assert images == [
+        "results-overview.svg",
+        "results-toy-small-variants.svg",
+        "results-toy-small.svg",
+    ]
+    first = (output / "images" / images[2]).read_bytes()
     report.main()
-    assert (docs / "results.md").read_text() == page
+    assert (output / "studies" / "toy.md").read_text() == page
+    assert (output / "images" / images[2]).read_bytes() == first
 
 
-def test_the_page_is_what_its_files_say(common):
+def test_tables_of_costs_and_masks(docs):
+    tables = importlib.import_module("report_tables")
+    toy, masks, sizes = (
+        tables.read(docs / "results", name) for name in ("toy", "masks", "sizes")
+    )
+    assert "| FisherMask | 3.00 (3.00 to 3.00) | 1.00 | 75% |" in tables.costs_table(
+        toy
+    )
+    assert "| 10 | 20 / 75% | 80 / 25% | 50% |" in tables.masks_table(masks)
+    page = tables.sizes_table(sizes)
+    for line in (
+        "| 1,000 | 10 | 50 | 5 | 7.5 (6.0 to 9.0) | 1.5 | 2.5 | 3.5 | 9.0 | 5 |",
+        "| **last** | 1,000 | 10 | 40 | 5 | 3.0 | 1.0 | 1.0 | 1.0 | 8.0 | 3 |",
+        "| all | **2,000** | 10 | 50 | 5 | 12.0 | 1.0 | 5.0 | 6.0 | 8.0 | 7 |",
+    ):
+        assert line in page
+
+
+def test_a_part_of_a_study_has_no_reading(common, tmp_path):
+    report = importlib.import_module("report")
+    folder = report.DOCS / "results"
+    assert "### Reading" not in report.study_page(folder, "digits")
+    assert "Every strategy beats" in report.study_page(folder, "digits")
+    lines = (folder / "digits.csv").read_text().splitlines()
+    kept = [lines[0], *(line for line in lines if line.split(",")[3] in set("01234"))]
+    (tmp_path / "digits.csv").write_text("\n".join(kept) + "\n")
+    (tmp_path / "digits.json").write_text((folder / "digits.json").read_text())
+    page = report.study_page(tmp_path, "digits")
+    assert "So far 5 of 20 seeds are in." in page
+    assert "Every strategy beats" not in page
+
+
+def test_the_choice_is_the_cheapest_that_nothing_beats(common):
+    tables = importlib.import_module("report_tables")
+    rng = np.random.default_rng(0)
+
+    def rows(**leads):
+        return [
+            {
+                "strategy": name,
+                "seed": seed,
+                "round": i,
+                "n_labels": 10 + i,
+                "accuracy": 0.5 + lead + 0.01 * rng.normal(),
+            }
+            for name, lead in leads.items()
+            for seed in range(10)
+            for i in range(2)
+        ]
+
+    assert tables.choice(rows(random=0.0, margin=0.0, FisherMask=0.0)) == "random"
+    assert tables.choice(rows(random=0.0, margin=0.1, FisherMask=0.1)) == "margin"
+    assert tables.choice(rows(random=0.0, margin=0.1, FisherMask=0.2)) == "FisherMask"
+    assert tables.choice(rows(random=0.1, margin=0.0, FisherMask=0.2)) == "FisherMask"
+
+
+def test_report_of_an_empty_folder(common, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        importlib.import_module("report").main()
+    assert "holds no results of run.py; name its --output" in capsys.readouterr().err
+
+
+def test_the_pages_are_what_the_files_say(common):
     """After new results: python examples/reproduction/report.py."""
     report = importlib.import_module("report")
-    page = (report.DOCS / "results.md").read_text(encoding="utf-8")
-    assert report.filled(page, report.DOCS / "results") == page
-    for image in re.findall(r"\]\((images/results-.*?png)\)", page):
-        assert (report.DOCS / image).stat().st_size < 200_000
+    for path, text in report.pages(report.DOCS / "results"):
+        assert (report.DOCS / path).read_text(encoding="utf-8") == text, path
+        for image in re.findall(r"images/(results-.*?svg)\)", text):
+            assert (report.DOCS / "images" / image).stat().st_size < 200_000
+
+
+def test_words_belong_to_settings(common):
+    report = importlib.import_module("report")
+    for study in report.studies(report.DOCS / "results"):
+        _, sections = report.words_of(study)
+        known = report.settings(report.read(report.DOCS / "results", study))
+        assert set(sections) <= set(known), study
+
+
+def test_a_run_says_when_it_ends(common, tmp_path, monkeypatch):
+    run = importlib.import_module("run")
+    (tmp_path / "tiny.py").write_text(TINY)
+    place = run.Place(tmp_path / "tiny.py", tmp_path / "rounds", tmp_path, None)
+    todo = run.curves(place)  # two seeds of entropy and random, then two of margin
+    clock = run.Clock(todo, n_jobs=2)
+    assert clock.seconds_left() is None
+    clock.done(todo[0], 60.0)
+    assert clock.seconds_left() == 5 * 60 / 2
+    table = "setting,strategy,seed,query_seconds,fit_seconds\n"
+    table += "tiny,entropy,0,2,8\ntiny,entropy,1,4,16\ntiny,random,0,0,30\n"
+    (tmp_path / "tiny.csv").write_text(table)
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    clock = run.Clock(todo[:4], n_jobs=1)
+    assert clock.seconds_left() == 15 + 30 + 15 + 30
+    clock.done(todo[0], 30.0)  # twice as slow as in the table
+    assert clock.seconds_left() == 2 * (30 + 15 + 30)
+    assert "0.0 h left, ends about " in str(clock)

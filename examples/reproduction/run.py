@@ -3,12 +3,14 @@
     python examples/reproduction/run.py digits
     nohup python examples/reproduction/run.py ablations > results/ablations.log &
 
-A study is a file in `studies/`. Every round is on the disk when it ends; stop the run
-with Ctrl-C or SIGTERM whenever you like, and start it again: it goes on. Seeds that are
-whole are in docs/results/<study>.csv, one row per dataset, setting, strategy, seed and
-round, and <study>.json beside it says with what they were made. The same seed gives
-every strategy the same pool, first batch and training noise. `report.py` makes tables
-and figures.
+A study is a file in `studies/`. The run says when it will end: at first by the seconds
+in docs/results, then by those of its own curves. Every round is on the disk when it
+ends: stop the run with Ctrl-C or SIGTERM whenever you like, and start it again.
+
+Seeds that are whole are in docs/results/<study>.csv, one row per dataset, setting,
+strategy, seed and round; <study>.json says with what they were made. The same seed
+gives every strategy the same pool, first batch and training noise. `report.py` makes
+pages of them.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import chain
@@ -43,6 +46,7 @@ from fishermask_sk._settings import describe
 from fishermask_sk.comparison import load_results
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parents[1] / "docs" / "results"
 sys.path.insert(0, str(HERE))
 COLUMNS = (
     "dataset",
@@ -120,8 +124,11 @@ def pool_of(place: Place, part: int, seed: int) -> Any:
     return place.study.settings[part].load(seed, place.data_home)
 
 
-def play(curve: Curve) -> Curve:
-    """Play all rounds of one curve, or those that are not in its file yet."""
+def play(curve: Curve) -> tuple[Curve, float]:
+    """Run all rounds of one curve, or those that are not in its file yet, and say how
+    many seconds it took.
+    """
+    started = time.monotonic()
     place, part, seed, strategy = curve
     setting, data = place.study.settings[part], pool_of(place, part, seed)
     compare_strategies(
@@ -137,7 +144,68 @@ def play(curve: Curve) -> Curve:
         seeds=[seed],
         results=place.curve(part, strategy, seed),
     )
-    return curve
+    return curve, time.monotonic() - started
+
+
+def is_whole(curve: Curve) -> bool:
+    """Whether all rounds are in the curve's file."""
+    place, part, seed, strategy = curve
+    file = place.curve(part, strategy, seed)
+    rows = load_results(file) if file.exists() else []
+    return bool(rows) and rows[-1]["round"] == place.study.settings[part].n_queries
+
+
+def seconds_before(study: str) -> dict[tuple[str, str], float]:
+    """What a curve of each setting and strategy took in the results of the docs."""
+    path = RESULTS / f"{study}.csv"
+    spent: dict[tuple[str, str], dict[str, float]] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if "fit_seconds" in row:
+                    seeds = spent.setdefault((row["setting"], row["strategy"]), {})
+                    seconds = float(row["query_seconds"]) + float(row["fit_seconds"])
+                    seeds[row["seed"]] = seeds.get(row["seed"], 0.0) + seconds
+    return {key: sum(seeds.values()) / len(seeds) for key, seeds in spent.items()}
+
+
+class Clock:
+    """How long the rest of a run takes: what its curves took before, times how slow
+    this machine has been so far.
+    """
+
+    def __init__(self, todo: list[Curve], n_jobs: int) -> None:
+        self.n_jobs = n_jobs
+        self.rest = {curve: self._key(curve) for curve in todo}
+        self.before = seconds_before(todo[0].place.config.stem) if todo else {}
+        self.took = self.planned = 0.0
+        self.n_done = 0
+
+    @staticmethod
+    def _key(curve: Curve) -> tuple[str, str]:
+        return curve.place.study.settings[curve.part].name, curve.strategy
+
+    def done(self, curve: Curve, seconds: float) -> None:
+        self.planned += self.before.get(self.rest.pop(curve), seconds)
+        self.took += seconds
+        self.n_done += 1
+
+    def seconds_left(self) -> float | None:
+        """None where nothing is known yet."""
+        known = [self.before[key] for key in self.rest.values() if key in self.before]
+        n_unknown = len(self.rest) - len(known)
+        if n_unknown and not self.n_done:
+            return None
+        mean = self.took / self.n_done if self.n_done else 0.0
+        slowness = self.took / self.planned if self.planned else 1.0
+        return (sum(known) * slowness + n_unknown * mean) / self.n_jobs
+
+    def __str__(self) -> str:
+        left = self.seconds_left()
+        if left is None:
+            return "the first curve will tell how long it takes"
+        end = datetime.now() + timedelta(seconds=left)
+        return f"{left / 3600:.1f} h left, ends about {end:%a %H:%M}"
 
 
 def rows_of_whole_seeds(place: Place) -> Iterator[dict[str, Any]]:
@@ -240,19 +308,24 @@ def run(place: Place, commit: str, n_jobs: int, parts: list[int] | None = None) 
     place.rounds.mkdir(parents=True, exist_ok=True)
     place.output.mkdir(parents=True, exist_ok=True)
     todo = [
-        curve for curve in curves(place) if parts is None or curve.part + 1 in parts
+        curve
+        for curve in curves(place)
+        if (parts is None or curve.part + 1 in parts) and not is_whole(curve)
     ]
-    started = time.monotonic()
+    started, clock = time.monotonic(), Clock(todo, n_jobs)
+    print(f"{len(todo)} curves on {n_jobs} processes: {clock}", flush=True)
     try:
         with get_context("spawn").Pool(
             n_jobs, start_worker
         ) as pool:  # leaving it ends the workers
-            for number, curve in enumerate(pool.imap_unordered(play, todo), start=1):
+            played = pool.imap_unordered(play, todo)
+            for number, (curve, seconds) in enumerate(played, start=1):
+                clock.done(curve, seconds)
                 name = place.study.settings[curve.part].name
                 minutes = (time.monotonic() - started) / 60
                 print(
                     f"{minutes:6.1f} min  {number}/{len(todo)}  {name}, "
-                    f"{curve.strategy}, seed {curve.seed}",
+                    f"{curve.strategy}, seed {curve.seed}; {clock}",
                     flush=True,
                 )
                 if (
@@ -293,9 +366,7 @@ def main() -> None:
     parser.add_argument(
         "--n-jobs", type=int, default=2, help="processes, of one thread each"
     )
-    parser.add_argument(
-        "--output", type=Path, default=HERE.parents[1] / "docs" / "results"
-    )
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument(
         "--rounds",
         type=Path,
