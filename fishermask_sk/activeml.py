@@ -1,4 +1,5 @@
-"""FisherMask, BAIT and margins drawn as pool query strategies of scikit-activeml.
+"""FisherMask, and the baselines that scikit-activeml lacks, as its pool query
+strategies.
 
     query = FisherMaskQuery(random_state=0)
     query_idx = query.query(X, y, clf=SkorchClassifier(...), batch_size=10)
@@ -25,11 +26,18 @@ from skactiveml.utils import (
 )
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.preprocessing import normalize
+from sklearn.utils import check_array
 from skorch import NeuralNet
 from torch import Tensor, nn
 
+from fishermask_sk._features import describe_samples
 from fishermask_sk._resnet_module import reproducible
-from fishermask_sk.baselines import power_margin_sampling
+from fishermask_sk.baselines import (
+    facility_location_sampling,
+    power_margin_sampling,
+    weighted_margin_sampling,
+)
 from fishermask_sk.estimator import CRITERION_OF
 from fishermask_sk.fisher import information
 from fishermask_sk.gains import trace_reductions
@@ -38,7 +46,13 @@ from fishermask_sk.modules import undisturbed
 from fishermask_sk.query_strategy import FisherMask
 from fishermask_sk.skorch_adapter import fitted_net, preserved_rng
 
-__all__ = ["BaitQuery", "FisherMaskQuery", "PowerMarginQuery"]
+__all__ = [
+    "BaitQuery",
+    "FacilityLocationQuery",
+    "FisherMaskQuery",
+    "PowerMarginQuery",
+    "WeightedMarginQuery",
+]
 
 
 class _PoolQuery(SingleAnnotatorPoolQueryStrategy):
@@ -92,6 +106,21 @@ n_candidates)
         sklearn.exceptions.NotFittedError
             Where the net is not fitted: with `SklearnClassifier`, without any label.
         """
+        return self._query(
+            X, y, clf, fit_clf, candidates, batch_size, return_utilities, None
+        )
+
+    def _query(
+        self,
+        X: Any,
+        y: Any,
+        clf: Any,
+        fit_clf: bool,
+        candidates: Any,
+        batch_size: int,
+        return_utilities: bool,
+        X_target: Any,
+    ) -> Any:
         X, y, candidates, batch_size, return_utilities = self._validate_data(
             X, y, candidates, batch_size, return_utilities, reset=True
         )
@@ -102,6 +131,7 @@ n_candidates)
             with preserved_rng(), reproducible(self.random_state_):
                 clf = clone(clf).fit(X, y)
         labeled = is_labeled(y, self.missing_label_)
+        X_target = None if X_target is None else check_array(X_target, allow_nd=True)
         samples, places = X, np.flatnonzero(~labeled)
         if candidates is not None and candidates.ndim == 1:
             places = np.unique(candidates)
@@ -115,8 +145,9 @@ n_candidates)
         with preserved_rng():
             picks, gains = self._pick(
                 clf,
-                samples[pool_places],
-                X[labeled],
+                _cast(samples[pool_places], clf),
+                _cast(X[labeled], clf),
+                None if X_target is None else _cast(X_target, clf),
                 np.searchsorted(pool_places, places),
                 batch_size,
                 return_utilities,
@@ -136,6 +167,7 @@ n_candidates)
         clf: Any,
         pool: np.ndarray,
         known: np.ndarray,
+        target: np.ndarray | None,
         candidates: np.ndarray,
         n_instances: int,
         return_utilities: bool,
@@ -145,7 +177,43 @@ n_candidates)
         """
 
 
-class _FisherQuery(_PoolQuery):
+class _TargetQuery(_PoolQuery):
+    """With samples of what the model will be used on."""
+
+    def query(
+        self,
+        X: Any,
+        y: Any,
+        clf: Any,
+        fit_clf: bool = True,
+        candidates: Any = None,
+        batch_size: int = 1,
+        return_utilities: bool = False,
+        X_target: Any = None,
+    ) -> Any:
+        """Pick the samples to label next.
+
+        Parameters
+        ----------
+        X, y, clf, fit_clf, candidates, batch_size, return_utilities
+            See `PowerMarginQuery.query`.
+        X_target : array-like of shape (n_target, ...), optional
+            Unlabelled samples of what the model will be used on: the labels are chosen
+            for them. None of them is ever picked.
+
+        Returns
+        -------
+        query_indices : ndarray of shape (batch_size,)
+        utilities : ndarray of shape (batch_size, n_samples) or (batch_size, \
+n_candidates)
+            If `return_utilities`.
+        """
+        return self._query(
+            X, y, clf, fit_clf, candidates, batch_size, return_utilities, X_target
+        )
+
+
+class _FisherQuery(_TargetQuery):
     """Picks by Fisher information: F̄ is that of all samples in the pool and the
     labelled ones, whatever may be picked.
     """
@@ -159,28 +227,33 @@ class _FisherQuery(_PoolQuery):
         clf: Any,
         pool: np.ndarray,
         known: np.ndarray,
+        target: np.ndarray | None,
         candidates: np.ndarray,
         n_instances: int,
         return_utilities: bool,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         strategy = self.query_strategy_ = self._strategy()
-        if return_utilities and strategy.n_components is not None:
-            raise ValueError(
-                "return_utilities=True gives gains on all masked weights, and "
-                f"n_components={strategy.n_components} projects them; set "
-                "n_components=None."
-            )
-        net, dtype = _net_of(clf)
-        pool, known = (
-            X if dtype is None else X.astype(dtype, copy=False) for X in (pool, known)
-        )
-        proposed = candidates if len(candidates) < len(pool) else None
+        for name in ("n_components", "n_information_samples", "candidates"):
+            if return_utilities and getattr(strategy, name) is not None:
+                raise ValueError(
+                    "return_utilities=True gives exact gains of all candidates, and "
+                    f"{name}={getattr(strategy, name)!r} spares some of them; set "
+                    f"{name}=None."
+                )
+        net = _net_of(clf)
         picks = strategy.select(
-            net, pool, n_instances, X_labeled=known, candidates=proposed
+            net,
+            pool,
+            n_instances,
+            X_labeled=known,
+            X_target=target,
+            candidates=candidates if len(candidates) < len(pool) else None,
         )
         if not return_utilities:
             return picks, None
-        return picks, _gains_at_each_pick(net, strategy, pool, known, candidates, picks)
+        return picks, _gains_at_each_pick(
+            net, strategy, pool, known, target, candidates, picks
+        )
 
 
 class FisherMaskQuery(_FisherQuery):
@@ -188,8 +261,9 @@ class FisherMaskQuery(_FisherQuery):
 
     Parameters
     ----------
-    sparsity, layers, mask, keep_head, head, weighting, n_mask_samples, damping, \
-oversample, batch_size, max_memory, n_top_classes, n_components
+    sparsity, layers, mask, keep_head, head, weighting, n_mask_samples, \
+n_information_samples, candidates, damping, oversample, batch_size, max_memory, \
+n_top_classes, n_components
         See :class:`~fishermask_sk.FisherMask`. `batch_size` is that of forward passes;
         how many samples to pick is said to `query`.
     missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
@@ -243,6 +317,8 @@ oversample, batch_size, max_memory, n_top_classes, n_components
         head: str | None = None,
         weighting: Any = "fisher",
         n_mask_samples: int = 1024,
+        n_information_samples: int | None = None,
+        candidates: Any = None,
         damping: float = 1.0,
         oversample: float = 1.0,
         batch_size: int = 128,
@@ -260,6 +336,8 @@ oversample, batch_size, max_memory, n_top_classes, n_components
         self.head = head
         self.weighting = weighting
         self.n_mask_samples = n_mask_samples
+        self.n_information_samples = n_information_samples
+        self.candidates = candidates
         self.damping = damping
         self.oversample = oversample
         self.batch_size = batch_size
@@ -357,6 +435,7 @@ class PowerMarginQuery(_PoolQuery):
         clf: Any,
         pool: np.ndarray,
         known: np.ndarray,
+        target: np.ndarray | None,
         candidates: np.ndarray,
         n_instances: int,
         return_utilities: bool,
@@ -368,6 +447,124 @@ class PowerMarginQuery(_PoolQuery):
             random_state=self.random_state_,
         )
         return candidates[order[:n_instances]], values[np.argsort(order)]
+
+
+class WeightedMarginQuery(_TargetQuery):
+    """Uncertain samples that look like the target: margin times density ratio.
+
+    For any classifier of scikit-activeml; `query` needs `X_target`. Utilities are the
+    products' logarithms.
+
+    Parameters
+    ----------
+    head, batch_size
+        See :func:`~fishermask_sk.baselines.weighted_margin_sampling`.
+    missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
+        What stands in y for no label.
+    random_state : int, RandomState or None, default=None
+        Seeds the fit in `query`.
+    """
+
+    def __init__(
+        self,
+        *,
+        head: str | None = None,
+        batch_size: int = 128,
+        missing_label: Any = MISSING_LABEL,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(missing_label=missing_label, random_state=random_state)
+        self.head = head
+        self.batch_size = batch_size
+
+    def _pick(
+        self,
+        clf: Any,
+        pool: np.ndarray,
+        known: np.ndarray,
+        target: np.ndarray | None,
+        candidates: np.ndarray,
+        n_instances: int,
+        return_utilities: bool,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        order, values = weighted_margin_sampling(
+            _Asking(_holder_of_features(clf)),
+            pool[candidates],
+            len(candidates),
+            X_target=_needed(target, self),
+            head=self.head,
+            batch_size=self.batch_size,
+        )
+        return candidates[order[:n_instances]], values[np.argsort(order)]
+
+
+class FacilityLocationQuery(WeightedMarginQuery):
+    """Samples that resemble the target and cover it: SIMILAR's FLQMI.
+
+    For any classifier of scikit-activeml; `query` needs `X_target`. Utilities are what
+    each candidate adds at each pick.
+
+    Parameters
+    ----------
+    head, batch_size
+        See :func:`~fishermask_sk.baselines.facility_location_sampling`.
+    missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
+        What stands in y for no label.
+    random_state : int, RandomState or None, default=None
+        Seeds the fit in `query`.
+    """
+
+    def _pick(
+        self,
+        clf: Any,
+        pool: np.ndarray,
+        known: np.ndarray,
+        target: np.ndarray | None,
+        candidates: np.ndarray,
+        n_instances: int,
+        return_utilities: bool,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        source, target = _holder_of_features(clf), _needed(target, self)
+        pool = pool[candidates]
+        picks = facility_location_sampling(
+            source,
+            pool,
+            n_instances,
+            X_target=target,
+            head=self.head,
+            batch_size=self.batch_size,
+        )
+        if not return_utilities:
+            return candidates[picks], None
+        features = [
+            normalize(describe_samples(source, X, "X", self.head, self.batch_size)[0])
+            for X in (pool, target)
+        ]
+        similar = features[0] @ features[1].T
+        covered, gains = np.zeros(len(target)), []
+        for pick in picks:
+            added = np.maximum(similar - covered, 0).sum(axis=1)
+            gains.append(added + similar.max(axis=1))
+            covered = np.maximum(covered, similar[pick])
+        return candidates[picks], np.stack(gains)
+
+
+def _needed(target: np.ndarray | None, strategy: Any) -> np.ndarray:
+    if target is None:
+        raise ValueError(
+            f"{type(strategy).__name__} chooses labels for a target; pass X_target= to "
+            "query, unlabelled samples of what the model will be used on."
+        )
+    return target
+
+
+def _holder_of_features(clf: Any) -> Any:
+    """The net inside, where there can be one, else the classifier: its features are
+    its inputs.
+    """
+    return (
+        _net_of(clf) if isinstance(clf, (SkorchClassifier, SklearnClassifier)) else clf
+    )
 
 
 class _Asking:
@@ -395,13 +592,17 @@ class _ScoresOfModule(NeuralNet):
         return outputs if self.transform is None else self.transform(outputs)
 
 
-def _net_of(clf: Any) -> tuple[Any, Any]:
-    """The fitted net in a classifier of scikit-activeml, and the dtype to which it
-    casts samples, if any.
-    """
+def _cast(X: np.ndarray, clf: Any) -> np.ndarray:
+    """Samples in the dtype to which the classifier casts them."""
+    dtype = clf.sample_dtype if isinstance(clf, SkorchClassifier) else None
+    return X if dtype is None else X.astype(dtype, copy=False)
+
+
+def _net_of(clf: Any) -> Any:
+    """The fitted net in a classifier of scikit-activeml."""
     if isinstance(clf, SklearnClassifier):
         # what was given fitted stands in `estimator` alone
-        return vars(clf).get("estimator_", clf.estimator), None
+        return vars(clf).get("estimator_", clf.estimator)
     if not isinstance(clf, SkorchClassifier):
         raise TypeError(
             "FisherMask reads the gradients of a net, and there is none in this "
@@ -427,7 +628,7 @@ def _net_of(clf: Any) -> tuple[Any, Any]:
         output_index=index,
         transform=transform,
     )
-    return net, clf.sample_dtype
+    return net
 
 
 def _predicting_output(clf: SkorchClassifier) -> tuple[int, Any]:
@@ -448,6 +649,7 @@ def _gains_at_each_pick(
     strategy: FisherMask,
     X_pool: np.ndarray,
     X_labeled: np.ndarray,
+    X_target: np.ndarray | None,
     candidates: np.ndarray,
     picks: np.ndarray,
 ) -> np.ndarray:
@@ -463,7 +665,8 @@ def _gains_at_each_pick(
             next(fitted.module.parameters()).device
         )
 
-        def embedded(dataset: Any) -> Tensor:
+        def embedded(X: np.ndarray) -> Tensor:
+            dataset, _ = fitted.dataset(X, "X")
             return torch.cat(
                 [
                     gradients.embeddings(
@@ -477,12 +680,13 @@ def _gains_at_each_pick(
                 ]
             )
 
-        v = embedded(pool)
-        labeled, n_labeled = fitted.dataset(X_labeled, "X")
-        known = embedded(labeled) if n_labeled else v[:0]
+        v = embedded(X_pool)
+        n_labeled = len(X_labeled)
+        total = information(embedded(X_labeled) if n_labeled else v[:0])
+        target = (information(v) + total) / (len(v) + n_labeled)
+        if X_target is not None:
+            target = information(embedded(X_target)) / len(X_target)
     weight = len(picks) / (n_labeled + len(picks))
-    total = information(known)
-    target = (information(v) + total) / (len(v) + n_labeled)
     m = strategy.damping * torch.eye(len(kept), dtype=v.dtype, device=v.device)
     inv_m = torch.linalg.inv(m + total / (n_labeled + len(picks)))
     gains = []

@@ -24,11 +24,29 @@ from skactiveml.pool import SubSamplingWrapper
 from skactiveml.utils import check_random_state
 
 from fishermask_sk import FisherMask, ResNet18Classifier
-from fishermask_sk.activeml import BaitQuery, FisherMaskQuery, PowerMarginQuery
-from fishermask_sk.baselines import bait_sampling, power_margin_sampling
+from fishermask_sk.activeml import (
+    BaitQuery,
+    FacilityLocationQuery,
+    FisherMaskQuery,
+    PowerMarginQuery,
+    WeightedMarginQuery,
+)
+from fishermask_sk.baselines import (
+    bait_sampling,
+    facility_location_sampling,
+    power_margin_sampling,
+    weighted_margin_sampling,
+)
 
-STRATEGIES = [FisherMaskQuery(0.9), BaitQuery(), PowerMarginQuery()]
-IDS = ["FisherMask", "BAIT", "PowerMargin"]
+STRATEGIES = [
+    FisherMaskQuery(0.9),
+    BaitQuery(),
+    PowerMarginQuery(),
+    WeightedMarginQuery(),
+    FacilityLocationQuery(),
+]
+IDS = ["FisherMask", "BAIT", "PowerMargin", "WeightedMargin", "FacilityLocation"]
+TARGET = np.random.default_rng(1).normal(loc=1.0, size=(5, 2))
 X = np.random.default_rng(0).normal(size=(14, 2))
 Y = np.full(14, np.nan)
 Y[[1, 4, 6, 9]] = [0, 1, 1, 0]
@@ -53,6 +71,8 @@ def skorch_classifier(module=None, classes=(0, 1), **params):
 
 def query(strategy, y=Y, clf=None, seed=0, **params):
     strategy = clone(strategy).set_params(random_state=seed)
+    if isinstance(strategy, WeightedMarginQuery):  # and FacilityLocationQuery
+        params = {"X_target": TARGET, **params}
     return strategy.query(X, y, clf or skorch_classifier(), **params)
 
 
@@ -128,6 +148,59 @@ def test_utilities_are_the_trace_reductions_of_the_formulas():
         _first_gain(pool, labeled, 4, 0.5, i) for i in range(len(UNLABELED))
     ]
     np.testing.assert_allclose(utilities[0, UNLABELED], alone, rtol=1e-9)
+
+
+def test_with_a_target():
+    clf = skorch_classifier().fit(X, Y)
+    strategy = clone(STRATEGIES[0]).set_params(sparsity=1.0, damping=0.5)
+    fixed = {"clf": clf, "fit_clf": False, "batch_size": 4, "X_target": TARGET}
+    picks, utilities = query(strategy, return_utilities=True, **fixed)
+    net = NeuralNetClassifier(
+        clf.neural_net_.module_, criterion=nn.CrossEntropyLoss, train_split=None
+    ).initialize()
+    pool, known = X[UNLABELED], X[LABELED]
+    there = FisherMask(1.0, damping=0.5)
+    expected = there.select(net, pool, 4, X_labeled=known, X_target=TARGET)
+    assert (picks == UNLABELED[expected]).all()
+    gains = utilities[np.arange(4), picks]
+    np.testing.assert_allclose(gains, there.trace_reductions_, rtol=1e-9)
+    assert (np.nanargmax(utilities, axis=1) == picks).all()
+    for index, baseline in (
+        (3, weighted_margin_sampling),
+        (4, facility_location_sampling),
+    ):
+        expected = baseline(net, pool, 4, X_target=TARGET)
+        assert (query(STRATEGIES[index], **fixed) == UNLABELED[expected]).all()
+
+
+def test_facility_location_utilities_by_hand():
+    clf = ParzenWindowClassifier(classes=[0, 1], random_state=0)
+    picks, utilities = query(
+        STRATEGIES[4], clf=clf, batch_size=3, return_utilities=True
+    )
+
+    def unit(a):
+        return a / np.linalg.norm(a, axis=1, keepdims=True)
+
+    similar = unit(X) @ unit(TARGET).T
+
+    def value(chosen):
+        if not chosen:
+            return 0.0
+        covered = np.maximum(similar[chosen].max(0), 0).sum()
+        return covered + similar[chosen].max(1).sum()
+
+    for t in range(3):
+        before = list(picks[:t])
+        for i in set(UNLABELED) - set(before):
+            gain = value([*before, i]) - value(before)
+            np.testing.assert_allclose(utilities[t, i], gain, rtol=1e-9)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[3:], ids=IDS[3:])
+def test_strategies_for_a_target_need_one(strategy):
+    with pytest.raises(ValueError, match="chooses labels for a target; pass X_target="):
+        query(strategy, X_target=None)
 
 
 def _first_gain(pool, labeled, b, damping, i):
@@ -298,10 +371,13 @@ def test_wrong_arguments(params, error, message):
         query(STRATEGIES[0], **params)
 
 
-def test_utilities_and_n_components():
-    strategy = FisherMaskQuery(0.9, n_components=3)
+@pytest.mark.parametrize(
+    "name", ["n_components", "n_information_samples", "candidates"]
+)
+def test_utilities_need_all_of_the_query(name):
+    strategy = FisherMaskQuery(0.9, **{name: 3})
     assert len(query(strategy, batch_size=2)) == 2
-    with pytest.raises(ValueError, match="n_components=3 projects them; set n_comp"):
+    with pytest.raises(ValueError, match=f"{name}=3 spares some of them; set {name}="):
         query(strategy, batch_size=2, return_utilities=True)
 
 
