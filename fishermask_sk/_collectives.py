@@ -66,9 +66,11 @@ class Group(Processes):
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._step = "start"
-        # gloo knows few operations on an accelerator's tensors: they travel by way of
-        # main memory.
-        self._by_cpu = dist.get_backend() == "gloo"
+        # "cpu:gloo,cuda:nccl". Gloo knows few operations on an accelerator's tensors.
+        backends = [part.split(":") for part in dist.get_backend_config().split(",")]
+        self._carriers = [
+            device for device, name in backends if device == "cpu" or name != "gloo"
+        ]
 
     def shard(self, n: int) -> Shard:
         return SharedOut(n, self)
@@ -131,7 +133,12 @@ class Group(Processes):
         return tensor if own is tensor else tensor.copy_(own)
 
     def _carried(self, tensor: Tensor) -> Tensor:
-        return (tensor.cpu() if self._by_cpu else tensor).contiguous()
+        """The tensor where the backend takes it: as it is, else by way of main memory,
+        or for NCCL alone by this process's GPU.
+        """
+        if tensor.device.type not in self._carriers:
+            tensor = tensor.to("cpu" if "cpu" in self._carriers else self._carriers[0])
+        return tensor.contiguous()
 
     @contextmanager
     def _naming_the_step(self) -> Iterator[None]:

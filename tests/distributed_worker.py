@@ -4,6 +4,7 @@ the samples and asks.
 
 import json
 import os
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 import torch._dynamo  # a first query would load it, seconds for each process
 import torch.distributed as dist
+from pretend_device import PretendDevice, pretend_nccl
 from skorch import NeuralNetClassifier
 from torch import nn
 
@@ -189,6 +191,19 @@ def cases(rank, size, what):
     found = [run_case(name, rank, counts, labeled) for name, counts, labeled in what]
     assert LEFT_OUT or not all(counts[rank] for _, counts, _ in what)
     return found
+
+
+def cases_on_device(rank, size, what, nccl):
+    """The same with nets on a pretended device, over gloo or what stands in for
+    NCCL.
+    """
+    plain = make_net
+    with ExitStack() as stack:
+        device = stack.enter_context(PretendDevice())
+        stack.enter_context(pretend_nccl() if nccl else nullcontext())
+        adopted = lambda seed=0: device.adopt(plain(seed))  # noqa: E731
+        stack.enter_context(mock.patch.dict(globals(), make_net=adopted))
+        return cases(rank, size, what)
 
 
 def errors(rank, size):

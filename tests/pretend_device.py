@@ -406,23 +406,17 @@ def pretend_nccl():
 
     def on_values(collective):
         def call(*args, **kwargs):
-            for tensor in tree_leaves((args, kwargs)):
-                if isinstance(tensor, torch.Tensor) and not isinstance(
-                    tensor, OnDevice
-                ):
-                    raise RuntimeError(
-                        "No backend type associated with device type cpu"
-                    )
-                if isinstance(tensor, OnDevice) and not tensor.values_.is_contiguous():
+            for tensor in filter(torch.is_tensor, tree_leaves((args, kwargs))):
+                if not isinstance(tensor, OnDevice):
+                    raise RuntimeError("No backend type associated with device cpu")
+                if not tensor.is_contiguous():
                     raise ValueError("Tensors must be contiguous")
-            with torch._C._DisableTorchDispatch():
-                return collective(*_values(args), **_values(kwargs))
+            return collective(*_values(args), **_values(kwargs))
 
         return call
 
     names = ("all_gather", "all_reduce", "broadcast")
     stand_ins = {name: on_values(getattr(dist, name)) for name in names}
     stand_ins["get_backend_config"] = lambda group=None: "cuda:nccl"
-    stand_ins["get_backend"] = lambda group=None: "nccl"
     with mock.patch.multiple(dist, **stand_ins):
         yield

@@ -77,8 +77,8 @@ def play(context, tmp_path):
     return play
 
 
-def assert_answers_of_one_process(play, size, what):
-    found = play(worker.cases, size, what)
+def assert_answers_of_one_process(play, size, what, scene=worker.cases, *args):
+    found = play(scene, size, what, *args)
     for (name, counts, labeled), *answers in zip(what, *found, strict=True):
         expected = worker.run_case(name, 0, [N], [L])
         shown = f"{name} {counts} {labeled}"
@@ -101,6 +101,24 @@ def test_four_processes_pick_what_one_picks(play):
     what = [("plain", *shards) for shards in SHARDS[4]]
     what += [(name, *SHARDS[4][1]) for name in ("ties", "candidates", "directions")]
     assert_answers_of_one_process(play, 4, what)
+
+
+@pytest.mark.parametrize(
+    ("nccl", "names"),
+    [(True, ["candidates", "random ties"]), (False, ["directions"])],
+    ids=["NCCL", "gloo"],
+)
+def test_two_processes_with_a_device_each_pick_what_one_picks(play, nccl, names):
+    """NCCL takes no tensor of main memory, gloo few of a device."""
+    what = [(name, *SHARDS[2][i]) for i, name in enumerate(names)]
+    assert_answers_of_one_process(play, 2, what, worker.cases_on_device, nccl)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nccl", [True, False], ids=["NCCL", "gloo"])
+def test_every_case_with_a_device_each(play, nccl):
+    what = [(name, *SHARDS[2][i % 4]) for i, name in enumerate(worker.CASES)]
+    assert_answers_of_one_process(play, 2, what, worker.cases_on_device, nccl)
 
 
 @pytest.mark.slow
