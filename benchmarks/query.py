@@ -1,12 +1,11 @@
 """What a query costs, each step beside the floor of its arithmetic and beside the naive
 form, in one run.
 
-    python benchmarks/query.py steps # embeddings, diagonal Fisher information, a pick,
-    the whole query python benchmarks/query.py memory # peak of the selection; 60,000
-    samples within 2 GiB python benchmarks/query.py screening # picks where the net is
-    more and more sure of the pool python benchmarks/query.py fidelity # what fewer
-    classes and fewer directions keep of the exact gain python benchmarks/query.py large
-    # a ResNet-18 of width 64
+    python benchmarks/query.py steps      # each step, and the whole query
+    python benchmarks/query.py memory     # the selection's peak; 60,000 samples
+    python benchmarks/query.py screening  # where the net is surer and surer of the pool
+    python benchmarks/query.py fidelity   # what fewer classes and directions keep
+    python benchmarks/query.py large      # a ResNet-18 of width 64
 
 A narrow ResNet-18 on 28×28 images, trained on 250 labels of FashionMNIST, or of random
 images where it is absent; for screening on more labels, too. Prints tables, and writes
@@ -171,7 +170,8 @@ class Setup:
 
     def embedded(self, mask_indices, **params):
         with undisturbed(self.module):
-            return self.query(**params)._embed(self.gradients, mask_indices)
+            query = self.query(**params)
+            return query._embed(self.gradients, mask_indices, query.plan().n_rows)
 
 
 # The naive forms
