@@ -418,3 +418,73 @@ def test_a_run_says_when_it_ends(common, tmp_path, monkeypatch):
     clock.done(todo[0], 30.0)  # twice as slow as in the table
     assert clock.seconds_left() == 2 * (30 + 15 + 30)
     assert "0.0 h left, ends about " in str(clock)
+
+
+def test_a_pool_for_a_purpose(common):
+    wanted, pool = (1, 7), dict.fromkeys(range(10), 12) | {1: 5, 7: 5}
+    options = {"name": "digits", "wanted": wanted, "n_target": 20, "pool": pool}
+    plain = common.load_pool_for_purpose(3, **options)
+    assert np.bincount(plain.y_train).tolist() == [pool[c] for c in range(10)]
+    assert set(plain.y_test.tolist()) == {1, 7}
+    rows = {image.tobytes() for image in plain.X_train}
+    assert len(plain.X_target) == 40
+    assert not rows & {image.tobytes() for image in plain.X_target}
+
+    repeat = common.partial(common.all_repeated, times=3, vary=common.noisy)
+    repeated = common.load_pool_for_purpose(3, repeat=repeat, **options)
+    counts = np.bincount(repeated.y_train)
+    assert counts.tolist() == [3 * pool[c] for c in range(10)]
+    distance = np.abs(repeated.X_train[:, None] - plain.X_train[None]).mean((2, 3, 4))
+    nearest = distance.argmin(1)
+    assert np.bincount(nearest).tolist() == [3] * len(plain.X_train)
+    np.testing.assert_array_equal(plain.y_train[nearest], repeated.y_train)
+    assert 0 < distance.min(1).max() < 0.03
+    np.testing.assert_array_equal(repeated.X_target, plain.X_target)
+
+
+def test_some_images_are_there_many_times(common):
+    X = np.arange(8.0)[:, None, None, None]
+    y = np.array([0, 1, 0, 1, 0, 1, 0, 1])
+    rng = np.random.RandomState(0)
+    X_new, y_new = common.some_repeated(
+        X, y, rng, n_repeated=1, times=4, vary=lambda X, rng: X
+    )
+    found = X_new.ravel().astype(int)
+    assert np.bincount(found).tolist() == [4, 4, 1, 1, 1, 1, 1, 1]
+    assert (y_new == found % 2).all()
+
+
+def test_frames_differ_by_a_pixel_a_flip_and_light(common):
+    rng = np.random.RandomState(0)
+    X = np.repeat(rng.uniform(0.2, 0.6, size=(1, 3, 5, 5)), 60, axis=0)
+    frames = common.filmed(X, rng)
+    assert len(np.unique(frames.reshape(60, -1), axis=0)) == 60
+    padded = np.pad(X[0], ((0, 0), (1, 1), (1, 1)), mode="edge")
+    crops = [padded[:, i : i + 5, j : j + 5] for i in range(3) for j in range(3)]
+    crops += [crop[:, :, ::-1] for crop in crops]
+    for frame in frames:
+        light = [(frame / crop).ravel() for crop in crops]
+        best = min(light, key=np.ptp)
+        assert np.ptp(best) < 1e-9
+        assert 0.9 <= best[0] <= 1.1
+
+
+def test_a_shifted_target(common):
+    options = {"name": "digits", "pool": dict.fromkeys(range(10), 20), "n_target": 5}
+    shifted = common.load_shifted(0, shift=lambda X: X + 10, share=0.1, **options)
+    plain = common.load_pool(0, name="digits", pool=dict.fromkeys(range(10), 25))
+    assert (shifted.X_target.min(), shifted.X_test.min()) == (10, 10)
+    is_shifted = shifted.X_train.min((1, 2, 3)) >= 10
+    assert np.bincount(shifted.y_train[is_shifted]).tolist() == [2] * 10
+    assert shifted.X_train[~is_shifted].max() <= 1
+    np.testing.assert_allclose(shifted.X_test, plain.X_test + 10)
+
+
+def test_a_target_of_the_pool(common):
+    options = {"name": "digits", "pool": dict.fromkeys(range(10), 20)}
+    data = common.load_with_target_of_pool(0, n_target=30, **options)
+    assert len(data.X_train) == 200
+    rows = [image.tobytes() for image in data.X_train]
+    target = [image.tobytes() for image in data.X_target]
+    assert len(set(target)) == 30
+    assert set(target) <= set(rows)

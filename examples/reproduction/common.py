@@ -17,10 +17,12 @@ from fishermask_sk.baselines import (
     badge_sampling,
     bait_sampling,
     entropy_sampling,
+    facility_location_sampling,
     kcenter_sampling,
     least_confidence_sampling,
     margin_sampling,
     random_sampling,
+    weighted_margin_sampling,
 )
 from fishermask_sk.datasets import load_images
 from fishermask_sk.selection import select
@@ -31,7 +33,7 @@ class Setting:
     """One pool, one learner, one budget, and the strategies that play on it.
 
     Parts of a study may share a name: their strategies are then compared with each
-    other.
+    other. Strategies named in `with_target` are handed the data's `X_target`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Setting:
     n_initial: int
     n_instances: int
     n_queries: int
+    with_target: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,7 @@ def load_pool(
     """
     images = load_images(name, data_home=data_home, subset=pool, random_state=seed)
     if n_test is not None:
-        kept = [
-            np.flatnonzero(images.y_test == label)[:n_test]
-            for label in np.unique(images.y_test)
-        ]
-        kept = np.sort(np.concatenate(kept))
+        kept = first_of_each(images.y_test, n_test)
         images.X_test, images.y_test = images.X_test[kept], images.y_test[kept]
     if side is not None:
         images.X_train, images.X_test = (
@@ -91,6 +90,125 @@ def load_pool(
             shrunk(images.X_test, side),
         )
     return images
+
+
+def load_pool_for_purpose(
+    seed: int,
+    data_home: Any = None,
+    *,
+    wanted: Sequence[int],
+    n_target: int,
+    pool: Mapping[int, int],
+    repeat: Callable[..., np.ndarray] | None = None,
+    **options: Any,
+) -> Any:
+    """Draw a pool of which only some classes are wanted, and a target: `n_target` other
+    images of each of these.
+
+    Test images are of the wanted classes alone. `repeat` makes near-duplicates of the
+    pool's images, and says of which.
+    """
+    counts = {c: n + n_target * (c in wanted) for c, n in pool.items()}
+    data = load_pool(seed, data_home, pool=counts, **options)
+    rng = np.random.RandomState(seed)
+    of_wanted = np.isin(data.y_train, wanted)
+    target = np.flatnonzero(of_wanted)
+    target = target[first_of_each(data.y_train[target], n_target)]
+    data.X_target = data.X_train[target]
+    kept = np.setdiff1d(np.arange(len(data.y_train)), target)
+    data.X_train, data.y_train = data.X_train[kept], data.y_train[kept]
+    if repeat is not None:
+        data.X_train, data.y_train = repeat(data.X_train, data.y_train, rng)
+    tested = np.isin(data.y_test, wanted)
+    data.X_test, data.y_test = data.X_test[tested], data.y_test[tested]
+    return data
+
+
+def load_shifted(
+    seed: int,
+    data_home: Any = None,
+    *,
+    shift: Callable[[np.ndarray], np.ndarray],
+    share: float,
+    n_target: int,
+    pool: Mapping[int, int],
+    **options: Any,
+) -> Any:
+    """Draw a pool of which a `share` of each class is shifted, and a target of
+    `n_target` images a class that all are, as the test images are.
+    """
+    data = load_pool_for_purpose(
+        seed, data_home, wanted=list(pool), n_target=n_target, pool=pool, **options
+    )
+    for label, count in pool.items():
+        rows = np.flatnonzero(data.y_train == label)[: round(share * count)]
+        data.X_train[rows] = shift(data.X_train[rows])
+    data.X_target, data.X_test = shift(data.X_target), shift(data.X_test)
+    return data
+
+
+def load_with_target_of_pool(
+    seed: int, data_home: Any = None, *, n_target: int, **options: Any
+) -> Any:
+    """Draw a pool, and from it the target: so many of its images, which stay in it."""
+    data = load_pool(seed, data_home, **options)
+    drawn = np.random.RandomState(seed).permutation(len(data.X_train))[:n_target]
+    data.X_target = data.X_train[drawn]
+    return data
+
+
+def first_of_each(labels: np.ndarray, n: int) -> np.ndarray:
+    """Positions of the first n of each class, sorted."""
+    rows = [np.flatnonzero(labels == label)[:n] for label in np.unique(labels)]
+    return np.sort(np.concatenate(rows))
+
+
+def all_repeated(
+    X: np.ndarray,
+    y: np.ndarray,
+    rng: np.random.RandomState,
+    *,
+    times: int,
+    vary: Callable[..., np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every image so many times, each time a little different, in random order."""
+    order = rng.permutation(np.repeat(np.arange(len(X)), times))
+    return vary(X[order], rng), y[order]
+
+
+def some_repeated(
+    X: np.ndarray,
+    y: np.ndarray,
+    rng: np.random.RandomState,
+    *,
+    n_repeated: int,
+    times: int,
+    vary: Callable[..., np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `n_repeated` images of each class so many times, the others once."""
+    repeated = np.isin(np.arange(len(X)), first_of_each(y, n_repeated))
+    order = rng.permutation(np.repeat(np.arange(len(X)), np.where(repeated, times, 1)))
+    return vary(X[order], rng), y[order]
+
+
+def noisy(X: np.ndarray, rng: np.random.RandomState, scale: float = 0.03) -> np.ndarray:
+    """Each pixel moved by normal noise, within [0, 1]."""
+    noise = rng.normal(scale=scale, size=X.shape)
+    return np.clip(X + noise, 0, 1).astype(X.dtype)
+
+
+def filmed(X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """Frames of one scene: moved by up to a pixel, half of them flipped, up to a tenth
+    darker or brighter.
+    """
+    padded = np.pad(X, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    height, width = X.shape[2:]
+    frames = np.empty_like(X)
+    for i, (top, left, flipped) in enumerate(rng.randint([3, 3, 2], size=(len(X), 3))):
+        frame = padded[i, :, top : top + height, left : left + width]
+        frames[i] = frame[:, :, ::-1] if flipped else frame
+    light = rng.uniform(0.9, 1.1, size=(len(X), 1, 1, 1))
+    return np.clip(frames * light, 0, 1).astype(X.dtype)
 
 
 def shrunk(images: np.ndarray, side: int) -> np.ndarray:
@@ -145,6 +263,22 @@ BASELINES = {
     "BAIT": bait_sampling,
 }
 STRATEGIES = {**BASELINES, "FisherMask": FisherMask()}
+# Those that know what the labels are for stand beside those that do not.
+WITH_TARGET = {
+    "FisherMask with target": FisherMask(),
+    "BAIT with target": bait_sampling,
+    "weighted margin": weighted_margin_sampling,
+    "facility location": facility_location_sampling,
+}
+FOR_PURPOSE = {
+    **{name: BASELINES[name] for name in ("random", "margin", "BADGE", "BAIT")},
+    "FisherMask": FisherMask(),
+    **WITH_TARGET,
+}
+# Ten classes, width 8, and the short training of study 5.
+SMALL_NET = ResNet18Classifier(
+    width=8, head_bias=False, classes=range(10), min_steps=40, lr=2e-3
+)
 
 
 def fashion_imbalanced(

@@ -131,6 +131,7 @@ def play(curve: Curve) -> tuple[Curve, float]:
     started = time.monotonic()
     place, part, seed, strategy = curve
     setting, data = place.study.settings[part], pool_of(place, part, seed)
+    aim = {"X_target": data.X_target} if strategy in setting.with_target else {}
     compare_strategies(
         setting.estimator,
         {strategy: setting.strategies[strategy]},
@@ -143,6 +144,7 @@ def play(curve: Curve) -> tuple[Curve, float]:
         n_queries=setting.n_queries,
         seeds=[seed],
         results=place.curve(part, strategy, seed),
+        **aim,
     )
     return curve, time.monotonic() - started
 
