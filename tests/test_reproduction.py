@@ -149,11 +149,13 @@ def test_every_configuration_is_a_study(common, name):
     study = runpy.run_path(str(FOLDER / "studies" / f"{name}.py"))["STUDY"]
     assert isinstance(study, common.Study)
     parts = [
-        (setting.name, setting.dataset, strategy)
+        (setting.name, strategy)  # names of the rounds' files
         for setting in study.settings
         for strategy in setting.strategies
     ]
     assert len(set(parts)) == len(parts)
+    for setting in study.settings:
+        assert set(setting.with_target) <= set(setting.strategies)
 
 
 def test_unknown_study(capsys, common, monkeypatch):

@@ -31,6 +31,7 @@ from common import (
     noisy,
 )
 
+TITLES = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR-10"}
 POOLS = {
     "fashion-mnist": {
         "wanted": (3, 4, 6, 9),  # dress, coat, shirt, ankle boot
@@ -57,7 +58,7 @@ STUDY = Study(
     first_seed=100,
     settings=[
         Setting(
-            name="a fifth wanted, each eight times",
+            name=f"{TITLES[name]}, a fifth wanted, each eight times",
             dataset=name,
             load=partial(load_pool_for_purpose, name=name, **pool),
             estimator=SMALL_NET,

@@ -27,6 +27,7 @@ from common import (
 
 from fishermask_sk import ResNet18Classifier
 
+TITLES = {"fashion-mnist": "FashionMNIST", "digits": "digits", "cifar10": "CIFAR-10"}
 POOLS = {
     "fashion-mnist": {
         "wanted": (2, 5, 6, 9),  # pullover, sandal, shirt, ankle boot
@@ -70,7 +71,7 @@ STUDY = Study(
     first_seed=100,
     settings=[
         Setting(
-            name="few wanted",
+            name=f"{TITLES[name]}, few wanted",
             dataset=name,
             load=partial(load_pool_for_purpose, name=name, **pool),
             strategies=FOR_PURPOSE,
