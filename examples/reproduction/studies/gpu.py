@@ -38,7 +38,7 @@ STUDY = Study(
     n_seeds=5,
     settings=[
         Setting(
-            name=f"balanced, {learner}",
+            name=f"{name}, balanced, {learner}",
             dataset=name,
             load=partial(load_pool, name=name, pool=dict.fromkeys(range(10), 2500)),
             estimator=estimator,
