@@ -422,6 +422,31 @@ def test_a_run_says_when_it_ends(common, tmp_path, monkeypatch):
     assert "0.0 h left, ends about " in str(clock)
 
 
+def test_a_run_goes_on_from_whole_seeds_of_the_table(common, tmp_path):
+    run = importlib.import_module("run")
+    (tmp_path / "tiny.py").write_text(TINY)
+    place = run.Place(tmp_path / "tiny.py", tmp_path / "rounds", tmp_path, None, True)
+    setting = place.study.settings[0]
+    values = dict.fromkeys(run.COLUMNS, "0.5") | {"setting": setting.name}
+    rows = [
+        values | {"strategy": strategy, "seed": str(seed), "round": str(number)}
+        for seed in (0, 1)
+        for strategy in setting.strategies
+        for number in range(setting.n_queries + 1)
+    ][:-1]  # the second seed lacks a round
+    with (tmp_path / "tiny.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, run.COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    run.table_to_go_on_from.cache_clear()
+    whole = [run.is_whole(curve) for curve in run.curves(place) if curve.part == 0]
+    n_strategies = len(setting.strategies)
+    assert whole == [True] * n_strategies + [False] * n_strategies
+    assert [row["seed"] for row in run.rows_of_whole_seeds(place)] == ["0"] * (
+        n_strategies * (setting.n_queries + 1)
+    )
+
+
 def test_a_pool_for_a_purpose(common):
     wanted, pool = (1, 7), dict.fromkeys(range(10), 12) | {1: 5, 7: 5}
     options = {"name": "digits", "wanted": wanted, "n_target": 20, "pool": pool}

@@ -10,7 +10,7 @@ ends: stop the run with Ctrl-C or SIGTERM whenever you like, and start it again.
 Seeds that are whole are in docs/results/<study>.csv, one row per dataset, setting,
 strategy, seed and round; <study>.json says with what they were made. The same seed
 gives every strategy the same pool, first batch and training noise. `report.py` makes
-pages of them.
+pages of them. `--go-on` keeps the seeds that are whole there, without their rounds.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Place(NamedTuple):
     rounds: Path  # a file for every curve, to go on from
     output: Path
     data_home: Path | None
+    goes_on: bool = False  # from the table in `output`, which has whole seeds
 
     @property
     def study(self) -> Any:
@@ -152,9 +153,35 @@ def play(curve: Curve) -> tuple[Curve, float]:
 def is_whole(curve: Curve) -> bool:
     """Whether all rounds are in the curve's file."""
     place, part, seed, strategy = curve
+    if kept_rows(place, part, seed):
+        return True
     file = place.curve(part, strategy, seed)
     rows = load_results(file) if file.exists() else []
     return bool(rows) and rows[-1]["round"] == place.study.settings[part].n_queries
+
+
+def kept_rows(place: Place, part: int, seed: int) -> list[dict[str, str]]:
+    """Rows of a seed that the table to go on from has whole; else none."""
+    setting, rows = place.study.settings[part], []
+    if place.goes_on:
+        rows = table_to_go_on_from(place.output / f"{place.config.stem}.csv")
+    rows = [
+        row
+        for row in rows
+        if (row["setting"], row["seed"]) == (setting.name, str(seed))
+        and row["strategy"] in setting.strategies
+    ]
+    n_whole = len(setting.strategies) * (setting.n_queries + 1)
+    return rows if len(rows) == n_whole else []
+
+
+@lru_cache(maxsize=1)
+def table_to_go_on_from(path: Path) -> list[dict[str, str]]:
+    """The table as it was when the run began."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def seconds_before(study: str) -> dict[tuple[str, str], float]:
@@ -215,6 +242,9 @@ def rows_of_whole_seeds(place: Place) -> Iterator[dict[str, Any]]:
     study = place.study
     for part, setting in enumerate(study.settings):
         for seed in study.seeds:
+            if kept := kept_rows(place, part, seed):
+                yield from kept
+                continue
             files = [
                 place.curve(part, strategy, seed) for strategy in setting.strategies
             ]
@@ -377,6 +407,11 @@ def main() -> None:
     )
     parser.add_argument("--data-home", type=Path, help="where load_images looks first")
     parser.add_argument(
+        "--go-on",
+        action="store_true",
+        help="do not run again seeds that are whole in the table in --output",
+    )
+    parser.add_argument(
         "--commit", help="of the sources, where they are no git checkout"
     )
     args = parser.parse_args()
@@ -390,6 +425,7 @@ def main() -> None:
         args.rounds.resolve() / config.stem,
         args.output.resolve(),
         args.data_home,
+        args.go_on,
     )
     for number in (
         signal.SIGINT,
