@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from fishermask_sk._settings import default_of
 from fishermask_sk._warnings import warn_user
 
 Record = dict[str, Any]
@@ -184,7 +185,8 @@ def read(path: Path) -> tuple[Record | None, dict[str, Any], Rounds]:
 
 
 def differences(known: Any, wanted: Any, path: str = "") -> list[str]:
-    """Name every place where two settings differ.
+    """Name every place where two settings differ. A parameter that an object had not in
+    the file counts as its default.
 
     Examples
     --------
@@ -195,6 +197,10 @@ def differences(known: Any, wanted: Any, path: str = "") -> list[str]:
         return []
     if isinstance(known, dict) and isinstance(wanted, dict):
         found = []
+        if "params" in known and known.get("class") == wanted.get("class"):
+            added = [key for key in wanted["params"] if key not in known["params"]]
+            then = {key: default_of(wanted["class"], key) for key in added}
+            known = known | {"params": known["params"] | then}
         for key in [*known, *(key for key in wanted if key not in known)]:
             where = f"{path}.{key}" if path else str(key)
             found += differences(known.get(key), wanted.get(key), where)

@@ -5,8 +5,10 @@ compare.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from functools import partial
+from importlib import import_module
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -102,6 +104,25 @@ def digest(data: Any) -> str:
     return hashlib.sha256(
         json.dumps(describe(data), sort_keys=True).encode()
     ).hexdigest()[:16]
+
+
+def default_of(class_name: str, parameter: str) -> Any:
+    """The description of a parameter's default: what an object counts as that was
+    described before its class had the parameter. None where there is none.
+
+    Examples
+    --------
+    >>> default_of("sklearn.naive_bayes.GaussianNB", "var_smoothing")
+    1e-09
+    """
+    module, _, name = class_name.rpartition(".")
+    try:
+        known = inspect.signature(getattr(import_module(module), name)).parameters
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return None  # a class of a script, or one that is nowhere any more
+    if parameter not in known or known[parameter].default is inspect.Parameter.empty:
+        return None
+    return describe(known[parameter].default)
 
 
 def _describe_function(function: FunctionType, above: tuple[int, ...]) -> Any:

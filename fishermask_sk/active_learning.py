@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -25,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from fishermask_sk._rows import as_rows, n_rows, take_rows
+from fishermask_sk._targets import checked_target, taken_by, warn_of_untargeted
 from fishermask_sk.skorch_adapter import preserved_rng
 
 __all__ = ["ActiveLearningClassifier", "PoolLearner", "Round"]
@@ -308,7 +310,14 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         self.verbose = verbose
 
     def fit(
-        self, X: Any, y: Any, *, eval_set: Any = None, **unsupported: Any
+        self,
+        X: Any,
+        y: Any,
+        *,
+        eval_set: Any = None,
+        X_target: Any = None,
+        target_weight: Any = None,
+        **unsupported: Any,
     ) -> ActiveLearningClassifier:
         """Play all rounds, and keep the estimator of the last one.
 
@@ -321,6 +330,15 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         eval_set : tuple (X, y), default=None
             Held-out samples to score every round on, for `learning_curve_`. Nothing is
             chosen by them.
+        X_target : samples of shape (n_target, ...), default=None
+            Unlabelled samples of what the model will be used on, as they are before any
+            step of a pipeline. They are handed to a query strategy that has a parameter
+            of this name; what a :func:`functools.partial` binds is left as it is. A
+            search of scikit-learn cuts every argument of `fit` that is as long as `X`
+            as it cuts `X`: there a target must have another number of samples.
+        target_weight : array-like of shape (n_target,), default=None
+            Importance of each sample of the target, handed on in the same way. Without
+            `X_target`: of each row of `X`, shape (n_samples,).
 
         Returns
         -------
@@ -333,19 +351,24 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             strategy.
         ValueError
             For parameters out of range, samples and labels that do not match, missing
-            labels, and answers of the query strategy that are not positions in the
-            pool.
+            labels, targets or weights that are none, and answers of the query strategy
+            that are not positions in the pool.
+
+        Warns
+        -----
+        UserWarning
+            Where the query strategy has no parameter for what is given of a target.
         """
         if unsupported:
             raise TypeError(
-                "ActiveLearningClassifier.fit takes X, y and eval_set, and got "
-                f"{sorted(unsupported)}; weights of samples that may never be labelled "
-                "have no meaning here, so leave them out."
+                "ActiveLearningClassifier.fit takes X, y, eval_set, X_target and "
+                f"target_weight, and got {sorted(unsupported)}; weights of samples "
+                "that may never be labelled have no meaning here, so leave them out."
             )
         if eval_set is not None:
             X_eval, y_eval = _checked_eval_set(eval_set)
         curve = []
-        rounds = self.iter_rounds(X, y)
+        rounds = self.iter_rounds(X, y, X_target=X_target, target_weight=target_weight)
         for played in tqdm(
             rounds, total=self.n_queries + 1, desc="rounds", disable=not self.verbose
         ):
@@ -377,7 +400,13 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         return self
 
     def iter_rounds(
-        self, X: Any, y: Any, *, labeled_iter: Any = None
+        self,
+        X: Any,
+        y: Any,
+        *,
+        labeled_iter: Any = None,
+        X_target: Any = None,
+        target_weight: Any = None,
     ) -> Iterator[Round]:
         """Play the loop by hand: a generator that yields after every fit.
 
@@ -397,6 +426,8 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             that round's seeds. With an int `random_state`, and an estimator and a
             strategy without memory of their own, what follows is what would have
             followed.
+        X_target, target_weight
+            As for `fit`.
 
         Yields
         ------
@@ -443,10 +474,17 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         ]
         if history:
             _check_positions(np.concatenate(history), n_samples, "labeled_iter")
-        return self._rounds(X, y, n_samples, history)
+        target = checked_target(X, n_samples, X_target, target_weight)
+        warn_of_untargeted({name_of(self.query_strategy): self.query_strategy}, target)
+        return self._rounds(X, y, n_samples, history, target)
 
     def _rounds(
-        self, X: Any, y: Any, n_samples: int, history: list[np.ndarray]
+        self,
+        X: Any,
+        y: Any,
+        n_samples: int,
+        history: list[np.ndarray],
+        target: dict[str, Any],
     ) -> Iterator[Round]:
         rng = check_random_state(self.random_state)
         training_seed = query_seed = None
@@ -456,6 +494,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             training_seed, query_seed = rng.randint(np.iinfo(np.int32).max, size=2)
         batches = history or [self._first_batch(y, n_samples, rng)]
         strategy = clone(self.query_strategy, safe=False)
+        target = taken_by(strategy, target)
         labels = np.concatenate(
             [_look_up(y, batch, warn=not i) for i, batch in enumerate(batches)]
         )
@@ -483,10 +522,14 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             if number >= self.n_queries or not len(pool):
                 return
             X_pool, n_instances = take_rows(X, pool), min(self.n_instances, len(pool))
+            if "target_weight" in target and "X_target" not in target:
+                of_pool = {"target_weight": target["target_weight"][pool]}
+            else:
+                of_pool = target
             started = time.perf_counter()
             with _seeded(strategy, query_seed, number):
                 query_idx, _, metrics = learner.query(
-                    X_pool, n_instances, return_metrics=True
+                    X_pool, n_instances, return_metrics=True, **of_pool
                 )
             query_seconds = time.perf_counter() - started
             del X_pool  # not needed beside the next round's copies
@@ -710,7 +753,7 @@ def _read_answer(
         and (np.ndim(answer[0]) or n_instances == 1)
     ):
         answer, metrics = answer
-    name = getattr(strategy, "__name__", type(strategy).__name__)
+    name = name_of(strategy)
     query_idx = np.atleast_1d(np.asarray(answer))
     if query_idx.shape != (n_instances,):
         raise ValueError(
@@ -719,6 +762,13 @@ def _read_answer(
             "positions in X_pool, or a pair of these and metrics."
         )
     return _check_positions(query_idx, n_pool, f"The answer of {name}"), metrics
+
+
+def name_of(strategy: Any) -> str:
+    """What a strategy is called: its function's or class's name."""
+    if isinstance(strategy, partial):
+        return name_of(strategy.func)
+    return str(getattr(strategy, "__name__", type(strategy).__name__))
 
 
 def _check_positions(positions: np.ndarray, n_samples: int, name: str) -> np.ndarray:
@@ -741,9 +791,11 @@ def _check_positions(positions: np.ndarray, n_samples: int, name: str) -> np.nda
 
 @contextmanager
 def _seeded(thing: Any, seed: int | None, number: int) -> Iterator[None]:
-    """Seed the parameters of an estimator or strategy, and the global generators while
-    it works.
+    """Seed the parameters of an estimator or strategy, or of the one in a partial, and
+    the global generators while it works.
     """
+    while isinstance(thing, partial):
+        thing = thing.func
     if seed is None:
         yield
         return

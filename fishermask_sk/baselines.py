@@ -20,6 +20,7 @@ from sklearn.utils import check_random_state
 
 from fishermask_sk._features import describe_samples
 from fishermask_sk._rows import as_rows, n_rows
+from fishermask_sk._targets import check_same_shape
 from fishermask_sk.query_strategy import (
     FisherMask,
     answer,
@@ -902,6 +903,7 @@ def _pool_and_target(
             "X_target is empty; pass unlabelled samples of what the model will be used "
             "on."
         )
+    check_same_shape(X_pool, X_target, "those of X_target")
     pool, p = describe_samples(
         learner, X_pool, "X_pool", head, batch_size, probabilities
     )

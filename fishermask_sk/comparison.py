@@ -19,11 +19,13 @@ from tqdm.auto import tqdm
 from fishermask_sk._results_file import Record, ResultsFile, Rounds, hold
 from fishermask_sk._rows import as_rows, n_rows
 from fishermask_sk._settings import describe, digest
+from fishermask_sk._targets import checked_target, taken_by, warn_of_untargeted
 from fishermask_sk.active_learning import (
     ActiveLearningClassifier,
     PoolLearner,
     Round,
     column_labels,
+    name_of,
 )
 from fishermask_sk.results import ComparisonResults, load_results
 from fishermask_sk.skorch_adapter import preserved_rng
@@ -46,6 +48,8 @@ def compare_strategies(
     n_jobs: int | None = 1,
     results: str | Path | None = None,
     initial: Any = "random",
+    X_target: Any = None,
+    target_weight: Any = None,
     verbose: int = 0,
 ) -> ComparisonResults:
     """Play every query strategy with every seed, and score each round on a test set.
@@ -78,6 +82,10 @@ def compare_strategies(
         others only the last round is fitted again. More seeds or strategies than the
         file has are played in addition; anything else that differs is refused. Without
         a file an interrupted comparison is lost.
+    X_target, target_weight
+        As for `ActiveLearningClassifier.fit`: unlabelled samples of what the model will
+        be used on, and their weights, for the strategies that have such parameters.
+        ``partial(FisherMask(), X_target=None)`` is FisherMask without.
     verbose : int, default=0
         Whether to show progress: curves and, with ``n_jobs=1``, the rounds of each.
 
@@ -104,7 +112,8 @@ def compare_strategies(
     -----
     UserWarning
         Where lines in the middle of the file cannot be read; their rounds are played
-        again.
+        again. Where strategies have no parameter for what is given of a target; they
+        are named once.
 
     See Also
     --------
@@ -152,6 +161,10 @@ def compare_strategies(
         strategy
     ) in named.values():  # bad parameters are refused before anything is played
         loop.set_params(query_strategy=strategy).iter_rounds(X, y)
+    target = checked_target(
+        as_rows(X, "X"), n_rows(as_rows(X, "X"), "X"), X_target, target_weight
+    )
+    warn_of_untargeted(named, target)
     n_samples, n_test = (
         n_rows(as_rows(X_test, "X_test"), "X_test"),
         n_rows(as_rows(y_test, "y_test"), "y_test"),
@@ -172,6 +185,7 @@ def compare_strategies(
             "y": digest(y),
             "X_test": digest(X_test),
             "y_test": digest(y_test),
+            **{name: digest(value) for name, value in target.items()},
         },
     }
     definitions = {name: describe(strategy) for name, strategy in named.items()}
@@ -188,6 +202,7 @@ def compare_strategies(
                     query_strategy=named[name], random_state=seed
                 ).get_params(deep=False),
                 (X, y, X_test, column_or_1d(np.asarray(y_test))),
+                taken_by(named[name], target),
                 {"strategy": name, "seed": seed},
                 known.get((name, seed), []),
                 file,
@@ -224,6 +239,7 @@ def _with_key(
 def _play(
     params: dict[str, Any],
     data: tuple[Any, Any, Any, np.ndarray],
+    target: dict[str, Any],
     curve: Record,
     known: list[Record],
     file: ResultsFile | None,
@@ -239,7 +255,7 @@ def _play(
     ):
         return rows
     rounds = ActiveLearningClassifier(**params).iter_rounds(
-        X, y, labeled_iter=[row["indices"] for row in rows]
+        X, y, labeled_iter=[row["indices"] for row in rows], **target
     )
     description = f"{curve['strategy']}, seed {curve['seed']}"
     with tqdm(
@@ -303,7 +319,7 @@ def _named(strategies: Any) -> dict[str, Callable[..., Any]]:
     if isinstance(strategies, Mapping):
         named = list(strategies.items())
     else:
-        named = [(_name_of(strategy), strategy) for strategy in strategies]
+        named = [(name_of(strategy), strategy) for strategy in strategies]
     if not named:
         raise ValueError(
             "strategies is empty; pass at least one, as {'margin': margin_sampling}."
@@ -316,12 +332,6 @@ def _named(strategies: Any) -> dict[str, Callable[..., Any]]:
                 f"Two strategies are called {name!r}; pass a dict with a name for each."
             )
     return dict(named)
-
-
-def _name_of(strategy: Any) -> str:
-    if isinstance(strategy, partial):
-        return _name_of(strategy.func)
-    return str(getattr(strategy, "__name__", type(strategy).__name__))
 
 
 def _checked_seeds(seeds: Any) -> list[int]:

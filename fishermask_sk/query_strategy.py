@@ -18,17 +18,17 @@ from fishermask_sk._collectives import ALONE, Processes, all_processes
 from fishermask_sk._net_checks import check_module
 from fishermask_sk._proposals import check_candidates_parameter
 from fishermask_sk._query import Query
+from fishermask_sk._targets import (
+    check_same_shape,
+    check_some_weight,
+    checked_weights,
+)
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.fisher import Weighting
 from fishermask_sk.masks import MaskRule
 from fishermask_sk.memory import parse_memory
 from fishermask_sk.modules import undisturbed
-from fishermask_sk.skorch_adapter import (
-    fitted_net,
-    is_empty,
-    preserved_rng,
-    sample_shape,
-)
+from fishermask_sk.skorch_adapter import fitted_net, preserved_rng
 
 MASKS = ("fisher", "per_layer", "random")
 WEIGHTINGS = ("fisher", "uniform")
@@ -341,8 +341,8 @@ class FisherMask(BaseEstimator):
                     "once; the learner's X_training may be the same on every rank."
                 )
             X_labeled = labeled_samples(estimator, X_labeled)
-            _check_same_shape(X_pool, X_labeled, LABELED)
-            _check_same_shape(X_pool, X_target, "those of X_target")
+            check_same_shape(X_pool, X_labeled, LABELED)
+            check_same_shape(X_pool, X_target, "those of X_target")
         with torch.inference_mode(False), preserved_rng(), undisturbed(fitted.module):
             with processes.together():
                 pool, n_pool = fitted.dataset(X_pool, "X_pool")
@@ -373,11 +373,8 @@ class FisherMask(BaseEstimator):
                     "X_target is empty; pass samples of what the model will be used "
                     "on, or leave it out."
                 )
-            if weights is not None and not sum(processes.objects(float(weights.sum()))):
-                raise ValueError(
-                    "target_weight is zero for every sample; give those that matter a "
-                    "positive weight."
-                )
+            if weights is not None:
+                check_some_weight(sum(processes.objects(float(weights.sum()))))
             query = Query(
                 self,
                 fitted,
@@ -554,40 +551,6 @@ def check_n_instances(n_instances: Any, n_pool: int | None = None) -> None:
         )
 
 
-def checked_weights(
-    target_weight: Any, n_pool: int, n_target: int | None
-) -> np.ndarray | None:
-    """Weights of the target, or of the pool where `n_target` is None, as float64; None
-    where all are one.
-
-    Raises
-    ------
-    ValueError
-        Where they are no numbers, too many or too few, negative or not finite.
-    """
-    if target_weight is None:
-        return None
-    whose, n = ("X_pool", n_pool) if n_target is None else ("X_target", n_target)
-    try:
-        weights = np.asarray(target_weight, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"target_weight must be numbers, one for each sample of {whose}; got "
-            f"{target_weight!r:.60}."
-        ) from error
-    if weights.shape != (n,):
-        raise ValueError(
-            f"target_weight has shape {weights.shape}, and {whose} has {n} samples; "
-            "pass one weight a sample."
-        )
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise ValueError(
-            f"target_weight goes from {weights.min()} to {weights.max()}; weights must "
-            "be finite and not negative."
-        )
-    return weights
-
-
 def labeled_samples(estimator: Any, X_labeled: Any) -> Any:
     """The labelled samples: as given, else the learner's, else none, with a warning."""
     if X_labeled is not None:
@@ -600,22 +563,3 @@ def labeled_samples(estimator: Any, X_labeled: Any) -> Any:
             "X_labeled, or an empty array to mean none."
         )
     return X_training
-
-
-def _check_same_shape(X_pool: Any, others: Any, whose: str) -> None:
-    """Compare shapes of samples where they can be told; an axis of length 1 more or
-    less is no difference.
-    """
-    if others is None:
-        return
-    pool, other = sample_shape(X_pool), sample_shape(others)
-    if None in (pool, other) or is_empty(others) or is_empty(X_pool) or pool == other:
-        return
-    if isinstance(pool, tuple) and isinstance(other, tuple):
-        kept = [[length for length in shape if length != 1] for shape in (pool, other)]
-        if kept[0] == kept[1]:
-            return
-    raise ValueError(
-        f"X_pool has samples of shape {pool} and {whose} of shape {other}; pass "
-        "samples of the shape that the net was fitted on."
-    )
