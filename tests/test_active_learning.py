@@ -743,7 +743,7 @@ def test_nothing_is_printed_but_the_bar_on_request(capsys):
 
 def test_sample_weight_is_refused():
     with pytest.raises(
-        TypeError, match=r"takes X, y and eval_set, and got \['sample_weight'\]"
+        TypeError, match=r"takes X, y, eval_set, X_target and target_weight, and got"
     ):
         loop().fit(X_IRIS, Y_IRIS, sample_weight=np.ones(150))
 
