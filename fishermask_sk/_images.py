@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
+from skorch.helper import SliceDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 _EXPECTED = (
     "expected images (n_samples, channels, height, width), "
@@ -24,21 +26,132 @@ def as_images(X: Any) -> Any:
     Raises
     ------
     TypeError
-        Where X is sparse.
+        Where X is sparse, or a DataLoader.
+    ValueError
+        Where a list holds images of different shapes.
     """
+    if isinstance(X, DataLoader):
+        raise TypeError(
+            "X is a DataLoader, and batches are made here; pass its Dataset, "
+            "loader.dataset."
+        )
     if sparse.issparse(X):
         raise TypeError(
             f"X is a sparse matrix of shape {X.shape}; {_EXPECTED}: pass a dense array "
             "of them."
         )
-    if isinstance(X, torch.Tensor) or (
-        not isinstance(X, np.ndarray) and hasattr(X, "dataset")
-    ):
+    if isinstance(X, torch.Tensor):
         return X
-    X = np.asarray(X)
+    if isinstance(X, SliceDataset):
+        pairs = as_pairs(X.dataset)
+        return X if pairs is X.dataset else SliceDataset(pairs, X.idx, X.indices)
+    try:
+        X = np.asarray(X)
+    except ValueError as error:
+        shapes = sorted({np.shape(image) for image in X})
+        raise ValueError(
+            f"X holds images of different shapes, {', '.join(map(str, shapes[:3]))}; "
+            f"{_EXPECTED}: resize them to one shape."
+        ) from error
     if not X.dtype.isnative or any(stride < 0 for stride in X.strides):
         X = np.ascontiguousarray(X, dtype=X.dtype.newbyteorder("="))
     return X
+
+
+def as_pairs(dataset: Dataset) -> Dataset:
+    """Return a Dataset of (image, label), whatever the items are.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Of pairs, which are left as they are; of bare images, which get the label None;
+        of longer tuples, whose first two entries are taken; or of (image,).
+
+    Raises
+    ------
+    TypeError
+        Where it has no length, or is read in its own order only.
+    """
+    if not hasattr(dataset, "__len__") or isinstance(dataset, IterableDataset):
+        fault = (
+            "in its own order only"
+            if hasattr(dataset, "__len__")
+            else "of unknown length"
+        )
+        raise TypeError(
+            f"X is the {type(dataset).__name__} {fault}; pass a Dataset with __len__ "
+            "and __getitem__, or arrays."
+        )
+    if len(dataset) == 0 or _is_pair(dataset[0]):
+        return dataset
+    return _Pairs(dataset)
+
+
+class _Pairs(Dataset):
+    """The items of a Dataset as pairs (image, label)."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        item = self.dataset[index]
+        if not isinstance(item, (tuple, list)):
+            return item, None
+        return item[0], item[1] if len(item) > 1 else None
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, (tuple, list)) and len(item) == 2
+
+
+def labels_of(dataset: Dataset) -> np.ndarray:
+    """Return the labels of a Dataset of pairs; every item is read once.
+
+    Raises
+    ------
+    ValueError
+        Where the first item has none.
+    """
+    pairs = as_pairs(dataset)
+    if len(pairs) and pairs[0][1] is None:  # type: ignore[arg-type]
+        raise ValueError(
+            f"y is None, and the {type(dataset).__name__} holds images without labels; "
+            "pass a label for each image as y."
+        )
+    return np.array([pairs[i][1] for i in range(len(pairs))])  # type: ignore[arg-type]
+
+
+def collate(items: list[Any]) -> Any:
+    """Make a batch of pairs: images as torch stacks them, and labels of any kind.
+
+    Returns
+    -------
+    images : tensor
+    labels : tensor, or ndarray of strings
+        Zeros where there are none.
+
+    Raises
+    ------
+    ValueError
+        Where images differ in shape.
+    """
+    if not all(map(_is_pair, items)):
+        return default_collate(items)
+    images, labels = map(list, zip(*items, strict=True))
+    shapes = sorted({tuple(np.shape(image)) for image in images})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"X holds images of different shapes, {', '.join(map(str, shapes[:3]))}; "
+            "resize them to one shape in the Dataset."
+        )
+    if labels[0] is None:
+        return default_collate(images), torch.zeros(len(images), dtype=torch.int64)
+    if isinstance(labels[0], str):
+        return default_collate(images), np.array(labels)
+    return default_collate(images), default_collate(labels)
 
 
 def check_images(

@@ -115,16 +115,18 @@ def crop_and_flip(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def reproducible(random_state: Any) -> Iterator[None]:
+def reproducible(random_state: Any, n_before: int = 0) -> Iterator[None]:
     """Seed torch's CPU generator, choose deterministic kernels, flush denormals; undo
     all of it afterwards.
 
-    Nothing here draws from another generator. Adam's averages drift into denormal
-    numbers, which a CPU computes several times more slowly.
+    An int gives every `n_before` a seed of its own, so that training that goes on does
+    not repeat itself. Nothing here draws from another generator. Adam's averages drift
+    into denormal numbers, which a CPU computes several times more slowly.
     """
     if random_state is None:
         random_state = np.random.RandomState()
-    seed = check_random_state(random_state).randint(2**31 - 1)
+    n_draws = 1 if isinstance(random_state, np.random.RandomState) else 1 + n_before
+    seed = check_random_state(random_state).randint(2**31 - 1, size=n_draws)[-1]
     cudnn = torch.backends.cudnn
     found = cudnn.deterministic, cudnn.benchmark
     flushed = (torch.tensor([1e-40]) * 1).item() == 0

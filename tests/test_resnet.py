@@ -9,12 +9,22 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.metrics import f1_score, make_scorer, roc_auc_score
 from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from skorch.callbacks import (
+    BatchScoring,
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    EpochScoring,
+    TrainEndCheckpoint,
+)
 from skorch.dataset import Dataset, ValidSplit
 from skorch.exceptions import NotInitializedError
 from skorch.helper import SliceDataset, predefined_split
+from skorch.scoring import loss_scoring
 
 from fishermask_sk.resnet import ResNet18Classifier
 
@@ -812,3 +822,591 @@ def test_an_unfitted_net_says_so():
         match=r"learns its channels and classes from data; call fit before initialize",
     ):
         make_net().initialize()
+
+
+# ---------------------------------------------------------------------- validation,
+# callbacks and what they see
+
+NAMES = np.array(["bee", "cat", "dog"])
+LABELS = {
+    "columns": Y,
+    "from 1": Y + 1,
+    "gaps": Y * 10 - 7,
+    "uint8": (Y + 1).astype(np.uint8),
+    "strings": NAMES[Y],
+    "objects": NAMES[Y].astype(object),
+    "float": Y + 1.0,
+}
+
+
+class Pairs(torch.utils.data.Dataset):
+    """A Dataset that is no skorch Dataset; without labels, of bare images."""
+
+    def __init__(self, images, labels=None, *more):
+        self.images, self.labels, self.more = images, labels, more
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if self.labels is None:
+            return self.images[index]
+        return (self.images[index], self.labels[index], *self.more)
+
+
+def scorers():
+    return [
+        ("a", EpochScoring("accuracy", lower_is_better=False, name="a")),
+        ("b", EpochScoring("accuracy", False, name="b", use_caching=False)),
+        ("c", BatchScoring("accuracy", lower_is_better=False, name="c")),
+        ("d", EpochScoring("roc_auc_ovr", lower_is_better=False, name="d")),
+        ("e", EpochScoring("accuracy", False, name="e", on_train=True)),
+    ]
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
+@pytest.mark.parametrize("make_valid", [Dataset, Pairs])
+def test_every_scorer_sees_the_labels_of_y(make_valid, labels):
+    train, valid = slice(0, 18), slice(12, 24)
+    net = make_net(
+        max_epochs=3,
+        batch_size=6,
+        train_split=predefined_split(make_valid(X[valid], labels[valid])),
+        # Without its cache, a scorer finds labels in a skorch Dataset only.
+        callbacks=[
+            pair for pair in scorers() if make_valid is Dataset or pair[0] != "b"
+        ],
+    )
+    net.fit(X[train], labels[train])
+    last = net.history[-1]
+    score = net.score(X[valid], labels[valid])
+    assert score not in (0, 1)  # a net that knows nothing yet, or all, would hide much
+    for name in {"valid_acc", "a", "b", "c"} & last.keys():
+        assert last[name] == pytest.approx(score)
+    assert last["d"] == pytest.approx(
+        roc_auc_score(labels[valid], net.predict_proba(X[valid]), multi_class="ovr")
+    )
+    assert last["e"] == pytest.approx(last["train_acc"])
+    probability = net.predict_proba(X[valid])[np.arange(12), Y[valid]]
+    assert last["valid_loss"] == pytest.approx(-np.log(probability).mean(), rel=1e-5)
+    if np.asarray(labels).dtype.kind not in "UO":  # skorch's needs tensors of labels
+        loss = loss_scoring(net, X[valid], labels[valid])
+        assert loss == pytest.approx(last["valid_loss"], rel=1e-5)
+
+
+def test_a_split_of_two_classes_under_a_scorer_of_named_labels():
+    labels = np.where(Y == 0, "yes", "no")
+    scoring = make_scorer(f1_score, pos_label="yes")
+    net = make_net(
+        max_epochs=3,
+        train_split=ValidSplit(2, stratified=True),
+        callbacks=[EpochScoring(scoring, lower_is_better=False, name="f1")],
+    ).fit(X, labels)
+    _, valid = ValidSplit(2, stratified=True)(Dataset(X, labels), labels)
+    expected = f1_score(
+        labels[valid.indices], net.predict(X[valid.indices]), pos_label="yes"
+    )
+    assert net.history[-1, "f1"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("valid", "message"),
+    [
+        (Dataset(X, Y + 1), r"y holds \[3\], not among the 3 classes \[0, 1, 2\]"),
+        (Dataset(X, NAMES[Y]), r"y holds \['bee', 'cat', 'dog'\], not among the 3"),
+        (Dataset(X[:, :, :4], Y), r"images of shape \(1, 4, 8\) \(channels, height"),
+        (Pairs(X), r"validation set of train_split holds images without labels; pass"),
+    ],
+)
+def test_wrong_validation_sets_are_refused(valid, message):
+    with pytest.raises(ValueError, match=message):
+        make_net(train_split=predefined_split(valid)).fit(X, Y)
+
+
+def own_statistics(net, images):
+    """Mean and variance after the first convolution, under the present weights."""
+    with torch.no_grad():
+        seen = net.module_.conv1(torch.as_tensor(images))
+    return seen.mean((0, 2, 3)), seen.var((0, 2, 3))
+
+
+class Restoring(Callback):
+    """Sets the weights, and not the statistics, of the second epoch at the end."""
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 2:
+            self.kept = [p.detach().clone() for p in net.module_.parameters()]
+
+    def on_train_end(self, net, **kwargs):
+        with torch.no_grad():
+            for p, kept in zip(net.module_.parameters(), self.kept, strict=True):
+                p.copy_(kept)
+
+
+class Watching(Callback):
+    def __init__(self):
+        self.scores = []
+
+    def on_epoch_end(self, net, **kwargs):
+        self.scores.append(net.predict_proba(X))
+
+
+@pytest.mark.parametrize("kind", ["early", "checkpoint", "weights alone"])
+def test_restored_weights_have_their_own_statistics(kind, tmp_path):
+    watching = Watching()
+    restoring = {
+        "early": EarlyStopping(
+            "valid_acc", patience=6, lower_is_better=False, load_best=True
+        ),
+        "checkpoint": Checkpoint(
+            "valid_acc_best", dirname=str(tmp_path / "best"), load_best=True
+        ),
+        "weights alone": Restoring(),
+    }[kind]
+    at_end = TrainEndCheckpoint(dirname=str(tmp_path / "end"))
+    net = make_net(
+        lr=0.03,
+        batch_size=-1,
+        max_epochs=9,
+        stop_accuracy=None,
+        train_split=predefined_split(Dataset(X, Y)),
+        callbacks=[watching, restoring, at_end],
+    ).fit(X, Y)
+    scores = [(p.argmax(1) == Y).mean() for p in watching.scores]
+    recorded = net.history[:, "valid_acc"]  # a checkpoint brings its history back, too
+    assert scores[: len(recorded)] == pytest.approx(recorded)
+    best = 1 if kind == "weights alone" else int(np.argmax(scores))
+    assert best < len(scores) - 1
+    assert np.array_equal(net.predict_proba(X), watching.scores[best])
+    mean, variance = own_statistics(net, X)
+    torch.testing.assert_close(net.module_.bn1.running_mean, mean)
+    torch.testing.assert_close(net.module_.bn1.running_var, variance)
+    saved = make_net(classes=[0, 1, 2], image_shape=(1, 8, 8)).initialize()
+    saved.load_params(checkpoint=at_end.checkpoint_)
+    assert np.array_equal(saved.predict_proba(X), net.predict_proba(X))
+
+
+def test_watching_a_training_does_not_change_it():
+    params = {"batch_size": 8, "crop_and_flip": True, "max_epochs": 4, "min_steps": 99}
+    alone = make_net(**params).fit(X, Y)
+    for watched in (
+        {"callbacks": [Watching()]},
+        {"train_split": predefined_split(Dataset(X, Y))},
+    ):
+        net = make_net(**params, **watched).fit(X, Y)
+        for p, q in zip(
+            alone.module_.parameters(), net.module_.parameters(), strict=True
+        ):
+            assert torch.equal(p, q)
+        assert not {"dataset_train_", "pass_state_"} & vars(net).keys()
+        if "callbacks" in watched:
+            # What was monitored last is what predicts, bit for bit.
+            assert net.callbacks[0].scores[-1].tolist() == net.predict_proba(X).tolist()
+
+
+# ---------------------------------------------------------------------- the loss
+
+
+class Focal(torch.nn.Module):
+    """A loss of one's own, of logits."""
+
+    def forward(self, logits, target):
+        loss = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+        return ((1 - (-loss).exp()) ** 2 * loss).mean()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "fault"),
+    [
+        (torch.nn.NLLLoss, "it gives nan, not one finite number"),
+        (torch.nn.NLLLoss(), "it gives nan"),
+        (torch.nn.BCELoss, "target size"),
+        (torch.nn.BCEWithLogitsLoss, "Target size"),
+        (torch.nn.MSELoss, "The size of tensor a"),
+        (torch.nn.CrossEntropyLoss(reduction="none"), r"it gives \[1.09"),
+        (torch.nn.CrossEntropyLoss(torch.ones(2)), "weight tensor should be"),
+    ],
+)
+def test_a_loss_that_is_none_of_logits_is_refused(criterion, fault):
+    name = (
+        criterion.__name__ if isinstance(criterion, type) else type(criterion).__name__
+    )
+    message = (
+        f"criterion={name} is no loss of what this net gives, logits of shape "
+        rf"\(n_samples, 3\) and a column number for each sample: .*{fault}.*"
+        r"Use torch.nn.CrossEntropyLoss, the default"
+    )
+    # As many samples a batch as classes, which torch would spread over each other.
+    net = make_net(criterion=criterion, batch_size=3)
+    with pytest.raises(ValueError, match=message):
+        net.fit(X, Y)
+    assert not net.initialized_
+
+
+@pytest.mark.parametrize("criterion", [Focal, Focal(), torch.nn.MultiMarginLoss])
+def test_an_own_loss_of_logits_gives_probabilities(criterion):
+    net = make_net(criterion=criterion, min_steps=20, max_epochs=60, width=8)
+    p = net.fit(X, NAMES[Y]).predict_proba(X)
+    assert np.allclose(p.sum(1), 1, atol=1e-6)
+    assert net.score(X, NAMES[Y]) == 1
+    assert np.allclose(p, net.forward(X).softmax(1), atol=1e-6)
+    named = make_net(criterion=criterion, predict_nonlinearity=torch.sigmoid)
+    assert named.fit(X, Y).predict_proba(X).sum(1).max() > 1.01
+
+
+def test_who_overrides_the_loss_knows_what_it_takes():
+    class Weighted(ResNet18Classifier):
+        def get_loss(self, y_pred, y_true, X=None, training=False):
+            bright = X.flatten(1).mean(1) if training else torch.ones(len(y_pred))
+            return (bright * y_pred.logsumexp(1)).mean()
+
+    net = Weighted(width=4, max_epochs=1, criterion=torch.nn.NLLLoss).fit(X, Y)
+    assert np.isfinite(net.history[-1, "train_loss"])
+
+
+def test_a_training_that_diverges_says_so():
+    net = make_net(lr=float("inf"))
+    with pytest.warns(UserWarning, match=r"Training diverged: .* lr=inf; lower lr"):
+        net.fit(X, Y)
+
+
+# ---------------------------------------------------------------------- before data
+
+
+def test_parameters_are_loaded_into_a_fresh_net(tmp_path):
+    kept = Checkpoint(dirname=str(tmp_path), monitor=None)
+    params = {"classes": ["c", "a", "b"], "image_shape": (1, 8, 8)}
+    fitted = make_net(callbacks=[kept], **params).fit(X, np.array(list("abc"))[Y])
+    fitted.save_params(f_params=str(tmp_path / "by_hand.pt"))
+    by_hand = make_net(**params).initialize()
+    by_hand.load_params(f_params=str(tmp_path / "by_hand.pt"))
+    by_checkpoint = make_net(**params)
+    by_checkpoint.load_params(checkpoint=kept)
+    for net in (by_hand, by_checkpoint, clone(by_hand).fit(X, fitted.predict(X))):
+        assert list(net.classes_) == ["a", "b", "c"]
+        assert net.image_shape_ == (1, 8, 8)
+    for net in (by_hand, by_checkpoint):
+        assert np.array_equal(net.predict_proba(X), fitted.predict_proba(X))
+        assert np.array_equal(net.predict(X), fitted.predict(X))
+        net.partial_fit(X, fitted.predict(X))
+    with pytest.raises(ValueError, match=r"images of shape \(3, 8, 8\)"):
+        by_hand.predict(np.repeat(X, 3, axis=1))
+
+
+def test_initialize_before_data_is_the_start_of_fit():
+    state = torch.get_rng_state()
+    fresh = make_net(classes=range(3), image_shape=[1, 8, 8]).initialize()
+    assert torch.equal(state, torch.get_rng_state())
+    assert fresh.predict_proba(X).shape == (24, 3)
+    assert same(weights(fresh.partial_fit(X, Y)), weights(make_net().fit(X, Y)))
+    # Initialized again, the net is that of its parameters.
+    fresh.set_params(classes=list("ab"), image_shape=(3, 4, 4)).initialize()
+    assert fresh.predict_proba(np.ones((2, 3, 4, 4))).shape == (2, 2)
+    assert list(fresh.classes_) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, r"learns its channels and classes from data; call fit before .* or pass"),
+        ({"classes": [0, 1]}, r"or pass image_shape=\(channels, height, width\) and"),
+        ({"image_shape": (1, 8, 8)}, r"height, width\) and classes="),
+        ({"image_shape": (8, 8), "classes": [0, 1]}, r"image_shape=\(8, 8\) is not \("),
+        ({"image_shape": (0, 8, 8), "classes": [0, 1]}, r"three positive integers"),
+        ({"image_shape": 8, "classes": [0, 1]}, r"image_shape=8 is not \(channels"),
+        ({"image_shape": (1, 8, 8), "classes": 3}, r"classes=3 is no list of labels"),
+        (
+            {
+                "image_shape": (1, 8, 8),
+                "classes": [0, 1],
+                "weights": "DEFAULT",
+                "width": 64,
+                "stem": "imagenet",
+            },
+            r"take 3 channels, but image_shape=\(1, 8, 8\) has 1; repeat",
+        ),
+    ],
+)
+def test_a_net_that_cannot_be_made_before_data_says_why(params, message):
+    net = make_net(**params)
+    with pytest.raises(ValueError, match=message):
+        net.initialize()
+    assert not net.initialized_
+    assert not hasattr(net, "image_shape_")
+
+
+def test_images_unlike_image_shape_are_refused():
+    net = make_net(image_shape=(3, 8, 8))
+    with pytest.raises(
+        ValueError,
+        match=r"images of shape \(1, 8, 8\) .*but image_shape=\(3, 8, 8\); resize",
+    ):
+        net.fit(X, Y)
+
+
+# ---------------------------------------------------------------------- partial_fit
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_first_partial_fit_is_a_fit(augment):
+    params = {"batch_size": 8, "crop_and_flip": augment}
+    for seed in (3, np.random.RandomState(3)):
+        first = make_net(random_state=copy.deepcopy(seed), **params).partial_fit(X, Y)
+        assert same(
+            weights(first),
+            weights(make_net(random_state=copy.deepcopy(seed), **params).fit(X, Y)),
+        )
+
+
+@pytest.mark.parametrize("again", ["partial_fit", "warm fit"])
+def test_training_that_goes_on_draws_another_order(again):
+    orders = []
+
+    class Watched(ResNet18Classifier):
+        def train_step_single(self, batch, **fit_params):
+            orders[-1].extend(batch[0][:, 0, 0, 0].tolist())
+            return super().train_step_single(batch, **fit_params)
+
+    def train():
+        orders.clear()
+        net = Watched(
+            width=2, max_epochs=2, random_state=5, warm_start=again == "warm fit"
+        )
+        for _ in range(3):
+            orders.append([])
+            getattr(net, "fit" if net.warm_start else "partial_fit")(X, Y)
+        return net, [tuple(order) for order in orders]
+
+    net, first = train()
+    twin, second = train()
+    assert len(set(first)) == 3
+    assert first == second
+    assert same(weights(net), weights(twin))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"width": 8}, r"width=8, but this net was built with width=4, and training"),
+        (
+            {"stem": "imagenet"},
+            r"stem='imagenet', but this net was built with stem='sm",
+        ),
+        ({"head_bias": False}, r"head_bias=False, but .* or set head_bias=True"),
+        (
+            {"classes": [0, 1, 2, 3]},
+            r"classes=\[0, 1, 2, 3\], but .* call fit to start",
+        ),
+        (
+            {"image_shape": (1, 4, 4)},
+            r"image_shape=\(1, 4, 4\), but this net was built",
+        ),
+    ],
+)
+def test_a_parameter_of_the_module_that_changed_stops_partial_fit(changed, message):
+    net = make_net(warm_start=True).fit(X, Y)
+    before, usual = weights(net), {name: net.get_params()[name] for name in changed}
+    net.set_params(**changed)
+    for go_on in (net.partial_fit, net.fit):
+        with pytest.raises(ValueError, match=message):
+            go_on(X, Y)
+    assert same(before, weights(net))
+    net.set_params(**usual).partial_fit(X, Y)
+    if "width" in changed:
+        net.set_params(warm_start=False, width=8).fit(X, Y)
+        assert net.module_.conv1.weight.shape[0] == 8
+        net.partial_fit(X, Y)
+
+
+def test_classes_named_again_must_be_those_of_the_net():
+    net = make_net().partial_fit(X, Y, classes=[0, 1, 2])
+    net.partial_fit(X, Y, classes=np.array([2, 1, 0]))
+    with pytest.raises(
+        ValueError,
+        match=r"classes=\[0, 1, 2, 3\], but this net was built for \[0, 1, 2\]; leave",
+    ):
+        net.partial_fit(X, Y, classes=[0, 1, 2, 3])
+
+
+# ---------------------------------------------------------------------- the user's word
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"optimizer__foreach": True},
+        {"optimizer__foreach": False, "optimizer__amsgrad": True},
+        {"optimizer__differentiable": False},
+        {"optimizer__fused": False},
+        {"optimizer__capturable": False},
+        {"optimizer__param_groups": [("fc.*", {"lr": 0.0})]},
+    ],
+    ids=lambda params: next(iter(params)),
+)
+def test_the_optimisers_own_parameters_go_first(params):
+    net = make_net(**params).fit(X, Y)
+    for name, value in params.items():
+        if "groups" not in name:
+            assert net.optimizer_.defaults[name.removeprefix("optimizer__")] == value
+    assert net.optimizer_.defaults["fused"] == (
+        None
+        if {"optimizer__foreach", "optimizer__differentiable"} & params.keys()
+        else params.get("optimizer__fused", True)
+    )
+
+
+def drawn(**params):
+    """The first pixel of each training image, batch by batch, of one epoch."""
+    batches = []
+
+    class Watched(ResNet18Classifier):
+        def train_step_single(self, batch, **fit_params):
+            batches.append([int(p) for p in batch[0][:, 0, 0, 0]])
+            return super().train_step_single(batch, **fit_params)
+
+    images = X.copy()
+    images[:, 0, 0, 0] = np.arange(24)
+    defaults = {"width": 2, "batch_size": 8, "max_epochs": 1, "random_state": 0}
+    Watched(**{**defaults, **params}).fit(images, Y)
+    return batches
+
+
+def test_the_iterators_own_parameters_go_first():
+    from torch.utils.data import BatchSampler, SequentialSampler, WeightedRandomSampler
+
+    order = list(range(24))
+    assert drawn(iterator_train__shuffle=False) == [order[:8], order[8:16], order[16:]]
+    assert drawn(iterator_train__sampler=SequentialSampler(X[:20])) == [
+        order[:7],
+        order[7:14],
+        order[14:20],
+    ]
+    assert drawn(iterator_train__sampler=iter(range(24)), max_epochs=1) == drawn(
+        iterator_train__shuffle=False
+    )
+    only = WeightedRandomSampler([1.0] * 4 + [0.0] * 20, 16)
+    state = torch.get_rng_state()
+    picked = drawn(iterator_train__sampler=only)
+    assert picked == drawn(iterator_train__sampler=only)
+    assert torch.equal(state, torch.get_rng_state())
+    assert [len(batch) for batch in picked] == [8, 8]
+    assert {p for batch in picked for p in batch} <= {0, 1, 2, 3}
+    batches = BatchSampler(SequentialSampler(X), 10, drop_last=True)
+    assert drawn(iterator_train__batch_sampler=batches) == [order[:10], order[10:20]]
+    assert len(drawn(iterator_train__drop_last=True, batch_size=23)) == 2
+    assert len(drawn(batch_size=23, iterator_train__batch_sampler=None)) == 2
+    seeds = [torch.Generator().manual_seed(7) for _ in range(2)]
+    assert drawn(iterator_train__generator=seeds[0], random_state=1) == drawn(
+        iterator_train__generator=seeds[1], random_state=2
+    )
+    with pytest.raises(ValueError, match="mutually exclusive"):
+        drawn(iterator_train__batch_sampler=batches, iterator_train__batch_size=4)
+    net = make_net(iterator_valid__batch_sampler=BatchSampler(range(24), 5, False))
+    reference = make_net().fit(X, Y).predict_proba(X)
+    assert np.allclose(net.fit(X, Y).predict_proba(X), reference, atol=1e-6)
+    assert [len(x) for x, _ in net.get_iterator(net.get_dataset(X))] == [5] * 4 + [4]
+
+
+# ---------------------------------------------------------------------- Datasets
+
+COLOUR = np.concatenate([np.zeros_like(X), X, X[..., ::-1].copy()], axis=1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        Pairs(COLOUR),
+        Pairs(torch.tensor(COLOUR)),
+        SliceDataset(Pairs(COLOUR)),
+        torch.utils.data.TensorDataset(torch.tensor(COLOUR)),
+        Pairs(COLOUR, Y, 7),
+        Pairs(COLOUR, [None] * 24),
+        torch.utils.data.Subset(Pairs(COLOUR), range(24)),
+    ],
+    ids=["bare", "tensors", "slice", "singles", "triples", "None", "subset"],
+)
+def test_datasets_without_labels_keep_all_their_channels(data):
+    params = {"batch_size": 8}
+    reference = make_net(**params).fit(COLOUR, NAMES[Y])
+    net = make_net(**params).fit(data, NAMES[Y])
+    assert net.image_shape_ == (3, 8, 8)
+    assert same(weights(net), weights(reference))
+    assert np.array_equal(net.predict_proba(data), reference.predict_proba(COLOUR))
+    two = torch.utils.data.Subset(Pairs(COLOUR), [4, 5])  # a batch as long as a pair
+    assert np.allclose(net.predict_proba(two), reference.predict_proba(COLOUR[4:6]))
+
+
+def test_labels_of_longer_tuples_are_the_second_entry():
+    net, reference = make_net().fit(Pairs(X, NAMES[Y], 7)), make_net().fit(X, NAMES[Y])
+    assert same(weights(net), weights(reference))
+    assert list(net.classes_) == list(NAMES)
+
+
+class Files(torch.utils.data.Dataset):
+    """Images by name, as a Dataset of one's own reads them."""
+
+    def __init__(self, X, y=None):
+        self.names, self.labels = X, y
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        number = int(self.names[index].split(".")[0])
+        return X[number], 0 if self.labels is None else self.labels[index]
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_images_by_name_through_a_dataset_of_ones_own(kind):
+    names = kind([f"{i}.png" for i in range(24)])
+    net = make_net(dataset=Files).fit(names, NAMES[Y])
+    reference = make_net().fit(X, NAMES[Y])
+    assert same(weights(net), weights(reference))
+    assert np.array_equal(net.predict(names), reference.predict(X))
+
+
+class Sized(Endless):
+    def __len__(self):
+        return 24
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (Endless(), TypeError, r"X is the Endless of unknown length; pass a Dataset"),
+        (Sized(), TypeError, r"X is the Sized in its own order only; pass a Dataset"),
+        (
+            torch.utils.data.DataLoader(Pairs(X, Y)),
+            TypeError,
+            r"X is a DataLoader, and batches are made here; pass .* loader.dataset",
+        ),
+        (
+            [X[0], X[1, :, :4]],
+            ValueError,
+            r"different shapes, \(1, 4, 8\), \(1, 8, 8\); .*resize them",
+        ),
+        (
+            Pairs([X[0], X[1, :, :4]], [0, 1]),
+            ValueError,
+            r"different shapes, \(1, 4, 8\), \(1, 8, 8\); resize them",
+        ),
+        (Pairs([{"image": X[0]}] * 2), ValueError, r"X holds dict objects"),
+    ],
+    ids=["endless", "sized", "loader", "list", "unequal", "dicts"],
+)
+def test_pools_that_are_no_images_are_refused_in_words(fitted, data, error, message):
+    net = copy.deepcopy(fitted)
+    with pytest.raises(error, match=message):
+        net.predict(data)
+    with pytest.raises(error, match=message):
+        make_net().fit(data, [0, 1])
+
+
+@pytest.mark.parametrize(
+    "data", [Pairs(X), torch.utils.data.TensorDataset(torch.ones(2, 8, 8))]
+)
+def test_a_dataset_without_labels_needs_y(data):
+    with pytest.raises(
+        ValueError, match=r"y is None, and the .* holds images without labels; pass a"
+    ):
+        make_net().fit(data)
