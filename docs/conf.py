@@ -103,6 +103,7 @@ html_theme_options = {
 RUN = [
     "pictures",
     "custom_mask",
+    "folder_of_images",
     "modal_loop",
     "tabular_pipeline",
     "text_transformer",

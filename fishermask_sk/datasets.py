@@ -1,8 +1,8 @@
 """Image data sets as arrays: from scikit-learn, from disk, or by torchvision's
 download.
 
-The only module that knows files of images. torchvision is imported only where it
-downloads, PIL only where images are decoded.
+torchvision is imported only where it downloads. Folders of your own are in
+`image_folder`, and labelling them in `labeling`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import get_data_home, load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.utils import Bunch, check_random_state
+
+from fishermask_sk.image_folder import ImageFolderPool
+from fishermask_sk.labeling import LabelingSession
+
+__all__ = ["ImageFolderPool", "LabelingSession", "load_images"]
 
 _SYSTEM_HOME = Path("/usr/share/datasets")  # Debian's packages dataset-*
 _ARCHIVES = (".tar", ".gz", ".xz", ".bz2", ".tgz", ".txz", ".zip")
@@ -497,8 +503,6 @@ def _from_images(images: Iterator[_Image], source: _Source, place: Path) -> _Fou
 
 def _decode(image: _Image, source: _Source, place: Path) -> np.ndarray:
     """One image as uint8 (channels, height, width)."""
-    from PIL import Image, UnidentifiedImageError
-
     path, content = image
     try:
         with Image.open(

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import distributed
 import matplotlib
+import numpy as np
 import pytest
+from PIL import Image
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -46,6 +48,12 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
         )
         monkeypatch.setattr(distributed, "Client", lambda address: local())
     text = page.read_text(encoding="utf-8")
+    if 'ImageFolderPool("photos")' in text:  # the reader has some
+        for i, part in enumerate(["photos"] * 20 + ["target"] * 5):
+            (tmp_path / part).mkdir(exist_ok=True)
+            noise = np.random.default_rng(i).integers(256, size=(20, 24, 3))
+            image = Image.fromarray(noise.astype(np.uint8))
+            image.save(tmp_path / part / f"{i}.jpg")
     namespace = {"__name__": "__main__"}
     for block in BLOCK.finditer(text):
         # Blank lines in front make a traceback name the line of the page.

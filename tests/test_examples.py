@@ -2,24 +2,20 @@
 read.
 """
 
-import csv
 import runpy
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from fishermask_sk import _calibration
 from fishermask_sk.comparison import load_results
-from fishermask_sk.datasets import load_images
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TUTORIALS = [
     "compare_strategies",
     "custom_mask",
-    "label_by_hand",
+    "folder_of_images",
     "modal_loop",
     "pictures",
     "tabular_pipeline",
@@ -127,43 +123,10 @@ def test_tabular_pipeline(run):
     assert len(rows) == 6
 
 
-def test_label_by_hand(run, tmp_path):
-    digits = load_images("digits", subset=dict.fromkeys(range(4), 15), random_state=0)
-    for i, image in enumerate(digits.X_train):
-        Image.fromarray(np.uint8(image[0] * 255)).save(tmp_path / f"{i:04d}.png")
-
-    def label():
-        """What the person does between two runs."""
-        with (tmp_path / "batch.csv").open(newline="") as file:
-            names = [row["file"] for row in csv.DictReader(file)]
-        with (tmp_path / "batch.csv").open("w", newline="") as file:
-            rows = [(name, f"digit {digits.y_train[int(name[:4])]}") for name in names]
-            csv.writer(file).writerows([("file", "label"), *rows])
-        return names
-
-    asked = []
-    for n_batches in (1, 2):
-        assert "Please label the images of" in run("label_by_hand", "ask", tmp_path)
-        assert (tmp_path / "batch.png").read_bytes().startswith(b"\x89PNG")
-        asked += label()
-        assert f"Learnt {12 * n_batches} labels of 4 kinds" in run(
-            "label_by_hand", "learn", tmp_path
-        )
-    assert len(set(asked)) == 24
-
-
-def test_label_by_hand_waits_for_labels(run, tmp_path):
-    for i in range(12):
-        Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    run("label_by_hand", "ask", tmp_path)
-    with pytest.raises(
-        SystemExit, match="0 labels, of fewer than two kinds; fill in more of"
-    ):
-        run("label_by_hand", "learn", tmp_path)
-
-
-def test_label_by_hand_counts_images_first(run, tmp_path):
-    with pytest.raises(
-        SystemExit, match="has 0 PNG images without a label; 12 are to be asked for"
-    ):
-        run("label_by_hand", "ask", tmp_path)
+def test_folder_of_images(run):
+    first, second, third = run("folder_of_images").splitlines()
+    assert first == "batch-001.csv batch-001.png batch-001.tasks.json"
+    assert second.startswith("16 labels of ")
+    assert second.endswith("now batch-002.csv")
+    assert third.startswith("24 labels of ")
+    assert third.endswith("now batch-003.csv")
