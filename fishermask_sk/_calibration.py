@@ -162,12 +162,12 @@ def _like(embeddings: Tensor, n: int) -> Tensor:
     """As many as are wanted that resemble the few that there are, no two the same:
     mixtures of pairs.
     """
-    generator = torch.Generator().manual_seed(0)
+    drawn: Any = {"generator": torch.Generator().manual_seed(0), "device": "cpu"}
     first, second = (
-        torch.randint(len(embeddings), (n,), generator=generator).to(embeddings.device)
+        torch.randint(len(embeddings), (n,), **drawn).to(embeddings.device)
         for _ in range(2)
     )
-    angle = torch.rand((n, 1, 1), generator=generator).to(embeddings)
+    angle = torch.rand((n, 1, 1), **drawn).to(embeddings)
     return embeddings[first] * angle.cos() + embeddings[second] * angle.sin()
 
 

@@ -205,7 +205,7 @@ def check_images(
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = sample is X and dtype != "uint8" and not math.isfinite(X.sum())
     if suspicious:
-        finite = torch.isfinite(torch.as_tensor(X)).flatten(1).all(1)
+        finite = torch.isfinite(torch.as_tensor(X, device="cpu")).flatten(1).all(1)
         if not finite.all():
             raise ValueError(
                 f"X has NaN or infinite values in {int((~finite).sum())} of {len(X)} "

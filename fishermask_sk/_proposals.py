@@ -72,7 +72,7 @@ def margins(batches: Iterable[Tensor]) -> Tensor:
     """How far apart each sample's two likeliest classes are (n,), from batches of
     logits.
     """
-    found = [torch.empty(0)]
+    found = [torch.empty(0, device="cpu")]
     for logits in batches:
         p = logits.detach().softmax(1).topk(2, dim=1).values
         found.append((p[:, 0] - p[:, 1]).cpu().to(torch.float64))

@@ -130,7 +130,9 @@ class Query:
     ) -> None:
         self.params, self.fitted, self.processes = params, fitted, processes
         self.n_pool, self.n_labeled, self.n_instances = n_pool, n_labeled, n_instances
-        weights = None if target_weight is None else torch.as_tensor(target_weight)
+        weights = target_weight
+        if target_weight is not None:
+            weights = torch.as_tensor(target_weight, device="cpu")
         self.pool = Samples("X_pool", pool, n_pool, processes.shard(n_pool))
         self.labeled = Samples(
             "X_labeled", labeled, n_labeled, processes.shard(n_labeled)
@@ -164,7 +166,7 @@ class Query:
         total = sum(self.processes.objects(float(weights.sum())))
         self.labeled_weight = total / self.pool.shard.total
         of_labeled = torch.full(
-            (self.n_labeled,), self.labeled_weight, dtype=torch.float64
+            (self.n_labeled,), self.labeled_weight, dtype=torch.float64, device="cpu"
         )
         return [
             self.pool._replace(weights=weights),
@@ -480,7 +482,7 @@ class Query:
                         own = None if weights is None else weights[start:][: len(v)]
                         average(v, own)
                         start += len(v)
-            embeddings, start = torch.empty(0), 0
+            embeddings, start = torch.empty(0, device="cpu"), 0
             positions = None if whole or self.proposed is None else self.proposed
             for v in embedded(
                 self.pool, None if positions is None else positions.tolist()
@@ -526,7 +528,7 @@ class Query:
         """
         if self.proposed is None:
             return picks
-        positions = self.pool.shard.start + torch.as_tensor(self.proposed)
+        positions = self.pool.shard.start + torch.as_tensor(self.proposed, device="cpu")
         return self.shard.take(picks, lambda own: positions[own])
 
     def n_embedded(self, n_information: int) -> int:
@@ -603,7 +605,7 @@ class Query:
             _, _, found = randomized_svd(
                 rows.cpu().numpy(), n_components, random_state=seed
             )
-            return [torch.as_tensor(found.T.copy()).to(rows)]
+            return [torch.as_tensor(found.T.copy(), device=rows.device).to(rows)]
 
         return self.shard.from_first(
             directions, rows.new_empty(rows.shape[1], n_components)
@@ -670,9 +672,10 @@ class Query:
         """
         n = self.n_averaged
         n_drawn = min(n, n_wanted)
-        drawn = torch.arange(n_drawn)
+        drawn = torch.arange(n_drawn, device="cpu")
         if n_drawn < n:
-            drawn = torch.as_tensor(np.sort(self.rng.choice(n, n_drawn, replace=False)))
+            chosen = np.sort(self.rng.choice(n, n_drawn, replace=False))
+            drawn = torch.as_tensor(chosen, device="cpu")
         parts, weights, start = [], [], 0
         for samples in self.averaged:
             end = start + samples.shard.total
@@ -776,7 +779,10 @@ class Query:
 
 def _positions(slices: dict[str, slice], names: list[str]) -> Tensor:
     return torch.cat(
-        [torch.arange(slices[name].start, slices[name].stop) for name in names]
+        [
+            torch.arange(slices[name].start, slices[name].stop, device="cpu")
+            for name in names
+        ]
     )
 
 

@@ -105,11 +105,11 @@ def crop_and_flip(x: torch.Tensor) -> torch.Tensor:
     )
     # Drawn on the CPU, so that every device sees the same crops.
     row, column = (
-        torch.randint(2 * dy + 1, (len(x),)),
-        torch.randint(2 * dx + 1, (len(x),)),
+        torch.randint(2 * dy + 1, (len(x),), device="cpu"),
+        torch.randint(2 * dx + 1, (len(x),), device="cpu"),
     )
-    flip = torch.rand(len(x)) < 0.5
-    x = windows[torch.arange(len(x)), ..., row, column, :, :]
+    flip = torch.rand(len(x), device="cpu") < 0.5
+    x = windows[torch.arange(len(x), device="cpu"), ..., row, column, :, :]
     flip = flip.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
     return torch.where(flip, x.flip(-1), x)
 

@@ -465,11 +465,9 @@ class PerSampleGradients:
         names = [name for name, p in self.parameters.items() if p.requires_grad]
         with self._recorded(batch, names) as (logits, recorded):
             pass  # nothing is frozen
-        generator = torch.Generator().manual_seed(0)
-        cotangents = torch.randn((*logits.shape,), generator=generator).to(logits)[
-            :, None
-        ]
-        weights = (1 + torch.rand(len(logits), generator=generator)).to(logits)
+        drawn: Any = {"generator": torch.Generator().manual_seed(0), "device": "cpu"}
+        cotangents = torch.randn((*logits.shape,), **drawn).to(logits)[:, None]
+        weights = (1 + torch.rand(len(logits), **drawn)).to(logits)
         plain = torch.autograd.grad(
             logits,
             [self.parameters[name] for name in names],

@@ -670,7 +670,7 @@ class ResNet18Classifier(NeuralNetClassifier):
         trained_on = training and dataset is vars(self).get("dataset_train_")
         if trained_on and "generator" not in given:
             # Seeded from the generator of `reproducible`.
-            kwargs["generator"].manual_seed(int(torch.randint(2**62, ())))
+            kwargs["generator"].manual_seed(int(torch.randint(2**62, (), device="cpu")))
         if given.get("batch_sampler") is not None:
             if "batch_size" not in given:
                 del kwargs["batch_size"]

@@ -203,7 +203,7 @@ def cases_on_device(rank, size, what, nccl):
         stack.enter_context(pretend_nccl() if nccl else nullcontext())
         adopted = lambda seed=0: device.adopt(plain(seed))  # noqa: E731
         stack.enter_context(mock.patch.dict(globals(), make_net=adopted))
-        return cases(rank, size, what)
+        return [run_case(name, rank, *shards) for name, *shards in what]
 
 
 def errors(rank, size):

@@ -312,6 +312,12 @@ class _Operations(TorchDispatchMode):
             return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         claimed = here[0].claimed if here else self.pretended.device
+        for generator in tree_leaves((args, kwargs)):
+            if isinstance(generator, torch.Generator) and (onto or target is None):
+                raise RuntimeError(
+                    f"Expected a '{claimed.type}' device type for generator but found "
+                    f"'{generator.device.type}'"
+                )
         if target is not None:
             kwargs["device"] = torch.device("cpu")
         kwargs.pop("pin_memory", None)

@@ -9,7 +9,7 @@ from pretend_device import OnDevice, PretendDevice
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask
+from fishermask_sk import FisherMask, check_network
 
 N_CLASSES = 5
 
@@ -105,14 +105,64 @@ def test_gradients_through_a_pretended_device():
 # Queries.
 
 
-def picks(net, X, **kwargs):
-    strategy = FisherMask(0.9, random_state=0, **kwargs)
-    return strategy.select(net, X, 8, X_labeled=X[:7]).tolist()
+def small(seed=0):
+    torch.manual_seed(seed)
+    return fitted(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, N_CLASSES)))
 
 
-@pytest.mark.parametrize("settings", [{}, {"damping": 1e-3}, {"oversample": 1.5}])
-def test_picks_of_a_device_are_those_of_the_cpu(settings):
-    X = images(60)
-    expected = picks(fitted(convolutions()), X, **settings)
+def vectors(n, seed=1):
+    return np.random.default_rng(seed).normal(size=(n, 6)).astype("float32")
+
+
+def picks(net, X, n_instances=6, of_call=None, **params):
+    strategy = FisherMask(**{"sparsity": 0.95, "random_state": 0, **params})
+    known = {"X_labeled": X[:7]}
+    found = strategy.select(net, X, n_instances, **{**known, **(of_call or {})})
+    return found.tolist()
+
+
+def test_picks_of_a_device_are_those_of_the_cpu():
+    X = images(40)
+    expected = picks(fitted(convolutions()), X)
     with PretendDevice() as device:
-        assert picks(device.adopt(fitted(convolutions())), X, **settings) == expected
+        assert picks(device.adopt(fitted(convolutions())), X) == expected
+
+
+SETTINGS = {
+    "plain": {},
+    "float64 alone": {"damping": 1e-3},
+    "oversampled": {"oversample": 2.0},
+    "no labels": {"of_call": {"X_labeled": vectors(0)}},
+    "candidates": {"of_call": {"candidates": np.arange(3, 33)}},
+    "random ties": {"of_call": {"random_tie_break": True}},
+    "a random mask": {"mask": "random"},
+    "weights": {"of_call": {"target_weight": np.arange(40.0)}},
+    "an own mask": {"mask": lambda scores, k, slices: np.arange(20)},
+    "few to rank": {"n_mask_samples": 9},
+    "directions": {"n_components": 12},
+    "top classes": {"n_top_classes": 3},
+    "a target": {"of_call": {"X_target": vectors(9), "target_weight": np.arange(9.0)}},
+    "two stages": {"n_information_samples": 20, "candidates": 4},
+    "a file": {"max_memory": 10**6},
+}
+
+
+@pytest.mark.parametrize("on_device", [True, False], ids=["device", "cpu"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_picks_do_not_depend_on_the_default_device(name, on_device):
+    """The net on the device where tensors are made by default, and on the CPU beside
+    it.
+    """
+    X, settings = vectors(40), SETTINGS[name]
+    expected = picks(small(), X, **settings)
+    net = small()
+    with PretendDevice() as device:
+        if on_device:
+            device.adopt(net)
+        torch.set_default_device("meta")  # what torch itself calls the pretended one
+        try:
+            assert picks(net, X, **settings) == expected
+            if name == "plain":
+                check_network(net, X)
+        finally:
+            torch.set_default_device(None)
