@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
 from torch import nn
 from torch.utils.data import Dataset
 
+from fishermask_sk._loaders import predictions_in_order
+from fishermask_sk._nets import unwrapped
 from fishermask_sk.layers import find_layout, holds_layers
 from fishermask_sk.modules import undisturbed
-from fishermask_sk.skorch_adapter import FittedNet, fitted_net, preserved_rng, unwrapped
+from fishermask_sk.skorch_adapter import FittedNet, fitted_net, preserved_rng
 
 
 def describe_samples(
@@ -25,9 +28,11 @@ def describe_samples(
     head: str | None,
     batch_size: int,
     probabilities: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Any, np.ndarray]:
     """Features (n, d) and class probabilities (n, c); the latter empty where they cost
     more and nobody asks.
+
+    Features are sparse, in rows, where an estimator without a net takes sparse samples.
     """
     if hasattr(learner, "learner_list"):
         raise TypeError(
@@ -40,16 +45,20 @@ def describe_samples(
         estimator = learner.estimator if hasattr(learner, "query") else learner
         inputs = check_array(
             _inputs_of_last(estimator, X),
+            accept_sparse="csr",
             ensure_2d=False,
             allow_nd=True,
             dtype=np.float64,
             input_name=name,
         )
-        p = estimator.predict_proba(X) if probabilities else np.empty((len(inputs), 0))
-        return inputs.reshape(len(inputs), -1), np.asarray(p, dtype=np.float64)
+        p = np.empty((inputs.shape[0], 0))
+        if probabilities:
+            with predictions_in_order(estimator):  # of an ensemble of nets
+                p = np.asarray(estimator.predict_proba(X), dtype=np.float64)
+        return inputs if issparse(inputs) else inputs.reshape(len(inputs), -1), p
     with preserved_rng(), undisturbed(fitted.module):
         dataset, _ = fitted.dataset(X, name)
-        return _penultimate(fitted, dataset, head, batch_size)
+        return _penultimate(fitted, dataset, name, head, batch_size)
 
 
 def _inputs_of_last(estimator: Any, X: Any) -> Any:
@@ -66,7 +75,11 @@ def _inputs_of_last(estimator: Any, X: Any) -> Any:
 
 
 def _penultimate(
-    fitted: FittedNet, dataset: Dataset[Any], head: str | None, batch_size: int
+    fitted: FittedNet,
+    dataset: Dataset[Any],
+    name: str,
+    head: str | None,
+    batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs of the head (n, d) and class probabilities (n, c), in one forward pass
     over the samples.
@@ -108,9 +121,16 @@ def _penultimate(
     handle = layer.register_forward_pre_hook(remember, with_kwargs=True)
     try:
         with torch.no_grad():
-            for batch in fitted.batches(dataset, batch_size):
+            for batch in fitted.batches(dataset, batch_size, name=name):
                 p.append(fitted.logits(batch).double().softmax(1).cpu())
                 h.append(entered["head"].double().flatten(1).cpu())
     finally:
         handle.remove()
-    return torch.cat(h).numpy(), torch.cat(p).numpy()
+    features, probabilities = torch.cat(h), torch.cat(p)
+    finite = torch.isfinite(features).all(1) & torch.isfinite(probabilities).all(1)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"The net gives NaN or infinite values for sample "
+            f"{int(finite.int().argmin())} of {name}; drop it, or scale the samples."
+        )
+    return features.numpy(), probabilities.numpy()

@@ -286,7 +286,10 @@ class Query:
         source = self.pool.shard.owner(0)
         with self.processes.together():
             own = self._example(self.pool) if self.processes.rank == source else None
-        return self.processes.object_of(source, (own, min(EXAMPLES, self.n_pool)))
+        example, n, self.fitted.meaning = self.processes.object_of(
+            source, (own, min(EXAMPLES, self.n_pool), self.fitted.meaning)
+        )
+        return example, n
 
     def _plan(self, example: Any, n_example: int) -> Plan:
         params, fitted = self.params, self.fitted
@@ -803,5 +806,5 @@ def _check_complete(
     if n_found != expected:
         raise ValueError(
             f"The net's iterator gave {n_found} of the {expected} samples of "
-            f"{samples.name}; set iterator_valid__drop_last=False."
+            f"{samples.name}; let iterator_valid give each of them once."
         )

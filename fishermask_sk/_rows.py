@@ -14,7 +14,43 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.utils import _safe_indexing, indexable
 from skorch.helper import SliceDataset
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+
+def refuse_what_has_no_rows(data: Any, name: str) -> None:
+    """Refuse what holds no samples that a position names.
+
+    Raises
+    ------
+    TypeError
+    """
+    if isinstance(data, DataLoader):
+        raise TypeError(
+            f"{name} is a {type(data).__name__}, which gives batches in an order of "
+            "its own; pass loader.dataset, whose samples have positions. The net makes "
+            "batches of it (batch_size, and iterator_valid for a loader of your own)."
+        )
+    if isinstance(data, IterableDataset):
+        raise TypeError(
+            f"{name} is a {type(data).__name__}, an IterableDataset: its samples come "
+            "one after the other and have no positions to answer with. Pass a Dataset "
+            "with __len__ and __getitem__, or the samples as one array."
+        )
+    has_rows = any(hasattr(data, name) for name in ("shape", "__array__")) or (
+        hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    )
+    if isinstance(data, Dataset) and not has_rows:
+        raise TypeError(
+            f"{name} is a {type(data).__name__} without __len__; say in it how many "
+            "samples it has."
+        )
+    if (
+        data is None
+        or not has_rows
+        or isinstance(data, (str, bytes))
+        or getattr(data, "shape", None) == ()
+    ):
+        raise TypeError(f"{name} is {data!r:.40}; pass samples, one a row.")
 
 
 def as_rows(data: Any, name: str) -> Any:
@@ -30,6 +66,7 @@ def as_rows(data: Any, name: str) -> Any:
             f"{name} is the single value {data!r}; pass an array with one row per "
             "sample."
         )
+    refuse_what_has_no_rows(data, name)
     return data if isinstance(data, Dataset) else indexable(data)[0]
 
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -25,6 +25,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
+from fishermask_sk._loaders import predictions_in_order
 from fishermask_sk._rows import as_rows, n_rows, take_rows
 from fishermask_sk._targets import checked_target, taken_by, warn_of_untargeted
 from fishermask_sk.skorch_adapter import preserved_rng
@@ -76,16 +77,21 @@ class PoolLearner:
         self.y_training = y_training
 
     def predict(self, X: Any, **predict_kwargs: Any) -> Any:
-        """Predict with the estimator."""
-        return self.estimator.predict(X, **predict_kwargs)
+        """Predict with the estimator, in the order of the samples whatever a net's
+        loader does.
+        """
+        with predictions_in_order(self.estimator):
+            return self.estimator.predict(X, **predict_kwargs)
 
     def predict_proba(self, X: Any, **predict_proba_kwargs: Any) -> Any:
-        """Class probabilities from the estimator."""
-        return self.estimator.predict_proba(X, **predict_proba_kwargs)
+        """Class probabilities from the estimator, in the order of the samples."""
+        with predictions_in_order(self.estimator):
+            return self.estimator.predict_proba(X, **predict_proba_kwargs)
 
     def score(self, X: Any, y: Any, **score_kwargs: Any) -> Any:
-        """Score of the estimator."""
-        return self.estimator.score(X, y, **score_kwargs)
+        """Score of the estimator, each sample's prediction against its own label."""
+        with predictions_in_order(self.estimator):
+            return self.estimator.score(X, y, **score_kwargs)
 
     # `return_metrics` stands in the signature because strategies look for it there: it
     # is how modAL 0.4.2.1, which expects a pair of indices and metrics, is told from
@@ -603,7 +609,8 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         ndarray of shape (n_samples,)
         """
         check_is_fitted(self, "estimator_")
-        return self.estimator_.predict(X)
+        with predictions_in_order(self.estimator_):
+            return self.estimator_.predict(X)
 
     @available_if(_inner_has("predict_proba"))
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -620,7 +627,8 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             Columns in the order of `classes_`.
         """
         check_is_fitted(self, "estimator_")
-        return self.estimator_.predict_proba(X)
+        with predictions_in_order(self.estimator_):
+            return self.estimator_.predict_proba(X)
 
     @available_if(_inner_has("predict_log_proba"))
     def predict_log_proba(self, X: Any) -> np.ndarray:
@@ -645,7 +653,9 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         inner = get_tags(self.estimator)
         tags.input_tags.sparse = inner.input_tags.sparse
         tags.input_tags.allow_nan = inner.input_tags.allow_nan
-        tags.classifier_tags = inner.classifier_tags
+        if inner.classifier_tags is not None:
+            # y is one column here, whatever the estimator takes.
+            tags.classifier_tags = replace(inner.classifier_tags, multi_label=False)
         return tags
 
 

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances_argmin_min
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.utils import check_random_state
+from sklearn.utils.extmath import row_norms
 
 from fishermask_sk._features import describe_samples
+from fishermask_sk._loaders import predictions_in_order
 from fishermask_sk._rows import as_rows, n_rows
 from fishermask_sk._targets import check_same_shape
 from fishermask_sk.query_strategy import (
@@ -351,11 +354,11 @@ def kcenter_sampling(
         and n_rows(as_rows(X_labeled, "X_labeled"), "X_labeled") == 0
     ):
         X_labeled = None
-    norms = np.einsum("nd,nd->n", features, features)
+    norms = row_norms(features, squared=True)
     if X_labeled is None:
-        center = features.mean(axis=0)
+        center = np.asarray(features.mean(axis=0)).ravel()
         nearest = norms - 2 * (features @ center) + center @ center
-        utility, squared = -nearest, np.full(len(features), np.inf)
+        utility, squared = -nearest, np.full(len(norms), np.inf)
     else:
         # Blockwise within scikit-learn's working memory: never the whole (n_samples,
         # n_labeled) matrix.
@@ -366,7 +369,7 @@ def kcenter_sampling(
         i = _first_or_any(utility == utility.max(), rng, random_tie_break)
         query_idx.append(i)
         distances.append(np.sqrt(squared[i]))
-        to_pick = norms - 2 * (features @ features[i]) + norms[i]
+        to_pick = norms - 2 * _products(features, i) + norms[i]
         utility = squared = np.minimum(squared, np.maximum(to_pick, 0.0))
         squared[query_idx] = -1.0  # picked samples are out, among duplicates as well
     return answer(learner, np.array(query_idx), np.array(distances))
@@ -454,7 +457,7 @@ def badge_sampling(
         learner, X_pool, "X_pool", head, batch_size, probabilities=True
     )
     q = p - np.eye(p.shape[1])[p.argmax(axis=1)]
-    norms = np.einsum("nc,nc->n", q, q) * np.einsum("nd,nd->n", h, h)
+    norms = row_norms(q, squared=True) * row_norms(h, squared=True)
     # What rounding leaves of a distance that is zero: k-means++ must not draw
     # duplicates of its picks.
     rounding = 8 * np.finfo(norms.dtype).eps * norms
@@ -462,7 +465,7 @@ def badge_sampling(
     metrics, squared = [norms[query_idx[0]]], np.full(len(norms), np.inf)
     for _ in range(n_instances - 1):
         i = query_idx[-1]
-        to_pick = norms + norms[i] - 2 * (q @ q[i]) * (h @ h[i])
+        to_pick = norms + norms[i] - 2 * _products(q, i) * _products(h, i)
         squared = np.minimum(
             squared, np.where(to_pick > rounding + rounding[i], to_pick, 0.0)
         )
@@ -862,7 +865,8 @@ def _most_uncertain(
     from the global generator.
     """
     n_pool = _check_pool(X_pool, n_instances)
-    values = measure(learner, X_pool)
+    with predictions_in_order(learner):
+        values = measure(learner, X_pool)
     if not np.isfinite(values).all():
         raise ValueError(
             f"predict_proba gave NaN for {np.sum(~np.isfinite(values))} of {n_pool} "
@@ -880,6 +884,12 @@ def _most_uncertain(
 def _first_or_any(tied: np.ndarray, rng: np.random.RandomState, at_random: bool) -> int:
     candidates = np.flatnonzero(tied)
     return int(rng.choice(candidates) if at_random else candidates[0])
+
+
+def _products(features: Any, i: int) -> np.ndarray:
+    """Inner products of all rows, dense or sparse, with row i."""
+    row = features[[i]].toarray()[0] if issparse(features) else features[i]
+    return features @ row
 
 
 def _log_uncertainty(margins: np.ndarray) -> np.ndarray:
@@ -908,6 +918,10 @@ def _pool_and_target(
         learner, X_pool, "X_pool", head, batch_size, probabilities
     )
     target, _ = describe_samples(learner, X_target, "X_target", head, batch_size)
+    pool, target = (
+        features.toarray() if issparse(features) else features
+        for features in (pool, target)
+    )
     if pool.shape[1] != target.shape[1]:
         raise ValueError(
             f"X_pool's samples have {pool.shape[1]} features and X_target's "

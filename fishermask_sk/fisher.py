@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Scores = Literal["logits", "probabilities", "logit"]
+Scores = Literal["logits", "probabilities", "logit", "probability"]
 Weighting = Literal["fisher", "uniform"]
 
 
@@ -21,10 +21,11 @@ def class_logits(outputs: Tensor, scores: Scores) -> Tensor:
 
     Parameters
     ----------
-    outputs : Tensor of shape (n, c), or (n,) or (n, 1) for one logit
-    scores : {"logits", "probabilities", "logit"}
+    outputs : Tensor of shape (n, c), or (n,) or (n, 1) for one number
+    scores : {"logits", "probabilities", "logit", "probability"}
         What `outputs` are: logits (CrossEntropyLoss), probabilities (NLLLoss as skorch
-        means it), or one logit of the second of two classes (BCEWithLogitsLoss).
+        means it), one logit (BCEWithLogitsLoss) or one probability (BCELoss) of the
+        second of two classes.
 
     Returns
     -------
@@ -41,7 +42,10 @@ def class_logits(outputs: Tensor, scores: Scores) -> Tensor:
     if scores == "logit":
         logit = outputs.reshape(len(outputs))
         return torch.stack([torch.zeros_like(logit), logit], dim=1)
-    if scores == "probabilities":
+    if scores == "probability":
+        p = outputs.reshape(len(outputs))
+        outputs = torch.stack([1 - p, p], dim=1)
+    if scores in ("probabilities", "probability"):
         # Below the smallest normal number the logarithm's slope overflows; such a class
         # counts as p = 0.
         return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()

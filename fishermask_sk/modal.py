@@ -21,6 +21,7 @@ from sklearn.utils import check_random_state, check_X_y
 from skorch.helper import SliceDataset
 from torch.utils.data import Dataset
 
+from fishermask_sk._loaders import predictions_in_order
 from fishermask_sk._rows import as_rows, n_rows, take_rows
 from fishermask_sk._warnings import warn_user
 
@@ -268,6 +269,23 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
                 "None."
             )
         return query_idx, X_query, metrics
+
+    def predict(self, X: Any, **predict_kwargs: Any) -> Any:
+        """Predict with the estimator, in the order of the samples whatever a net's
+        loader does.
+        """
+        with predictions_in_order(self.estimator):
+            return super().predict(X, **predict_kwargs)
+
+    def predict_proba(self, X: Any, **predict_proba_kwargs: Any) -> Any:
+        """Class probabilities from the estimator, in the order of the samples."""
+        with predictions_in_order(self.estimator):
+            return super().predict_proba(X, **predict_proba_kwargs)
+
+    def score(self, X: Any, y: Any, **score_kwargs: Any) -> Any:
+        """Score of the estimator, each sample's prediction against its own label."""
+        with predictions_in_order(self.estimator):
+            return super().score(X, y, **score_kwargs)
 
     @contextmanager
     def _taught_or_as_before(self) -> Iterator[None]:

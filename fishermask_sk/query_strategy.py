@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
 
 from fishermask_sk._agreement import check_same_question
 from fishermask_sk._collectives import ALONE, Processes, all_processes
@@ -327,6 +328,7 @@ class FisherMask(BaseEstimator):
         with processes.together():
             self._check_params()
             candidates = self._may_be_picked(candidates)
+            _check_flag(random_tie_break, "random_tie_break")
             fitted = fitted_net(estimator)
             check_module(fitted.module)
             check_n_instances(n_instances)
@@ -463,6 +465,23 @@ class FisherMask(BaseEstimator):
                 raise ValueError(f"{name}={value!r} must be an int >= {least}.")
         if self.max_memory is not None:
             parse_memory(self.max_memory)
+        _check_flag(self.keep_head, "keep_head")
+        if self.head is not None and not isinstance(self.head, str):
+            raise ValueError(
+                f"head={self.head!r:.60} must be the name of a module, as in "
+                "module.named_modules(), or None to find the head."
+            )
+        if not isinstance(self.verbose, Integral) or self.verbose < 0:
+            raise ValueError(
+                f"verbose={self.verbose!r} must be an int >= 0; 1 shows progress bars."
+            )
+        try:
+            check_random_state(self.random_state)
+        except ValueError as error:
+            raise ValueError(
+                f"random_state={self.random_state!r} must be an int, a RandomState or "
+                "None."
+            ) from error
 
 
 def fisher_mask_sampling(
@@ -525,6 +544,11 @@ def answer(learner: Any, query_idx: np.ndarray, metrics: np.ndarray) -> Any:
         query is not None and "return_metrics" in inspect.signature(query).parameters
     )
     return (query_idx, metrics) if wants_pair else query_idx
+
+
+def _check_flag(value: Any, name: str) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}={value!r} must be True or False.")
 
 
 def _is_number(value: Any) -> bool:

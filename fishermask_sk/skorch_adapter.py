@@ -10,51 +10,74 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import issparse
+from scipy.sparse import csr_matrix, issparse
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from skorch import NeuralNet
+from skorch.dataset import Dataset as SkorchDataset
 from skorch.helper import SliceDataset
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from fishermask_sk._loaders import (
+    FORWARD_ERRORS,
+    check_order,
+    inputs_of,
+    loader_in_order,
+    predictions_in_order,
+    readable,
+)
+from fishermask_sk._meaning import (
+    MULTI_LABEL_SAYS,
+    SINGLE,
+    Meaning,
+    are_probabilities,
+    check_probabilities,
+    criterion_of,
+    find_meaning,
+    predicts_by_criterion,
+    stated_scores,
+)
+from fishermask_sk._nets import net_inside, whole_module
+from fishermask_sk._rows import refuse_what_has_no_rows
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.fisher import Scores, class_logits
 
-CRITERIA: dict[type[nn.Module], Scores] = {
-    nn.CrossEntropyLoss: "logits",
-    nn.NLLLoss: "probabilities",
-    nn.BCEWithLogitsLoss: "logit",
-}
-# Wrappers whose probabilities are those of the estimator that they fitted, on the same
-# X.
-TRANSPARENT = {
-    "ActiveLearningClassifier": "estimator_",
-    "BaseSearchCV": "best_estimator_",
-    "FixedThresholdClassifier": "estimator_",
-    "FrozenEstimator": "estimator",
-    "SelfTrainingClassifier": "estimator_",
-    "TunedThresholdClassifierCV": "estimator_",
-}
+# Samples on which outputs are compared with `predict_proba`.
+EXAMPLES = 8
 
 
-class FittedNet(NamedTuple):
+@dataclass
+class FittedNet:
     """A fitted skorch net, what its outputs mean, and the fitted transformers in front
     of it.
+
+    `meaning` is what the criterion says, or None, until the first samples are seen.
     """
 
     net: NeuralNet
-    scores: Scores
+    meaning: Meaning | None
     steps: tuple[Any, ...]
+    _is_read: bool = False
 
     @property
     def module(self) -> nn.Module:
-        """The torch module as it is now, uncompiled: a refit makes a new one."""
-        return _eager(self.net.module_)
+        """The torch module as it is now, uncompiled: a refit makes a new one.
+
+        Of several registered modules a `ModuleDict` under their names in the net, such
+        as "module_" and "encoder_".
+        """
+        return whole_module(self.net)
+
+    @property
+    def scores(self) -> Scores:
+        """What the class scores are."""
+        return "logits" if self.meaning is None else self.meaning.scores
 
     def dataset(self, X: Any, name: str) -> tuple[Any, int]:
         """X, after the steps before the net, as the Dataset that the net predicts from.
@@ -71,44 +94,34 @@ class FittedNet(NamedTuple):
         dataset : Dataset, or None where there are no samples
         n_samples : int
         """
-        no_rows = not hasattr(X, "__len__") and not hasattr(X, "shape")
-        if (
-            X is None
-            or no_rows
-            or isinstance(X, str)
-            or getattr(X, "shape", None) == ()
-        ):
-            raise TypeError(f"{name} is {X!r:.40}; pass samples, one a row.")
+        refuse_what_has_no_rows(X, name)
         if is_empty(X):
             return None, 0
         for step in self.steps:
             X = step.transform(X)
-        if issparse(X):
-            raise TypeError(
-                f"{name} is a sparse matrix of shape {X.shape} where it reaches the "
-                f"net, which takes dense samples: pass {name}.toarray()."
-            )
-        for values in X.values() if isinstance(X, dict) else [X]:
-            _check_values(values, name)
-        dataset = self.net.get_dataset(X)
+        if _takes_values(self.net):
+            for values in X.values() if isinstance(X, dict) else [X]:
+                _check_values(values, name)
         if isinstance(X, (list, tuple)) or hasattr(X, "select_dtypes"):
-            self._check_several_inputs(X, dataset, name)
-        return dataset, len(dataset)
+            dataset = self._several_inputs(X, name)
+        else:
+            # skorch takes rows of a csr matrix, and of no other sparse container.
+            dataset = self.net.get_dataset(csr_matrix(X) if issparse(X) else X)
+        check_order(self.net, dataset, name)
+        n_samples = len(dataset)  # type: ignore[arg-type]
+        self._find_meaning(dataset, min(EXAMPLES, n_samples), name)
+        return dataset, n_samples
 
-    def _check_several_inputs(self, X: Any, dataset: Dataset, name: str) -> None:
-        """Refuse a list or DataFrame, which skorch takes for several inputs, where the
-        module has one.
+    def _several_inputs(self, X: Any, name: str) -> Dataset:
+        """The Dataset of a list or DataFrame, which skorch takes for several inputs;
+        refused where the module has one.
         """
         try:
+            dataset = self.net.get_dataset(X)
             with torch.no_grad():
                 self.outputs(next(self.batches(dataset, 1, [0])))
-        except (
-            AttributeError,
-            RuntimeError,
-            ValueError,
-            TypeError,
-            IndexError,
-        ) as error:
+            return dataset
+        except FORWARD_ERRORS as error:
             if isinstance(X, (list, tuple)):
                 taken, cure = (
                     "the module's inputs, not for samples",
@@ -126,28 +139,60 @@ class FittedNet(NamedTuple):
                 f"Instead, {cure}."
             ) from error
 
+    def _find_meaning(self, dataset: Dataset, n: int, name: str) -> None:
+        """Say by the first n samples what the outputs mean, where the criterion alone
+        does not.
+        """
+        if self._is_read or getattr(self.net, "scores", None):  # of `as_estimator`
+            return
+        batch = next(self.batches(dataset, n, range(n), name))
+        try:
+            with torch.no_grad():
+                result = self.net.infer(batch)
+        except FORWARD_ERRORS:  # `check_outputs` says it in words
+            return
+        stated = None if self.meaning is None else self.meaning.scores
+        by_criterion = stated is not None and predicts_by_criterion(self.net)
+        if isinstance(result, tuple) or not by_criterion:
+            p = self._predicted(Subset(dataset, range(n)), n)
+            self.meaning = find_meaning(self.net, result, stated, p)
+        self._is_read = True
+
+    def _predicted(self, first: Dataset, n: int) -> np.ndarray | None:
+        """What the net's own `predict_proba` gives; None where that is no
+        probabilities.
+        """
+        try:
+            with predictions_in_order(self.net):
+                p = np.asarray(self.net.predict_proba(first), dtype=np.float64)
+        except FORWARD_ERRORS:  # it has none, or one that takes no Dataset
+            return None
+        if p.ndim != 2 or len(p) != n or p.shape[1] < 2 or not np.isfinite(p).all():
+            return None
+        return p if are_probabilities(torch.from_numpy(p)) else None
+
     def batches(
-        self, dataset: Dataset, batch_size: int, indices: Sequence[int] | None = None
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        indices: Sequence[int] | None = None,
+        name: str = "the pool",
     ) -> Iterator[Any]:
         """Inputs of the module, batch by batch, from the net's own iterator for
-        prediction.
+        prediction, in the order of the samples.
         """
         part = dataset if indices is None else Subset(dataset, indices)
-        # A shallow twin with another batch size; copy.copy would pickle the module on
-        # the way.
-        net = object.__new__(type(self.net))
-        vars(net).update(vars(self.net), iterator_valid__batch_size=batch_size)
-        for batch in net.get_iterator(part, training=False):
-            yield (
-                batch[0]
-                if isinstance(batch, (tuple, list)) and len(batch) == 2
-                else batch
-            )
+        loader = loader_in_order(self.net, part, batch_size)
+        for batch in readable(loader, part, name):
+            yield inputs_of(batch, self.net, name)
 
     def outputs(self, batch: Any) -> Tensor:
-        """The module's outputs on a batch; of a tuple the first, as skorch takes it."""
+        """The module's class scores on a batch; of several outputs those that were
+        found to hold them, or the first, as skorch takes it.
+        """
         result = self.net.infer(batch)
-        return result[0] if isinstance(result, tuple) else result
+        place = 0 if self.meaning is None else self.meaning.place
+        return result[place] if isinstance(result, tuple) else result
 
     def logits(self, batch: Any) -> Tensor:
         """Logits of shape (n, c) whose softmax is p(y|x)."""
@@ -176,9 +221,7 @@ class FittedNet(NamedTuple):
                 ) from error
         stated = getattr(self.net, "scores", None)  # of `as_estimator`
         meaning = (
-            f"scores={stated!r}"
-            if stated
-            else type(_eager(self.net.criterion_)).__name__
+            f"scores={stated!r}" if stated else type(criterion_of(self.net)).__name__
         )
         if not isinstance(outputs, Tensor):
             raise ValueError(
@@ -194,12 +237,16 @@ class FittedNet(NamedTuple):
                 "classes."
             )
         shape = tuple(outputs.shape)
-        if self.scores == "logit":
+        if self.scores in SINGLE:
             if len(shape) not in (1, 2) or outputs.numel() != shape[0]:
+                cure = (
+                    "For several classes use scores='logits'."
+                    if stated
+                    else f"Under {meaning} {MULTI_LABEL_SAYS}"
+                )
                 raise ValueError(
-                    f"Under {meaning} the module must return one logit a sample, "
-                    f"shape (n,) or (n, 1); it returned {shape}. For several classes "
-                    "use CrossEntropyLoss (as_estimator: scores='logits')."
+                    f"Under {meaning} the module must return one {self.scores} a "
+                    f"sample, shape (n,) or (n, 1); it returned {shape}. {cure}"
                 )
         elif len(shape) != 2 or shape[1] < 2:
             raise ValueError(
@@ -208,7 +255,7 @@ class FittedNet(NamedTuple):
                 "goes with BCEWithLogitsLoss (as_estimator: scores='logit')."
             )
         n_classes = getattr(self.net, "n_classes_", None)
-        if self.scores != "logit" and n_classes not in (None, shape[1]):
+        if self.scores not in SINGLE and n_classes not in (None, shape[1]):
             raise ValueError(
                 f"The module returned {shape[1]} scores a sample, and classes= names "
                 f"{n_classes} labels; pass one label a score."
@@ -218,9 +265,9 @@ class FittedNet(NamedTuple):
                 "The net's outputs hold NaN or infinite values; it diverged in "
                 "training, or the samples are out of the range that it was fitted on."
             )
-        if self.scores == "probabilities":
-            _check_probabilities(outputs.float())
-        elif self.scores == "logits" and _are_probabilities(outputs.float()):
+        if self.scores in ("probabilities", "probability"):
+            check_probabilities(outputs.float(), self.scores)
+        elif self.scores == "logits" and are_probabilities(outputs.float()):
             warn_user(
                 f"The module's outputs are probabilities, and {meaning} takes logits: "
                 "softmax is applied twice, and nothing is ever predicted with "
@@ -271,24 +318,15 @@ def fitted_net(learner: Any) -> FittedNet:
             )
             estimator = estimator.steps[-1][1]
         else:
-            estimator = _net_inside(estimator)
+            estimator = net_inside(estimator)
     if not getattr(estimator, "initialized_", False):
         raise NotFittedError(
             f"This {type(estimator).__name__} is not fitted yet; fit it, or give the "
             "learner its first labelled samples, before asking for more."
         )
-    criterion = _eager(estimator.criterion_)
-    for kind, scores in CRITERIA.items():
-        if isinstance(criterion, kind):
-            return FittedNet(estimator, scores, tuple(steps))
-    raise ValueError(
-        "FisherMask needs a classifier's criterion: CrossEntropyLoss on logits, "
-        "NLLLoss on probabilities or BCEWithLogitsLoss on one logit; this net was "
-        f"fitted with {type(criterion).__name__}. Fit it with one of these, or a class "
-        "derived from one; a net fitted with a loss of your own goes in by "
-        "as_estimator(net.module_, classes=..., scores='logits'); regression has no "
-        "class probabilities to take gradients of, so use another strategy for it."
-    )
+    scores = stated_scores(estimator)
+    meaning = None if scores is None else Meaning(0, scores)
+    return FittedNet(estimator, meaning, tuple(steps))
 
 
 def is_empty(X: Any) -> bool:
@@ -326,55 +364,12 @@ def preserved_rng() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def unwrapped(estimator: Any) -> Any:
-    """The fitted estimator inside one wrapper that changes neither X nor the
-    probabilities; None for any other.
-
-    Raises
-    ------
-    sklearn.exceptions.NotFittedError
+def _takes_values(net: NeuralNet) -> bool:
+    """Whether the module gets the values of X itself, not what a Dataset of the user's
+    own makes of file names, row numbers or other objects.
     """
-    kind = type(estimator).__name__
-    attributes = [
-        TRANSPARENT[base.__name__]
-        for base in type(estimator).__mro__
-        if base.__name__ in TRANSPARENT
-    ]
-    if not attributes:
-        return None
-    if not hasattr(estimator, attributes[0]):
-        raise NotFittedError(
-            f"This {kind} has no {attributes[0]} yet; fit it (a search with "
-            "refit=True) first."
-        )
-    return getattr(estimator, attributes[0])
-
-
-def _net_inside(estimator: Any) -> Any:
-    """What `unwrapped` finds; an error in words where there is nothing."""
-    kind = type(estimator).__name__
-    if kind == "CalibratedClassifierCV":
-        raise TypeError(
-            "A CalibratedClassifierCV changes the probabilities of the net inside, so "
-            "its Fisher information is not the net's; pass "
-            "calibrated.calibrated_classifiers_[0].estimator to mean the net as it was "
-            "fitted."
-        )
-    inside = unwrapped(estimator)
-    if inside is None:
-        raise TypeError(
-            "FisherMask needs the gradients of a skorch net, and there is none in "
-            f"this {kind}; wrap the torch module in skorch.NeuralNetClassifier, or use "
-            "fishermask_sk.ResNet18Classifier."
-        )
-    return inside
-
-
-def _eager(module: nn.Module) -> nn.Module:
-    """The module that was given to `torch.compile`; skorch compiles the criterion as
-    well.
-    """
-    return getattr(module, "_orig_mod", module)
+    own = type(net).get_dataset.__module__.partition(".")[0]
+    return net.dataset is SkorchDataset and own in ("skorch", "fishermask_sk")
 
 
 def _check_values(values: Any, name: str) -> None:
@@ -383,12 +378,15 @@ def _check_values(values: Any, name: str) -> None:
     """
     if hasattr(values, "select_dtypes"):
         values = values.select_dtypes("number").to_numpy()
+    if issparse(values):
+        values = values.tocsr().data
     if isinstance(values, np.ndarray):
         if values.dtype.kind not in "biufc":
             raise TypeError(
                 f"{name} is an array of shape {values.shape} and dtype {values.dtype}; "
-                "the net takes numbers, one sample a row: encode it, or put an "
-                "encoder before the net in a Pipeline."
+                "the net takes numbers, one sample a row: encode it, put an encoder "
+                "before the net in a Pipeline, or give the net a dataset= that reads "
+                "what these name."
             )
         if values.dtype.kind not in "fc":
             return
@@ -409,23 +407,6 @@ def _check_values(values: Any, name: str) -> None:
                 f"{name} holds NaN or infinite values; impute or drop those samples "
                 "first."
             )
-
-
-def _are_probabilities(p: Tensor) -> bool:
-    return not bool((p < 0).any()) and not bool(((p.sum(1) - 1).abs() > 1e-2).any())
-
-
-def _check_probabilities(p: Tensor) -> None:
-    sums = p.sum(1)
-    if not _are_probabilities(p):
-        raise ValueError(
-            "Under NLLLoss skorch takes the module's outputs for probabilities, and "
-            f"these are none: values from {p.min().item():.3g} to "
-            f"{p.max().item():.3g}, rows that sum to {sums.min().item():.3g} to "
-            f"{sums.max().item():.3g}. End the module with softmax (not log_softmax: "
-            "skorch takes the logarithm), or set criterion=nn.CrossEntropyLoss for "
-            "logits."
-        )
 
 
 def _describe(batch: Any) -> str:

@@ -22,12 +22,14 @@ from reference import (
 from scipy import sparse
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from skorch import NeuralNetClassifier
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from fishermask_sk import FisherMask
 from fishermask_sk.active_learning import PoolLearner
@@ -684,10 +686,79 @@ def test_samples_with_nan(learner, regression, strategy):
         strategy(PoolLearner(regression, None, X_LABELED, Y_LABELED), broken, 2)
 
 
-def test_sparse_samples(regression):
-    learner = PoolLearner(regression, None, sparse.csr_matrix(X_LABELED), Y_LABELED)
-    with pytest.raises(TypeError, match="Sparse data was passed"):
-        kcenter_sampling(learner, sparse.csr_matrix(X_POOL), 2)
+@pytest.mark.parametrize(
+    "kind", [sparse.csr_matrix, sparse.csr_array, sparse.coo_array]
+)
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("n_instances", [1, 2, len(X_POOL)])
+def test_sparse_samples_give_the_picks_of_dense_ones(
+    regression, kind, labelled, n_instances
+):
+    known = X_LABELED if labelled else X_LABELED[:0]
+    duplicated = np.concatenate([X_POOL[:-2], X_POOL[:2]])
+    pool = kind(duplicated)
+    assert (
+        kcenter_sampling(regression, pool, n_instances, X_labeled=kind(known)).tolist()
+        == kcenter_sampling(
+            regression, duplicated, n_instances, X_labeled=known
+        ).tolist()
+    )
+    assert (
+        badge_sampling(regression, pool, n_instances, random_state=0).tolist()
+        == badge_sampling(regression, duplicated, n_instances, random_state=0).tolist()
+    )
+
+
+def test_texts_of_a_pipeline_stay_sparse():
+    texts = [
+        f"{a} {b}"
+        for a in ["red", "blue", "green", "grey"]
+        for b in ["cat", "dog", "ox"]
+    ]
+    pipe = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(
+        texts[::2], [0, 1] * 3
+    )
+    dense = make_pipeline(
+        TfidfVectorizer(),
+        FunctionTransformer(lambda X: X.toarray()),
+        LogisticRegression(),
+    ).fit(texts[::2], [0, 1] * 3)
+    for strategy in (kcenter_sampling, badge_sampling):
+        kwargs = {"X_labeled": texts[:2]} if strategy is kcenter_sampling else {}
+        assert (
+            strategy(pipe, texts[2:], 4, random_state=0, **kwargs).tolist()
+            == strategy(dense, texts[2:], 4, random_state=0, **kwargs).tolist()
+        )
+
+
+def test_sparse_targets(regression):
+    target = X_POOL[:4]
+    assert (
+        weighted_margin_sampling(
+            regression, sparse.csr_array(X_POOL), 3, X_target=sparse.csr_array(target)
+        ).tolist()
+        == weighted_margin_sampling(regression, X_POOL, 3, X_target=target).tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    "strategy", [random_sampling, margin_sampling, kcenter_sampling]
+)
+@pytest.mark.parametrize(
+    ("X_pool", "message"),
+    [
+        ("abcdef", "X_pool is 'abcdef'; pass samples, one a row"),
+        (b"abcdef", "X_pool is b'abcdef'; pass samples, one a row"),
+        ({1, 2, 3}, r"X_pool is \{1, 2, 3\}; pass samples, one a row"),
+        (
+            DataLoader(TensorDataset(torch.zeros(9, 2)), batch_size=3),
+            "X_pool is a DataLoader.*pass loader.dataset, whose samples have positions",
+        ),
+    ],
+)
+def test_what_is_no_pool(regression, strategy, X_pool, message):
+    with pytest.raises(TypeError, match=message):
+        strategy(regression, X_pool, 2)
 
 
 @pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling])

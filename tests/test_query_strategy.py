@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import reference
-import scipy.sparse
 import torch
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -338,18 +337,6 @@ def test_pool_and_labelled_samples_may_come_in_different_containers(kind):
         pool = torch.utils.data.TensorDataset(pool, torch.zeros(len(pool)))
     assert FisherMask(0.9).select(net, pool, 5, X_labeled=known).tolist() == expected
     assert FisherMask(0.9).select(net, pool, 5, X_labeled=[]).tolist() != expected
-
-
-def test_an_iterator_that_drops_samples_is_refused():
-    net = fitted(iterator_valid__drop_last=True)
-    with pytest.raises(
-        ValueError,
-        match="gave 28 of the 30 samples of X_pool; "
-        "set iterator_valid__drop_last=False",
-    ):
-        FisherMask(0.9, batch_size=7).select(
-            net, images(N_POOL), 3, X_labeled=images(0)
-        )
 
 
 def bits(net):
@@ -729,13 +716,6 @@ def test_parameters_out_of_range(params, message):
             None,
             ValueError,
             r"cannot take these samples, of shape \(1, 5, 6\)",
-        ),
-        (
-            scipy.sparse.csr_matrix(np.eye(5)),
-            1,
-            None,
-            TypeError,
-            r"sparse matrix of shape \(5, 5\)",
         ),
         (None, 1, None, TypeError, "X_pool is None; pass samples"),
         (3, 1, None, TypeError, "X_pool is 3; pass samples"),
