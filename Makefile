@@ -9,7 +9,7 @@ export MPLBACKEND ?= Agg
 
 .PHONY: help demo test test-full bench bench-large lint types format clean
 help:
-	@echo "make demo       FisherMask against random and margin on digits, in a modAL loop"
+	@echo "make demo       FisherMask with and without a target against margin and random"
 	@echo "make test       the tests that run in minutes"
 	@echo "make test-full  adds the slow ones and other versions of modAL and scikit-learn"
 	@echo "make bench      what a query costs, beside its floor and its naive form; bench-large: a wide net"
