@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from fishermask_sk._loaders import predictions_in_order
 from fishermask_sk._rows import as_rows, n_rows, take_rows
 from fishermask_sk._targets import checked_target, taken_by, warn_of_untargeted
+from fishermask_sk._wrong_dtypes import explained
 from fishermask_sk.skorch_adapter import preserved_rng
 
 __all__ = ["ActiveLearningClassifier", "PoolLearner", "Round"]
@@ -739,7 +740,8 @@ def _look_up(y: Any, indices: np.ndarray, warn: bool = False) -> np.ndarray:
 
 def _fit(estimator: Any, X: Any, y: np.ndarray) -> None:
     try:
-        estimator.fit(X, y)
+        with explained(X, y):
+            estimator.fit(X, y)
     except ValueError as error:
         if len(np.unique(y)) > 1:
             raise

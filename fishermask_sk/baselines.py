@@ -24,6 +24,7 @@ from fishermask_sk._features import describe_samples
 from fishermask_sk._loaders import predictions_in_order
 from fishermask_sk._rows import as_rows, n_rows
 from fishermask_sk._targets import check_same_shape
+from fishermask_sk._wrong_dtypes import explained
 from fishermask_sk.query_strategy import (
     FisherMask,
     answer,
@@ -865,7 +866,7 @@ def _most_uncertain(
     from the global generator.
     """
     n_pool = _check_pool(X_pool, n_instances)
-    with predictions_in_order(learner):
+    with explained(X_pool), predictions_in_order(learner):
         values = measure(learner, X_pool)
     if not np.isfinite(values).all():
         raise ValueError(

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from fishermask_sk._loaders import predictions_in_order
 from fishermask_sk._rows import as_rows, n_rows, take_rows
 from fishermask_sk._warnings import warn_user
+from fishermask_sk._wrong_dtypes import explained
 
 __all__ = ["ActiveLearner"]
 
@@ -350,7 +351,8 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
             n_samples = n_rows(X, "X")
             drawn = check_random_state(self.random_state).choice(n_samples, n_samples)
             X, y = take_rows(X, drawn), take_rows(y, drawn)
-        self.estimator.fit(X, y, **fit_kwargs)
+        with explained(X, y):
+            self.estimator.fit(X, y, **fit_kwargs)
         return self
 
 

@@ -214,10 +214,16 @@ class FittedNet:
             try:
                 outputs = self.outputs(batch)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                weights = next((p.dtype for p in self.module.parameters()), None)
+                cure = (
+                    f"its weights are {_name(weights)}: cast the samples, "
+                    f"X.astype({_name(weights)!r})"
+                    if _is_float_other_than(batch, weights)
+                    else "pass samples of the shape and dtype that it was fitted on"
+                )
                 raise ValueError(
                     f"The net cannot take these samples, {_describe(batch)}: "
-                    f"{str(error).splitlines()[0]}. Pass samples of the shape and "
-                    "dtype that it was fitted on."
+                    f"{str(error).splitlines()[0].rstrip('.')}; {cure}."
                 ) from error
         stated = getattr(self.net, "scores", None)  # of `as_estimator`
         meaning = (
@@ -407,6 +413,18 @@ def _check_values(values: Any, name: str) -> None:
                 f"{name} holds NaN or infinite values; impute or drop those samples "
                 "first."
             )
+
+
+def _is_float_other_than(batch: Any, dtype: torch.dtype | None) -> bool:
+    values = batch.values() if isinstance(batch, dict) else [batch]
+    return any(
+        isinstance(x, Tensor) and x.is_floating_point() and x.dtype != dtype
+        for x in values
+    )
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _describe(batch: Any) -> str:

@@ -735,7 +735,7 @@ def test_parameters_out_of_range(params, message):
             1,
             None,
             ValueError,
-            "dtype float32.*shape and dtype that it was fitted on",
+            "dtype float32.*its weights are float64: cast the samples",
         ),
     ],
 )
