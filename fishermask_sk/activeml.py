@@ -28,7 +28,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import normalize
 from sklearn.utils import check_array
-from skorch import NeuralNet
+from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
 from fishermask_sk._features import describe_samples
@@ -577,7 +577,7 @@ class _Asking:
         """Only looked at for its signature."""
 
 
-class _ScoresOfModule(NeuralNet):
+class _ScoresOfModule(NeuralNetClassifier):
     """The net in a SkorchClassifier, giving the output that predicts and nothing
     else.
     """
@@ -625,6 +625,8 @@ def _net_of(clf: Any) -> Any:
     net.__dict__.update(
         vars(clf.neural_net_),
         criterion_=CRITERION_OF[scores](),
+        scores=scores,
+        classes=None,
         output_index=index,
         transform=transform,
     )
