@@ -8,7 +8,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from math import ceil
 from numbers import Integral
@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from fishermask_sk._collectives import ALONE, Processes, Shard
+from fishermask_sk._cures import fitting_settings
 from fishermask_sk._net_checks import (
     check_candidates,
     check_real,
@@ -328,7 +329,7 @@ class Query:
         plan = self.plan()
         k = min(plan.k, len(plan.candidates))
         with self.processes.together():
-            self.budget.check(self.needs(k, plan.n_rows), k, self.n_pool)
+            self._check_memory(k, plan.n_rows)
         if self.params.mask == "random":
             scores = torch.as_tensor(
                 self.rng.uniform(size=plan.gradients.n_parameters),
@@ -343,11 +344,7 @@ class Query:
             own = self.mask(plan, scores).cpu() if self.processes.rank == 0 else None
         mask_indices = self.processes.object_of(0, own).to(scores.device)
         with self.processes.together():
-            self.budget.check(
-                self.needs(len(mask_indices), plan.n_rows),
-                len(mask_indices),
-                self.n_pool,
-            )
+            self._check_memory(len(mask_indices), plan.n_rows)
         return plan, mask_indices
 
     def _example(self, samples: Samples) -> Any:
@@ -735,12 +732,25 @@ class Query:
             return len(self.proposed)
         return min(self.n_pool, self.n_candidates or self.n_pool)
 
-    def needs(self, k: int, n_rows: int) -> Needs:
+    def _check_memory(self, k: int, n_rows: int) -> None:
+        """Refuse what does not fit, with settings that do."""
+        cures = partial(
+            fitting_settings,
+            self.budget,
+            self.needs,
+            k,
+            n_rows,
+            min(self.params.n_components or k, k),
+            exact_k=self.params.mask in ("fisher", "random"),
+        )
+        self.budget.check(self.needs(k, n_rows), k, self.n_pool, cures)
+
+    def needs(self, k: int, n_rows: int, n_components: int | None = None) -> Needs:
         """What the query holds, with so many weights in the mask."""
         itemsize = max(
             4, *(p.itemsize for p in self.fitted.module.parameters() if p.requires_grad)
         )
-        n_components = min(self.params.n_components or k, k)
+        n_components = min(n_components or self.params.n_components or k, k)
         needed = self._needs_of(n_components, n_rows, itemsize)
         if n_components == k:
             return needed

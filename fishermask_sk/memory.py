@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import prod
 from numbers import Integral
@@ -249,16 +249,18 @@ class Budget:
         self.given = None if max_memory is None else parse_memory(max_memory)
         self.n_bytes = self.given if self.given is not None else self._share(device)
 
-    def check(self, needed: Needs, k: int, n_pool: int) -> None:
+    def check(
+        self, needed: Needs, k: int, n_pool: int, cures: Callable[[], str]
+    ) -> None:
         """Refuse a query whose matrices exceed the budget, or whose embeddings find no
-        place at all.
+        place at all; `cures` names settings that fit.
 
         Raises
         ------
         MemoryError
         """
-        where = self._place(needed)
-        if self.n_bytes is not None and needed.matrices > self.n_bytes:
+        size = f"(k={k} weights, {n_pool} samples)"
+        if self._matrices_exceed(needed):
             limit = (
                 "max_memory allows"
                 if self.given is not None
@@ -266,21 +268,30 @@ class Budget:
             )
             raise MemoryError(
                 f"This query needs about {readable(needed.matrices)} beside its "
-                f"embeddings (k={k} weights, {n_pool} samples) and "
-                f"{readable(self.n_bytes)} {limit}; lower sparsity or set "
-                "n_components"
-                f"{', or raise max_memory' if self.given is not None else ''}."
+                f"embeddings {size} and {readable(self.n_bytes or 0)} {limit}; "
+                f"{cures()}{', or raise max_memory' if self.given is not None else ''}."
             )
-        if where == "file":
-            folder = tempfile.gettempdir()
-            free = shutil.disk_usage(folder).free // self.n_beside
-            if needed.embeddings > free:
-                raise MemoryError(
-                    f"The embeddings of this query (k={k} weights, {n_pool} samples) "
-                    f"take {readable(needed.embeddings)}: too much for memory, and for "
-                    f"the {readable(free)} free in {folder}; lower sparsity, set "
-                    "n_components, or let TMPDIR name a larger disk."
-                )
+        if self._embeddings_exceed(needed):
+            raise MemoryError(
+                f"The embeddings of this query {size} take "
+                f"{readable(needed.embeddings)}: too much for memory, and for the "
+                f"{readable(self._free_of_disk())} free in {tempfile.gettempdir()}; "
+                f"{cures()}, or let TMPDIR name a larger disk."
+            )
+
+    def fits(self, needed: Needs) -> bool:
+        """Whether such a query is not refused."""
+        return not self._matrices_exceed(needed) and not self._embeddings_exceed(needed)
+
+    def _matrices_exceed(self, needed: Needs) -> bool:
+        return self.n_bytes is not None and needed.matrices > self.n_bytes
+
+    def _embeddings_exceed(self, needed: Needs) -> bool:
+        on_disk = self._place(needed) == "file"
+        return on_disk and needed.embeddings > self._free_of_disk()
+
+    def _free_of_disk(self) -> int:
+        return shutil.disk_usage(tempfile.gettempdir()).free // self.n_beside
 
     def empty(
         self, shape: tuple[int, ...], dtype: torch.dtype, needed: Needs

@@ -12,6 +12,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn.utils
 import torch
 from modAL.batch import uncertainty_batch_sampling
 from modAL.uncertainty import entropy_sampling as modal_entropy_sampling
@@ -25,6 +26,7 @@ from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, StratifiedKFold
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
@@ -943,3 +945,18 @@ def test_partials_are_strategies():
         X_IRIS, Y_IRIS
     )
     assert len(clf.labeled_indices_) == 25
+
+
+@pytest.mark.skipif(
+    not hasattr(sklearn.utils, "get_tags"), reason="tags of this kind came with 1.6"
+)
+def test_several_labels_a_sample_are_neither_promised_nor_taken():
+    from sklearn.utils import get_tags
+
+    inner = KNeighborsClassifier()
+    loop = ActiveLearningClassifier(inner, margin_sampling, n_initial=5, n_queries=1)
+    assert get_tags(inner).classifier_tags.multi_label
+    assert not get_tags(loop).classifier_tags.multi_label
+    assert get_tags(inner).classifier_tags.multi_label  # its own stay
+    with pytest.raises(ValueError, match="y should be a 1d array"):
+        loop.fit(np.zeros((20, 2)), np.zeros((20, 3), dtype=int))

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import tempfile
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -120,15 +121,76 @@ def test_what_does_not_fit_is_refused_with_its_numbers(net, monkeypatch):
     )
     with pytest.raises(
         MemoryError,
-        match=needs + "lower sparsity or set n_components, or raise max_memory",
+        match=needs + "no smaller mask fits, so propose fewer candidates, or raise max",
     ):
         query(net, max_memory="1KiB")
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     with pytest.raises(
         MemoryError,
-        match=r"and 0.8 KiB may be used of what is free; lower sparsity or set n_c",
+        match=r"and 0.8 KiB may be used of what is free; no smaller mask fits",
     ):
         query(net)
+
+
+def net_of(n_inputs, n_outputs):
+    torch.manual_seed(0)
+    return NeuralNetClassifier(
+        nn.Linear(n_inputs, n_outputs),
+        criterion=nn.CrossEntropyLoss,
+        train_split=None,
+        verbose=0,
+    ).initialize()
+
+
+def select_within(net, max_memory, **params):
+    shape = 30, net.module_.in_features
+    samples = np.random.default_rng(0).normal(size=shape).astype("float32")
+    params = {"sparsity": 1.0, "random_state": 0, "max_memory": max_memory, **params}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The mask keeps")
+        return FisherMask(**params).select(net, samples[5:], 3, X_labeled=samples[:5])
+
+
+def settings_in(message):
+    found = re.findall(r"(n_top_classes|n_components|sparsity)=(\d+)", message)
+    return {name: int(value) for name, value in found}
+
+
+@pytest.mark.parametrize(
+    ("shape", "max_memory", "named"),
+    [
+        ((60, 10), "8MiB", {"sparsity", "n_components"}),
+        # k is no matter where there are many outputs
+        ((3, 200), "40MiB", {"n_top_classes"}),
+        ((40, 40), "30MiB", {"n_top_classes", "sparsity"}),
+    ],
+)
+def test_settings_that_fit_are_named_and_fit(shape, max_memory, named):
+    net = net_of(*shape)
+    with pytest.raises(MemoryError, match="fit") as caught:
+        select_within(net, max_memory)
+    settings = settings_in(str(caught.value))
+    assert set(settings) == named
+    for name, value in settings.items():
+        assert len(select_within(net, max_memory, **{name: value})) == 3
+        with pytest.raises(MemoryError, match="fit"):
+            select_within(net, max_memory, **{name: value + 1})
+
+
+def test_two_settings_that_fit_together():
+    net = net_of(3, 200)
+    with pytest.raises(
+        MemoryError,
+        match=r"n_top_classes=2 with sparsity=\d+ fits, or raise max_memory",
+    ) as caught:
+        select_within(net, "600KiB")
+    assert len(select_within(net, "600KiB", **settings_in(str(caught.value)))) == 3
+
+
+def test_masks_of_another_size_than_sparsity_says():
+    with pytest.raises(MemoryError, match="fit") as caught:
+        select_within(net_of(60, 10), "8MiB", mask="per_layer")
+    assert set(settings_in(str(caught.value))) == {"n_components"}
 
 
 def test_a_disk_that_is_full_is_told_before_any_work(net, monkeypatch):
@@ -155,7 +217,7 @@ def test_embeddings_of_an_accelerator_go_to_main_memory_first(monkeypatch):
 def test_a_budget_of_what_is_free_where_the_system_does_not_say():
     budget = Budget(None, torch.device("meta"))
     assert budget.n_bytes is None
-    budget.check(Needs(10**18, 10**18), 1, 1)
+    budget.check(Needs(10**18, 10**18), 1, 1, str)
 
 
 def test_many_weights_and_few_samples_need_no_matrix(net, monkeypatch):

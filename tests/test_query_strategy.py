@@ -643,6 +643,29 @@ def test_softmax_before_a_loss_that_takes_logits():
         ({"oversample": 0.5}, "oversample=0.5 must be a finite number >= 1"),
         ({"n_mask_samples": 0}, "n_mask_samples=0 must be an int >= 1"),
         ({"batch_size": 1.5}, "batch_size=1.5 must be an int >= 1"),
+        ({"batch_size": True}, "batch_size=True must be an int >= 1"),
+        ({"keep_head": "no"}, "keep_head='no' must be True or False"),
+        ({"keep_head": 1}, "keep_head=1 must be True or False"),
+        ({"keep_head": None}, "keep_head=None must be True or False"),
+        ({"head": 3}, "head=3 must be the name of a module"),
+        ({"head": nn.Linear(2, 2)}, r"head=Linear\(.* must be the name of a module"),
+        ({"verbose": 3.5}, "verbose=3.5 must be an int >= 0"),
+        ({"verbose": "yes"}, "verbose='yes' must be an int >= 0"),
+        ({"verbose": -1}, "verbose=-1 must be an int >= 0"),
+        ({"random_state": "seed"}, "random_state='seed' must be an int, a RandomState"),
+        ({"random_state": 1.5}, "random_state=1.5 must be an int, a RandomState"),
+        (
+            {"random_state": np.random.default_rng(0)},
+            r"random_state=Generator.* must be an int, a RandomState or None",
+        ),
+        ({"n_top_classes": 1}, "n_top_classes=1 must be an int >= 2"),
+        ({"n_components": 0}, "n_components=0 must be an int >= 1"),
+        ({"n_information_samples": 0}, "n_information_samples=0 must be an int >= 1"),
+        ({"max_memory": "much"}, "max_memory='much' must be a number of bytes"),
+        ({"sparsity": None}, "sparsity=None must be a fraction"),
+        ({"damping": "1"}, "damping='1' must be a finite number"),
+        ({"oversample": None}, "oversample=None must be a finite number"),
+        ({"layers": [1]}, r"layers=\[1\] must be"),
     ],
 )
 def test_parameters_out_of_range(params, message):
@@ -650,6 +673,20 @@ def test_parameters_out_of_range(params, message):
     with pytest.raises(ValueError, match=message):
         select(strategy)
     assert not hasattr(strategy, "query_idx_")
+
+
+def test_every_parameter_is_checked():
+    """Each refuses an object that can be nothing."""
+    for name in FisherMask().get_params():
+        with pytest.raises((TypeError, ValueError), match=name):
+            select(FisherMask(**{name: object()}))
+
+
+def test_random_tie_break_is_checked():
+    with pytest.raises(ValueError, match="random_tie_break='no' must be True or False"):
+        FisherMask().select(
+            fitted(), images(5), X_labeled=images(0), random_tie_break="no"
+        )
 
 
 @pytest.mark.parametrize(
