@@ -15,21 +15,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier
-from skactiveml.classifier import SklearnClassifier, SkorchClassifier
-from skactiveml.utils import (
-    MISSING_LABEL,
-    check_equal_missing_label,
-    check_scalar,
-    check_type,
-    is_labeled,
-)
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import normalize
 from sklearn.utils import check_array
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
+
+try:
+    from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier
+    from skactiveml.classifier import SklearnClassifier, SkorchClassifier
+    from skactiveml.utils import (
+        MISSING_LABEL,
+        check_equal_missing_label,
+        check_scalar,
+        check_type,
+        is_labeled,
+    )
+except ImportError as error:
+    raise ImportError(
+        f"fishermask_sk.activeml needs scikit-activeml 1.0 or newer ({error}); install "
+        "it, for instance by the extra: pip install 'fishermask-sk[activeml]'."
+    ) from error
 
 from fishermask_sk._features import describe_samples
 from fishermask_sk._resnet_module import reproducible

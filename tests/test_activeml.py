@@ -2,6 +2,8 @@
 picks and gains of the formulas.
 """
 
+import importlib
+import sys
 import warnings
 
 import numpy as np
@@ -385,6 +387,13 @@ def test_parameters_are_those_of_fisher_mask_with_its_defaults():
     here, there = FisherMaskQuery().get_params(), FisherMask().get_params()
     del here["missing_label"], there["verbose"]
     assert here == there
+
+
+def test_without_scikit_activeml(monkeypatch):
+    monkeypatch.delitem(sys.modules, "fishermask_sk.activeml")
+    monkeypatch.setitem(sys.modules, "skactiveml.base", None)
+    with pytest.raises(ImportError, match=r"needs scikit-activeml .*; install it, for"):
+        importlib.import_module("fishermask_sk.activeml")
 
 
 @every_strategy
