@@ -7,7 +7,7 @@ Slow beside the layer rules, and right where they do not apply.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -46,68 +46,116 @@ class GenericGradients:
     ----------
     module : Module
     forward : callable batch -> logits of shape (n, c)
-
-    Attributes
-    ----------
-    vmap_works : bool
-        False once torch.func has failed on this module, or was seen to be wrong.
     """
 
     def __init__(self, module: nn.Module, forward: Callable[[Batch], Tensor]) -> None:
         self.module, self.forward = module, forward
         self.parameters = dict(module.named_parameters())
         self._places = _places(module)
-        self.vmap_works = True
 
-    def rows(
-        self, batch: Batch, cotangents: Tensor, wanted: dict[str, Tensor | None]
-    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Gradients of some samples at a time.
+    def vmapped(
+        self,
+        batch: Batch,
+        cotangents: Tensor,
+        wanted: Mapping[str, Tensor | None],
+        chunk_bytes: int | None = None,
+    ) -> Iterator[tuple[slice, slice, dict[str, Tensor]]]:
+        """Gradients of some samples and rows at a time, by torch.func.
 
         Parameters
         ----------
         batch : batch of n samples
         cotangents : Tensor of shape (n, rows, c)
         wanted : dict from parameter name to the entries (m,) that are wanted, None for
-        all
+            all
+        chunk_bytes : int, optional
+            What the gradients of all entries may take at once.
 
         Yields
         ------
-        part : slice of the samples
-        rows : dict from parameter name to Tensor of shape (n_part, rows, m)
+        part, of_rows : slices of the samples and the rows
+        rows : dict from parameter name to Tensor of shape (n_part, n_rows, m)
         """
-        if self.vmap_works:
-            size = (
-                sum(self.parameters[name].numel() for name in wanted)
-                * cotangents.shape[1]
-            )
-            step = max(1, CHUNK_ENTRIES // size)
-            for start in range(0, len(cotangents), step):
-                part = slice(start, start + step)
-                try:
-                    rows = self._vmapped(samples(batch, part), cotangents[part], wanted)
-                except VMAP_ERRORS as error:
-                    if start or is_out_of_memory(error):
-                        raise
-                    self.vmap_works = False
-                    break
-                yield part, rows
-        if not self.vmap_works:
-            for i in range(len(cotangents)):
-                part = slice(i, i + 1)
+        n, n_rows = cotangents.shape[:2]
+        chunk = CHUNK_ENTRIES
+        if chunk_bytes is not None:
+            chunk = min(chunk, chunk_bytes // cotangents.itemsize)
+        size = sum(self.parameters[name].numel() for name in wanted)
+        rows_step = max(1, min(n_rows, chunk // size))
+        step = max(1, chunk // (size * rows_step))
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            some = samples(batch, part)
+            for row in range(0, n_rows, rows_step):
+                of_rows = slice(row, row + rows_step)
                 yield (
                     part,
-                    self._one_sample(samples(batch, part), cotangents[i], wanted),
+                    of_rows,
+                    self._vmapped(some, cotangents[part, of_rows], wanted),
                 )
 
+    def one_by_one(
+        self, batch: Batch, cotangents: Tensor, wanted: Mapping[str, Tensor | None]
+    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """The same by plain autograd, of one sample at a time, all rows."""
+        for i in range(len(cotangents)):
+            part = slice(i, i + 1)
+            yield part, self._one_sample(samples(batch, part), cotangents[i], wanted)
+
+    def culprits(
+        self,
+        batch: Batch,
+        cotangents: Tensor,
+        wanted: Mapping[str, Tensor | None],
+        error: Exception,
+    ) -> dict[str, str]:
+        """Which parameters torch.func could not do, with the reason: those that fail by
+        themselves on the first samples, or all where none does.
+        """
+        reason = "torch.func cannot batch it ({}: {})".format(
+            type(error).__name__, str(error).split("\n")[0]
+        )
+        found = [
+            name
+            for name in wanted
+            if len(wanted) > 1 and not self._can(batch, cotangents, [name])
+        ]
+        return dict.fromkeys(found or wanted, reason)
+
+    def _can(self, batch: Batch, cotangents: Tensor, names: list[str]) -> bool:
+        first = torch.zeros(1, dtype=torch.int64, device=cotangents.device)
+        try:
+            self._vmapped(
+                samples(batch, slice(2)), cotangents[:2], dict.fromkeys(names, first)
+            )
+        except VMAP_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+        return True
+
     def _vmapped(
-        self, batch: Batch, cotangents: Tensor, wanted: dict[str, Tensor | None]
+        self, batch: Batch, cotangents: Tensor, wanted: Mapping[str, Tensor | None]
     ) -> dict[str, Tensor]:
         call = _Call(self.module, self.forward)
         parameters = {name: self.parameters[name].detach() for name in wanted}
+        tensors: list[Tensor] = []
 
-        def rows_of_sample(sample: Batch, cotangent: Tensor) -> dict[str, Tensor]:
-            alone = map_tensors(lambda t: t[None], sample)
+        def collect(tensor: Tensor) -> Tensor:
+            tensors.append(tensor)
+            return tensor
+
+        map_tensors(collect, batch)
+        axes = [0 if t.ndim else None for t in tensors]
+
+        def rows_of_sample(
+            sample: list[Tensor], cotangent: Tensor
+        ) -> dict[str, Tensor]:
+            given = iter(
+                t if axis is None else t[None]
+                for t, axis in zip(sample, axes, strict=True)
+            )
+            alone = map_tensors(lambda _: next(given), batch)
 
             def logits(values: dict[str, Tensor]) -> Tensor:
                 placed = {
@@ -128,27 +176,34 @@ class GenericGradients:
             }
 
         with (
-            # Weights that are not wanted ask for gradients too; rows would carry their
-            # graph.
+            # Weights that are not wanted ask for gradients, too: rows would carry
+            # their graph.
             torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),  # the fused kernels of attention know no vmap
+            # The fused kernels of attention know no vmap.
+            sdpa_kernel(SDPBackend.MATH),
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings(
                 "ignore",
                 "There is a performance drop because we have not yet implemented",
             )
-            result: dict[str, Tensor] = torch.func.vmap(rows_of_sample)(
-                batch, cotangents
+            result: dict[str, Tensor] = torch.func.vmap(rows_of_sample, (axes, 0))(
+                tensors, cotangents
             )
         return result
 
     def _one_sample(
-        self, sample: Batch, cotangent: Tensor, wanted: dict[str, Tensor | None]
+        self, sample: Batch, cotangent: Tensor, wanted: Mapping[str, Tensor | None]
     ) -> dict[str, Tensor]:
         parameters = [self.parameters[name] for name in wanted]
         with torch.enable_grad():
             logits = self.forward(sample)
+        if not logits.requires_grad:  # this sample's scores depend on none of them
+            zeros = {name: torch.zeros_like(self.parameters[name]) for name in wanted}
+            return {
+                name: _pick(z.flatten(), wanted[name]).expand(1, len(cotangent), -1)
+                for name, z in zeros.items()
+            }
         rows = []
         for row in cotangent:
             found = torch.autograd.grad(
@@ -161,7 +216,7 @@ class GenericGradients:
             )
             rows.append(
                 [
-                    _pick(g.flatten(), wanted[name])
+                    _pick(dense(g).flatten(), wanted[name])
                     for g, name in zip(found, wanted, strict=True)
                 ]
             )
@@ -177,6 +232,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(
         words in str(error) for words in OUT_OF_MEMORY
     )
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """The gradient with all its zeros: embeddings can be told to leave them out."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def samples(batch: Batch, part: slice) -> Batch:

@@ -5,8 +5,9 @@ One forward pass records what each layer saw (a); one backward pass per class, t
 activations only, gives the gradient at its output (g); `layer_rules` turns the two into
 weight gradients. A parameter that no rule explains (tied weights, a module called
 twice, direct use, an unknown layer) goes the generic way: a vmapped vector-Jacobian
-product where that works, else one sample at a time. Which way is decided by comparing
-with plain autograd on a few samples, not by trusting names.
+product where that works, else one sample at a time. Which way is right is not read off
+names: every batch has one more backward pass, to the wanted parameters, of all rows
+together and with a weight of its own for every sample, and `verification` compares.
 
 This file sees tensors and torch modules.
 """
@@ -14,26 +15,47 @@ This file sees tensors and torch modules.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from time import perf_counter
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from fishermask_sk.fisher import Weighting, class_cotangents, reduced_cotangents
-from fishermask_sk.generic import GenericGradients, is_out_of_memory, samples
-from fishermask_sk.layer_rules import Rule, find_rule
+from fishermask_sk.generic import (
+    VMAP_ERRORS,
+    GenericGradients,
+    dense,
+    is_out_of_memory,
+    samples,
+)
+from fishermask_sk.layer_rules import (
+    FromOutputGradient,
+    Rule,
+    find_rule,
+    held_numbers,
+)
 from fishermask_sk.modules import Batch, map_tensors, parameter_slices
+from fishermask_sk.verification import ONE_BY_ONE, RULE, VMAP, Comparison, Verification
 
 logger = logging.getLogger(__name__)
 
 Forward = Callable[[Batch], Tensor]
 
-# What plain autograd and the rules may differ by, relative to the size of the summands.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+# What a rule may raise where a layer is not laid out as its class says.
+RULE_ERRORS = (*VMAP_ERRORS, AssertionError, ArithmeticError, LookupError)
+# The samples that are tried first are pulled back along this many rows at most.
+MAX_TRIED_ROWS = 32
+# A head's product may differ from the class scores by this many roundings.
+PRODUCT_ROUNDINGS = 64
+# What rules make of their inputs is kept from row to row where this many samples at a
+# time are left; else it is made layer by layer, for each row again, in parts of
+# samples, and the graph has this share of the working memory.
+FEW_SAMPLES, GRAPH_SHARE = 16, 0.75
 
 
 class _Use(NamedTuple):
@@ -43,6 +65,7 @@ class _Use(NamedTuple):
 
     seen: Tensor
     edge: GradientEdge
+    n_outputs: int
 
 
 class _Route(NamedTuple):
@@ -50,6 +73,22 @@ class _Route(NamedTuple):
 
     module: nn.Module
     rule: Rule
+
+
+Recorded = dict[nn.Module, list[_Use]]
+Wanted = Mapping[str, Tensor | None]
+Made = TypeVar("Made")
+_Both = tuple[FromOutputGradient, FromOutputGradient]
+
+
+class _Load(NamedTuple):
+    """Bytes that one sample takes: in the graph and its gradients, in what all rules
+    make of their inputs, and in what the largest makes.
+    """
+
+    graph: float
+    held: float
+    largest: float
 
 
 class PerSampleGradients:
@@ -63,14 +102,24 @@ class PerSampleGradients:
     forward : callable batch -> logits of shape (n, c)
         Runs `module` on a batch; softmax of the result is p(y|x).
     example : batch of at least one sample
-        On its first samples every rule is compared with plain autograd.
+        On these samples every way is tried first, see `verify`: a few suffice.
+    names : sequence of str, optional
+        The parameters whose gradients may be wanted, by default all that are trainable.
+        No other is looked at beforehand.
+    working_bytes : int, optional
+        What a batch may take beside what is returned. Larger batches are taken in
+        parts, whose size is known before they run.
 
     Attributes
     ----------
     slices : dict from parameter name to slice of the flat vector of all parameters
     generic : set of parameter names that no layer rule explains
+    reasons : dict from parameter name to str
+        Why its gradients are not found by the way that was thought of first.
     max_samples : int or None
         Larger batches are taken in parts; halved whenever a part runs out of memory.
+    check_seconds : float
+        Time spent on comparing with plain autograd so far.
 
     Examples
     --------
@@ -83,31 +132,76 @@ class PerSampleGradients:
     torch.Size([8])
     """
 
-    def __init__(self, module: nn.Module, forward: Forward, example: Batch) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        forward: Forward,
+        example: Batch,
+        names: Sequence[str] | None = None,
+        working_bytes: int | None = None,
+    ) -> None:
         self.module, self.forward = module, forward
         self.max_samples: int | None = None
+        self.working_bytes = working_bytes
+        self.check_seconds = 0.0
         self.parameters = dict(module.named_parameters())
         self.slices = parameter_slices(module)
         self.n_parameters = sum(p.numel() for p in self.parameters.values())
+        self.names = self._trainable() if names is None else list(names)
         self._routes = self._find_routes()
         self._any = GenericGradients(module, forward)
-        self.generic = {
-            name for name, p in self.parameters.items() if p.requires_grad
-        } - set(self._routes)
-        self._compare_with_autograd(samples(example, slice(4)))
+        self._loads: dict[Any, _Load] = {}
+        self._verification = Verification(
+            {name: RULE if name in self._routes else VMAP for name in self._trainable()}
+        )
+        self.verify(example)
+
+    @property
+    def generic(self) -> set[str]:
+        """Parameters whose gradients no layer rule gives."""
+        return {name for name, way in self._verification.ways.items() if way != RULE}
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why parameters left the way that was thought of first."""
+        return self._verification.reasons
 
     def ways(self) -> dict[str, str]:
         """How each trainable parameter's gradients are found: by its layer's rule, by
-        vmap, or sample by sample.
+        vmap, or one by one, sample after sample.
         """
-        generic = "vmap" if self._any.vmap_works else "one by one"
         return {
-            name: generic
-            if name in self.generic
-            else f"rule of {type(self._routes[name].module).__name__}"
-            for name, p in self.parameters.items()
-            if p.requires_grad
+            name: f"rule of {type(self._routes[name].module).__name__}"
+            if way == RULE
+            else way
+            for name, way in self._verification.ways.items()
         }
+
+    def verify(self, batch: Batch) -> None:
+        """Try every way on a few samples, as a query would go it, on a bounded number
+        of entries of each parameter that may be wanted.
+
+        Parameters
+        ----------
+        batch : batch of a few samples
+        """
+        names = [name for name in self.names if self.parameters[name].requires_grad]
+        note = self._verification.see
+        with (
+            saved_tensors_hooks(lambda t: note(t.dtype) or t, lambda t: t),
+            self._recorded(batch, names) as (logits, _),
+        ):
+            weights = self._verification.weights(*logits.shape).to(logits)
+            gradients = self._plain(logits, names, weights)
+        telling = [
+            self.slices[name].start
+            + self._verification.telling_entries(gradients[name])
+            for name in names
+        ]
+        del gradients
+        if telling:
+            m = min(logits.shape[1], MAX_TRIED_ROWS + 1)
+            self._embedded(batch, torch.cat(telling), "fisher", True, m, tried=False)
 
     def diagonal_fisher(
         self,
@@ -143,7 +237,7 @@ class PerSampleGradients:
             not wanted, and where there are no samples, or none with a weight.
         """
         if names is None:
-            names = [name for name, p in self.parameters.items() if p.requires_grad]
+            names = self._trainable()
         total = self._zeros(self.n_parameters)
         n_samples = 0
 
@@ -152,7 +246,7 @@ class PerSampleGradients:
             return self._squares(part, names, n_top_classes, left)
 
         for batch in batches:
-            for n, of_part in self._in_parts(batch, squares):
+            for n, of_part in self._in_parts(batch, dict.fromkeys(names), squares):
                 total += of_part
                 n_samples += n
                 if on_batch is not None:
@@ -190,8 +284,10 @@ class PerSampleGradients:
         Tensor of shape (n, c, k), or (n, c - 1, k) if `reduced`, with m for c where it
         is given; the module's dtype, at least float32.
         """
+        wanted, _ = self._entries(mask_indices)
         parts = self._in_parts(
             batch,
+            wanted,
             lambda part: self._embedded(
                 part, mask_indices, weighting, reduced, n_top_classes
             ),
@@ -200,39 +296,105 @@ class PerSampleGradients:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _in_parts(
-        self, batch: Batch, compute: Callable[[Batch], tuple[int, Tensor]]
+        self,
+        batch: Batch,
+        wanted: Wanted,
+        compute: Callable[[Batch], tuple[int, Tensor]],
     ) -> Iterator[tuple[int, Tensor]]:
         """Number of samples and result of one part of the batch after the other, as
         large as memory allows.
         """
-        if self.max_samples is None:
-            whole = _unless_out_of_memory(compute, batch)
-            if whole is not None:
-                yield whole
-                return
-            self.max_samples = _length(batch)
-            self._halve()
         n, start = _length(batch), 0
+        bound = self._affordable(batch, wanted)
         while start < n:
-            part = samples(batch, slice(start, start + self.max_samples))
+            size = min(n, bound, self.max_samples or n)
+            whole = size == n
+            part = batch if whole else samples(batch, slice(start, start + size))
             result = _unless_out_of_memory(compute, part)
             if result is None:
-                self._halve()
+                self._halve(size)
                 continue
             yield result
-            start += self.max_samples
+            start += size
 
-    def _halve(self) -> None:
-        assert self.max_samples is not None  # for the type checker
-        if self.max_samples == 1:
+    def _halve(self, size: int) -> None:
+        if size == 1:
             raise MemoryError(
                 "Memory ran out on a single sample; free some, or lower sparsity, or "
                 "use a larger machine."
             )
-        self.max_samples //= 2
+        self.max_samples = size // 2
         logger.info(
             "Out of memory; going on with %d samples at a time.", self.max_samples
         )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _affordable(self, batch: Batch, wanted: Wanted) -> int:
+        """How many samples of this batch fit into the working memory, at least one."""
+        n = _length(batch)
+        if self.working_bytes is None or n == 1:
+            return n
+        load = self._load(batch, wanted)
+        if self._holds_inputs(load, n):
+            return max(1, int(self.working_bytes / (load.graph + load.held)))
+        return max(1, int(self.working_bytes * GRAPH_SHARE / load.graph))
+
+    def _holds_inputs(self, load: _Load, n: int) -> bool:
+        """Whether all that rules make of their inputs is kept from row to row: where
+        that leaves room for a batch worth its name.
+        """
+        assert self.working_bytes is not None  # for the type checker
+        return self.working_bytes >= (load.graph + load.held) * min(n, FEW_SAMPLES)
+
+    def _load(self, batch: Batch, wanted: Wanted) -> _Load:
+        """What a sample of this shape takes, seen on the first of the batch."""
+        shapes: list[torch.Size] = []
+
+        def measure(tensor: Tensor) -> Tensor:
+            shapes.append(tensor.shape[1:])
+            return tensor
+
+        map_tensors(measure, batch)
+        sizes = {name: None if e is None else len(e) for name, e in wanted.items()}
+        key = (*shapes, *sizes.items())
+        if key in self._loads:
+            return self._loads[key]
+        few = samples(batch, slice(2))
+        n, stored = _length(few), dict[int, int]()
+        own = {p.untyped_storage().data_ptr() for p in self.parameters.values()}
+
+        def note(tensor: Tensor) -> Tensor:
+            if tensor.layout == torch.strided:
+                memory = tensor.untyped_storage()
+                stored[memory.data_ptr()] = memory.nbytes()
+            return tensor
+
+        with (
+            saved_tensors_hooks(note, lambda t: t),
+            self._recorded(few, list(wanted)) as (_, recorded),
+        ):
+            pass
+        held = dict[nn.Module, float]()
+        graph = float(sum(size for place, size in stored.items() if place not in own))
+        for module, uses in recorded.items():
+            for use in uses:
+                itemsize = max(4, use.seen.itemsize)
+                graph += use.n_outputs * itemsize
+                most = [
+                    sizes[name]
+                    for name in wanted
+                    if name in self._routes and self._routes[name].module is module
+                ]
+                largest = None if None in most else max(filter(None, most), default=1)
+                held[module] = itemsize * held_numbers(module, use.seen, largest)
+        load = _Load(
+            max(1.0, graph / n),
+            sum(held.values()) / n,
+            max(held.values(), default=0) / n,
+        )
+        self._loads[key] = load
+        return load
 
     def _squares(
         self,
@@ -245,30 +407,47 @@ class PerSampleGradients:
         of these weights.
         """
         total = self._zeros(self.n_parameters)
+        everything: Wanted = dict.fromkeys(names)
+        n_together = self._together(batch, everything)
         with self._recorded(batch, names) as (logits, recorded):
-            cotangents = reduced_cotangents(logits, n_top_classes=n_top_classes).to(
-                logits.dtype
-            )
+            cotangents = reduced_cotangents(logits, n_top_classes=n_top_classes)
+            cotangents = cotangents.to(logits.dtype)
             if weights is not None:  # in the squares the root is the weight
                 roots = weights[: len(logits)].to(cotangents).sqrt()
                 cotangents = cotangents * roots[:, None, None]
-            ruled, generic = self._split(names, recorded, len(logits))
-            functions = {
-                name: route.rule.squares(route.module, recorded[route.module][0].seen)
-                for name, route in ruled.items()
-            }
-            for gradients in self._output_gradients(
-                logits, cotangents, ruled, recorded
-            ):
-                for name, squares in functions.items():
-                    g = gradients.get(ruled[name].module)
-                    if g is not None:
-                        total[self.slices[name]] += squares(g).flatten()
-        if generic:
-            for _, rows in self._any.rows(batch, cotangents, dict.fromkeys(generic)):
-                for name, r in rows.items():
-                    total[self.slices[name]] += r.flatten(0, 1).square().sum(0)
-        return len(logits), total
+            ruled, unused = self._split(names, recorded, len(logits))
+            compared = self._plain_sums(logits, cotangents, everything)
+            squared = _Squares(compared.expected)
+
+            def functions_of(route: _Route, seen: Tensor, name: str) -> _Both:
+                return (
+                    _summed(route, seen, n_together(route, seen)),
+                    route.rule.entries(route.module, seen, compared.places[name]),
+                )
+
+            functions = self._prepared(ruled, recorded, functions_of)
+
+            def take(name: str, row: int, g: Tensor) -> None:
+                squares, entries = functions[name]
+                of_row = squares(g).flatten()
+                total[self.slices[name]] += of_row
+                start = perf_counter()
+                rows = entries(g)
+                compared.add(name, slice(None), slice(row, row + 1), rows[:, None])
+                squared.add(name, rows, of_row[compared.places[name]])
+                self.check_seconds += perf_counter() - start
+
+            self._pull_back(logits, cotangents, functions, recorded, take)
+            self._leave_wrong(compared.of([*ruled, *unused]), squared.of(functions))
+
+        def clear(name: str) -> None:
+            total[self.slices[name]] = 0
+
+        def put(name: str, part: slice, of_rows: slice, rows: Tensor) -> None:
+            total[self.slices[name]] += rows.flatten(0, 1).square().sum(0)
+
+        self._go_generic(batch, cotangents, everything, compared, put, clear)
+        return len(cotangents), total
 
     def _embedded(
         self,
@@ -277,41 +456,285 @@ class PerSampleGradients:
         weighting: Weighting,
         reduced: bool,
         n_top_classes: int | None,
+        *,
+        tried: bool = True,
     ) -> tuple[int, Tensor]:
+        """Embeddings of a part of a batch; before its ways were tried, no product of
+        the head stands in for a backward pass.
+        """
         wanted, columns = self._entries(mask_indices)
         make = reduced_cotangents if reduced else class_cotangents
         with self._recorded(batch, list(wanted)) as (logits, recorded):
             cotangents = make(logits, weighting, n_top_classes).to(logits.dtype)
-            ruled, generic = self._split(list(wanted), recorded, len(logits))
-            functions = {
-                name: route.rule.entries(
-                    route.module, recorded[route.module][0].seen, wanted[name]
-                )
-                for name, route in ruled.items()
-            }
             result = self._zeros(*cotangents.shape[:2], len(mask_indices))
-            for c, gradients in enumerate(
-                self._output_gradients(logits, cotangents, ruled, recorded)
-            ):
-                for name, entries in functions.items():
-                    g = gradients.get(ruled[name].module)
-                    if g is not None:
-                        result[:, c, columns[name]] = entries(g).to(result.dtype)
-        if generic:
-            for part, rows in self._any.rows(
-                batch, cotangents, {name: wanted[name] for name in generic}
-            ):
-                for name, r in rows.items():
-                    result[part, :, columns[name]] = r.to(result.dtype)
-        return len(logits), result
+            ruled, unused = self._split(list(wanted), recorded, len(logits))
+            functions = self._prepared(
+                ruled,
+                recorded,
+                lambda r, a, name: r.rule.entries(r.module, a, wanted[name]),
+            )
 
-    def _entries(
-        self, mask_indices: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, slice]]:
+            def take(name: str, row: int, g: Tensor) -> None:
+                result[:, row, columns[name]] = functions[name](g).to(result.dtype)
+
+            if tried and self._is_product(logits, wanted, unused, recorded):
+                for row in range(cotangents.shape[1]):
+                    for name in functions:
+                        take(name, row, cotangents[:, row])
+                return len(cotangents), result
+            compared = self._plain_sums(logits, cotangents, wanted)
+            self._pull_back(logits, cotangents, functions, recorded, take)
+            for name in ruled:
+                rows = result[:, :, columns[name]]
+                compared.add(name, slice(None), slice(None), rows)
+            self._leave_wrong(compared.of([*ruled, *unused]))
+
+        def put(name: str, part: slice, of_rows: slice, rows: Tensor) -> None:
+            result[part, of_rows, columns[name]] = rows.to(result.dtype)
+
+        self._go_generic(batch, cotangents, wanted, compared, put, lambda name: None)
+        return len(cotangents), result
+
+    def _go_generic(
+        self,
+        batch: Batch,
+        cotangents: Tensor,
+        wanted: Wanted,
+        compared: _Sums,
+        put: Callable[[str, slice, slice, Tensor], None],
+        clear: Callable[[str], None],
+    ) -> None:
+        """Rows of the parameters that no rule explains: vmapped as long as that gives
+        what plain autograd does, else sample by sample.
+        """
+        ways, generic = self._verification.ways, self._any
+        chunk = None if self.working_bytes is None else self.working_bytes // 2
+        while some := {name: e for name, e in wanted.items() if ways[name] == VMAP}:
+            for name in some:
+                clear(name)
+            compared.clear()
+            try:
+                for part, of_rows, rows in generic.vmapped(
+                    batch, cotangents, some, chunk
+                ):
+                    for name, r in rows.items():
+                        put(name, part, of_rows, r)
+                        if some[name] is None:
+                            r = r[..., compared.places[name]]
+                        compared.add(name, part, of_rows, r)
+            except VMAP_ERRORS as error:
+                if is_out_of_memory(error):
+                    raise
+                culprits = generic.culprits(batch, cotangents, some, error)
+                for name, reason in culprits.items():
+                    self._verification.leave(name, reason)
+                continue
+            self._leave_wrong(compared.of(some))
+            break
+        alone = {name: e for name, e in wanted.items() if ways[name] == ONE_BY_ONE}
+        for name in alone:
+            clear(name)
+        if alone:
+            for part, rows in generic.one_by_one(batch, cotangents, alone):
+                for name, r in rows.items():
+                    put(name, part, slice(None), r)
+
+    def _together(
+        self, batch: Batch, wanted: Wanted
+    ) -> Callable[[_Route, Tensor], int | None]:
+        """How many samples' inputs a rule takes apart at a time: None for all, which
+        are then kept from row to row.
+        """
+        memory = self.working_bytes
+        if memory is None:
+            return lambda route, seen: None
+        if self._holds_inputs(self._load(batch, wanted), _length(batch)):
+            return lambda route, seen: None
+        room = (1 - GRAPH_SHARE) * memory
+
+        def n_samples(route: _Route, seen: Tensor) -> int:
+            size = seen.itemsize * held_numbers(route.module, seen, None)
+            return max(1, int(room * len(seen) / size))
+
+        return n_samples
+
+    def _split(
+        self, names: Iterable[str], recorded: Recorded, n: int
+    ) -> tuple[list[str], list[str]]:
+        """Parameters whose rule applies to this batch, and those whose layer was not
+        seen, so that their gradients should be zero.
+        """
+        ruled: list[str] = []
+        unused: list[str] = []
+        for name in names:
+            if self._verification.ways[name] != RULE:
+                continue
+            uses = recorded[self._routes[name].module]
+            if len(uses) > 1:
+                self._verification.leave(name, "its layer is called more than once")
+            elif any(len(u.seen) != n for u in uses):
+                self._verification.leave(
+                    name, "what its layer sees does not have the samples in front"
+                )
+            else:
+                (ruled if uses else unused).append(name)
+        return ruled, unused
+
+    def _prepared(
+        self,
+        names: list[str],
+        recorded: Recorded,
+        make: Callable[[_Route, Tensor, str], Made],
+    ) -> dict[str, Made]:
+        """What rules make of their layers' inputs; a rule that cannot is left."""
+        functions = {}
+        for name in names:
+            route = self._routes[name]
+            seen = recorded[route.module][0].seen
+            function = self._attempt(name, make, route, seen, name)
+            if function is not None:
+                functions[name] = function
+        return functions
+
+    def _attempt(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """What the function gives; None where the parameter's rule cannot be applied,
+        which is left.
+        """
+        try:
+            return function(*args)
+        except RULE_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            kind, message = type(error).__name__, str(error).split("\n")[0]
+            self._verification.leave(
+                name, f"its layer's rule does not fit its layout ({kind}: {message})"
+            )
+            return None
+
+    def _pull_back(
+        self,
+        logits: Tensor,
+        cotangents: Tensor,
+        names: Iterable[str],
+        recorded: Recorded,
+        take: Callable[[str, int, Tensor], None],
+    ) -> None:
+        """Hand the gradient at the output of every ruled layer to `take`, for each row
+        of the cotangents (n, rows, c).
+        """
+        by_layer: dict[nn.Module, list[str]] = {}
+        for name in names:
+            by_layer.setdefault(self._routes[name].module, []).append(name)
+        edges = [recorded[layer][0].edge for layer in by_layer]
+        if not edges or not logits.requires_grad:
+            return  # the scores may depend on none of these layers
+        for row in range(cotangents.shape[1]):
+            gradients = torch.autograd.grad(
+                logits,
+                edges,
+                cotangents[:, row],
+                retain_graph=row < cotangents.shape[1] - 1,
+                allow_unused=True,
+            )
+            for layer, g in zip(by_layer, gradients, strict=True):
+                for name in by_layer[layer] if g is not None else ():
+                    if self._verification.ways[name] == RULE:
+                        fine = _at_least_float32(g, g.dtype)
+                        self._attempt(name, take, name, row, fine)
+
+    def _is_product(
+        self,
+        logits: Tensor,
+        wanted: Iterable[str],
+        unused: list[str],
+        recorded: Recorded,
+    ) -> bool:
+        """Whether only a linear layer is masked whose product h·Wᵀ + b is the logits:
+        then the cotangents are the gradients at its output, and no pass is needed.
+        """
+        ways = self._verification.ways
+        layers = {self._routes[n].module for n in wanted if ways[n] == RULE}
+        exact = self._verification.coarsest == logits.dtype
+        if (
+            unused
+            or not exact
+            or len(layers) != 1
+            or any(ways[name] != RULE for name in wanted)
+        ):
+            return False
+        (layer,) = layers
+        seen = recorded[layer][0].seen
+        if not isinstance(layer, nn.Linear) or seen.ndim != 2:
+            return False
+        start = perf_counter()
+        with torch.no_grad():
+            product = nn.functional.linear(seen, layer.weight, layer.bias)
+            same = product.shape == logits.shape and bool(
+                (product - logits).abs().max()
+                <= PRODUCT_ROUNDINGS
+                * torch.finfo(logits.dtype).eps
+                * logits.abs().max()
+            )
+        self.check_seconds += perf_counter() - start
+        return same
+
+    def _leave_wrong(self, *compared: dict[str, Comparison]) -> None:
+        """Send parameters the next way whose gradients are not autograd's."""
+        start = perf_counter()
+        wrong: dict[str, float] = {}
+        for comparisons in compared:
+            wrong |= self._verification.wrong(comparisons.items())
+        for name, apart in wrong.items():
+            way = self.ways()[name]
+            way = "torch.func" if way == VMAP else f"the {way}"
+            self._verification.leave(
+                name, f"{way} and autograd differ by {apart:.2g} of the largest"
+            )
+        self.check_seconds += perf_counter() - start
+
+    def _plain_sums(self, logits: Tensor, cotangents: Tensor, wanted: Wanted) -> _Sums:
+        """Plain autograd's sums over samples and rows, each with a weight of its own:
+        what every way but one by one is compared with.
+        """
+        start = perf_counter()
+        ways = self._verification.ways
+        names = [name for name in wanted if ways[name] != ONE_BY_ONE]
+        weights = self._verification.weights(*cotangents.shape[:2]).to(cotangents)
+        cotangent = (weights[..., None] * cotangents).sum(1)
+        sums = _Sums(weights)
+        for name, gradient in self._plain(logits, names, cotangent).items():
+            flat, places = gradient.flatten(), wanted[name]
+            if places is None:
+                places = self._verification.telling_entries(flat)
+            sums.expect(name, places, flat[places])
+        self.check_seconds += perf_counter() - start
+        return sums
+
+    def _plain(
+        self, logits: Tensor, names: Sequence[str], cotangent: Tensor
+    ) -> dict[str, Tensor]:
+        """Plain autograd's gradients of these parameters."""
+        parameters = [self.parameters[name] for name in names]
+        if not names or not logits.requires_grad:
+            return {
+                n: torch.zeros_like(p) for n, p in zip(names, parameters, strict=True)
+            }
+        found = torch.autograd.grad(
+            logits,
+            parameters,
+            cotangent,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return {name: dense(g) for name, g in zip(names, found, strict=True)}
+
+    def _entries(self, mask_indices: Tensor) -> tuple[Wanted, dict[str, slice]]:
         """Each masked parameter's own entries, and the columns of the embedding that
         they fill.
         """
-        wanted, columns = {}, {}
+        wanted: dict[str, Tensor] = {}
+        columns: dict[str, slice] = {}
         for name, place in self.slices.items():
             ends = torch.tensor([place.start, place.stop], device=mask_indices.device)
             first, last = torch.searchsorted(mask_indices, ends).tolist()
@@ -327,6 +750,9 @@ class PerSampleGradients:
             if p.requires_grad and p.is_floating_point():
                 dtype = torch.promote_types(dtype, p.dtype)
         return torch.zeros(shape, dtype=dtype, device=first.device)
+
+    def _trainable(self) -> list[str]:
+        return [name for name, p in self.parameters.items() if p.requires_grad]
 
     def _find_routes(self) -> dict[str, _Route]:
         """The parameters that one layer alone owns, and that a rule covers."""
@@ -346,8 +772,8 @@ class PerSampleGradients:
 
     @contextmanager
     def _recorded(
-        self, batch: Batch, names: Sequence[str]
-    ) -> Iterator[tuple[Tensor, dict[nn.Module, list[_Use]]]]:
+        self, batch: Batch, names: Iterable[str]
+    ) -> Iterator[tuple[Tensor, Recorded]]:
         """A forward pass: the logits, and every use of the layers that hold these
         parameters.
 
@@ -355,8 +781,9 @@ class PerSampleGradients:
         first layer that is, and checkpointed parts, which the backward passes compute
         again, are frozen as they were.
         """
-        recorded: dict[nn.Module, list[_Use]] = {
-            self._routes[name].module: [] for name in names if name in self._routes
+        wanted = set(names)
+        recorded: Recorded = {
+            self._routes[name].module: [] for name in wanted if name in self._routes
         }
 
         def note(
@@ -372,6 +799,7 @@ class PerSampleGradients:
                 and isinstance(output, Tensor)
                 and output.requires_grad
             ):
+                self._verification.see(seen.dtype, output.dtype)
                 # The edge, not the tensor: an in-place ReLU overwrites the tensor and
                 # moves its gradient.
                 seen = (
@@ -379,7 +807,8 @@ class PerSampleGradients:
                     if seen.is_floating_point()
                     else seen
                 )
-                recorded[module].append(_Use(seen, get_gradient_edge(output)))
+                edge = get_gradient_edge(output)
+                recorded[module].append(_Use(seen, edge, output.numel()))
 
         handles = [
             m.register_forward_hook(partial(note, m), with_kwargs=True)
@@ -388,7 +817,7 @@ class PerSampleGradients:
         frozen = [
             p
             for name, p in self.parameters.items()
-            if p.requires_grad and name not in set(names)
+            if p.requires_grad and name not in wanted
         ]
         try:
             for p in frozen:
@@ -404,114 +833,86 @@ class PerSampleGradients:
             for p in frozen:
                 p.requires_grad_(True)
 
-    def _split(
-        self, names: Sequence[str], recorded: dict[nn.Module, list[_Use]], n: int
-    ) -> tuple[dict[str, _Route], list[str]]:
-        """Parameters whose rule applies to this batch, and those that go the generic
-        way.
-        """
-        ruled, generic = {}, []
-        for name in names:
-            route = self._routes.get(name)
-            uses = recorded.get(route.module, []) if route is not None else []
-            if (
-                name in self.generic
-                or route is None
-                or len(uses) > 1
-                or any(len(u.seen) != n for u in uses)
-            ):
-                generic.append(name)
-            elif uses:
-                ruled[name] = route
-        return ruled, generic
 
-    def _output_gradients(
-        self,
-        logits: Tensor,
-        cotangents: Tensor,
-        ruled: dict[str, _Route],
-        recorded: dict[nn.Module, list[_Use]],
-    ) -> Iterator[dict[nn.Module, Tensor]]:
-        """For each row of the cotangents (n, rows, c), the gradient at the output of
-        every ruled layer that has one.
-        """
-        layers = list(dict.fromkeys(route.module for route in ruled.values()))
-        edges = [recorded[layer][0].edge for layer in layers]
-        if (
-            not edges or not logits.requires_grad
-        ):  # the scores may depend on none of these layers
-            return
-        for row in range(cotangents.shape[1]):
-            gradients = torch.autograd.grad(
-                logits,
-                edges,
-                cotangents[:, row],
-                retain_graph=row < cotangents.shape[1] - 1,
-                allow_unused=True,
+class _Sums:
+    """Sums over samples and rows, each with a weight of its own, of some entries of
+    every parameter's gradients: what they should be, and what has come so far.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights  # (n, rows)
+        self.places: dict[str, Tensor] = {}
+        self.expected: dict[str, Tensor] = {}
+        self.clear()
+
+    def expect(self, name: str, places: Tensor, expected: Tensor) -> None:
+        """These entries of a parameter, and the sum that autograd gives there."""
+        self.places[name] = places
+        self.expected[name] = _at_least_float32(expected, expected.dtype)
+
+    def clear(self) -> None:
+        """Nothing has come yet."""
+        self.found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, name: str, part: slice, of_rows: slice, rows: Tensor) -> None:
+        """Rows (n_part, n_rows, m) of one parameter."""
+        weights = self.weights[part, of_rows].flatten().to(rows.dtype)
+        rows = rows.flatten(0, 1)
+        summed, squared = weights @ rows, weights.square() @ rows.square()
+        if name in self.found:
+            summed, squared = (
+                summed + self.found[name][0],
+                squared + self.found[name][1],
             )
-            yield {
-                layer: _at_least_float32(g, g.dtype)
-                for layer, g in zip(layers, gradients, strict=True)
-                if g is not None
-            }
+        self.found[name] = summed, squared
 
-    def _compare_with_autograd(self, batch: Batch) -> None:
-        """Send what the rules do not explain the generic way; see whether vmap explains
-        the rest.
+    def of(self, names: Iterable[str]) -> dict[str, Comparison]:
+        """What has come against what should, nothing being zero."""
+        zeros = {name: torch.zeros_like(self.expected[name]) for name in names}
+        return {
+            name: Comparison(*self.found.get(name, (zero, zero)), self.expected[name])
+            for name, zero in zeros.items()
+        }
 
-        Every sample has its own random cotangent and its own weight: a layer whose
-        first axis is not the samples' has the right sum and the wrong weighted sum.
-        """
-        names = [name for name, p in self.parameters.items() if p.requires_grad]
-        with self._recorded(batch, names) as (logits, recorded):
-            pass  # nothing is frozen
-        drawn: Any = {"generator": torch.Generator().manual_seed(0), "device": "cpu"}
-        cotangents = torch.randn((*logits.shape,), **drawn).to(logits)[:, None]
-        weights = (1 + torch.rand(len(logits), **drawn)).to(logits)
-        plain = torch.autograd.grad(
-            logits,
-            [self.parameters[name] for name in names],
-            weights[:, None] * cotangents[:, 0],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        expected = dict(zip(names, plain, strict=True))
-        ruled, generic = self._split(names, recorded, len(logits))
-        gradients = next(
-            self._output_gradients(logits, cotangents, ruled, recorded), {}
-        )
-        for name in names:
-            if name in generic:
-                self.generic.add(name)
-                continue
-            if name in ruled and ruled[name].module in gradients:
-                route = ruled[name]
-                every = torch.arange(
-                    self.parameters[name].numel(), device=logits.device
-                )
-                entries = route.rule.entries(
-                    route.module, recorded[route.module][0].seen, every
-                )
-                rows = entries(gradients[route.module])
-            else:
-                rows = expected[name].new_zeros(
-                    len(logits), self.parameters[name].numel()
-                )
-            if not _agree(rows, weights, expected[name], logits.dtype):
-                self.generic.add(name)
-        if self.generic and self._any.vmap_works:
-            wanted: dict[str, Tensor | None] = {
-                name: None for name in names if name in self.generic
-            }
-            parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
-            for _, some in self._any.rows(batch, cotangents, wanted):
-                for name, r in some.items():
-                    parts[name].append(r[:, 0])
-            self._any.vmap_works = self._any.vmap_works and all(
-                _agree(torch.cat(r), weights, expected[name], logits.dtype)
-                for name, r in parts.items()
+
+class _Squares:
+    """Sums of squares as a rule gives them, and as they are from its entries."""
+
+    def __init__(self, like: dict[str, Tensor]) -> None:
+        self.sums = {name: torch.zeros_like(t) for name, t in like.items()}
+        self.expected = {name: torch.zeros_like(t) for name, t in like.items()}
+
+    def add(self, name: str, rows: Tensor, squares: Tensor) -> None:
+        """Of one row: entries (n, m), and their squares (m,) summed over samples."""
+        self.expected[name] += rows.square().sum(0)
+        self.sums[name] += squares
+
+    def of(self, names: Iterable[str]) -> dict[str, Comparison]:
+        """The one against the other."""
+        return {
+            name: Comparison(
+                self.sums[name], self.sums[name].square(), self.expected[name]
             )
+            for name in names
+        }
+
+
+def _summed(route: _Route, seen: Tensor, n_together: int | None) -> FromOutputGradient:
+    """The rule's squares, summed over samples; where given, over so many at a time,
+    with nothing kept between.
+    """
+    if n_together is None:
+        return route.rule.squares(route.module, seen)
+
+    def in_parts(g: Tensor) -> Tensor:
+        parts = zip(seen.split(n_together), g.split(n_together), strict=True)
+        of_parts = (route.rule.squares(route.module, a)(some) for a, some in parts)
+        total = next(of_parts)
+        for squares in of_parts:
+            total += squares
+        return total
+
+    return in_parts
 
 
 def _length(batch: Batch) -> int:
@@ -543,14 +944,3 @@ def _at_least_float32(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     autocast mixes dtypes.
     """
     return tensor.to(torch.promote_types(dtype, torch.float32))
-
-
-def _agree(rows: Tensor, weights: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether Σ_n w_n·rows_n (n, m) is the expected gradient, to the rounding of
-    `dtype` or the parameter's own.
-    """
-    weighted = (weights.to(rows.dtype)[:, None] * rows).to(expected.dtype)
-    scale = weighted.abs().sum(0).max() + expected.abs().max()
-    difference = (weighted.sum(0) - expected.flatten()).abs().max()
-    tolerance = max(TOLERANCE.get(each, 5e-2) for each in (expected.dtype, dtype))
-    return bool(difference <= tolerance * scale)

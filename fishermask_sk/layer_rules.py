@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +26,26 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 # A batched matrix product over a grid of entries beats gathering each entry until the
 # grid is this much larger.
 GRID_FACTOR = 16
+# Otherwise this many products of single entries are made at a time, and of what a layer
+# saw this many numbers are kept for the next gradient.
+PAIRED_AT_A_TIME, PAIRED_KEPT = 2**22, 2**24
 # With no more positions than this, sums of squares are sums over pairs of positions.
 MAX_PAIRED_POSITIONS = 4
 # Otherwise this many squares are held at a time, and this few matrices of them are
 # summed one by one.
 SQUARED_AT_A_TIME, MAX_LOOPED = 2**20, 8
+
+
+def held_numbers(module: nn.Module, seen: Tensor, n_entries: int | None) -> int:
+    """About how many numbers a rule makes of what a layer saw before it meets a
+    gradient, for so many entries, or for all.
+    """
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return seen.numel() if isinstance(module, nn.Linear) else 2 * seen.numel()
+    padded = seen.numel()
+    positions = padded // max(1, seen.shape[1] * prod(module.stride))
+    n_columns = module.in_channels * prod(module.kernel_size)
+    return padded + positions * min(n_columns, n_entries or n_columns)
 
 
 class Rule(NamedTuple):
@@ -48,9 +64,7 @@ def find_rule(module: nn.Module, name: str) -> Rule | None:
         and module.running_mean is None
     ):
         return None  # normalised by the batch: a sample has no gradient of its own
-    if isinstance(module, nn.Embedding) and (
-        module.scale_grad_by_freq or module.sparse
-    ):
+    if isinstance(module, nn.Embedding) and module.scale_grad_by_freq:
         return None
     for kinds, rules in _RULES:
         if isinstance(module, kinds):
@@ -78,8 +92,18 @@ def _gather(
             return grid if whole else grid[:, cell]
 
         return from_grid
-    a = columns(m_columns)
-    return lambda g: (g[:, m_rows] * a).sum(-1)
+    kept: list[Tensor] = []
+
+    def from_pairs(g: Tensor) -> Tensor:
+        size = g[:, 0].numel()
+        step = max(1, PAIRED_AT_A_TIME // max(1, size))
+        if not kept and size * len(m_rows) <= PAIRED_KEPT:
+            kept.extend(columns(part) for part in m_columns.split(step))
+        seen = kept or (columns(part) for part in m_columns.split(step))
+        parts = zip(m_rows.split(step), seen, strict=True)
+        return torch.cat([(g[:, o] * a).sum(-1) for o, a in parts], dim=1)
+
+    return from_pairs
 
 
 # Linear: ∂W[o, i] = Σ_p g[p, o]·a[p, i], ∂b[o] = Σ_p g[p, o]; p runs over all axes but
@@ -188,8 +212,12 @@ def _conv_squares(module: Conv, a: Tensor) -> FromOutputGradient:
 
     def squares(g: Tensor) -> Tensor:
         g = _channels_first(g)
-        g = g.reshape(len(g) * module.groups, -1, g.shape[-1])
-        return (g @ columns).square().reshape(len(a), -1).sum(0)
+        total = module.weight.new_zeros(module.weight.numel(), dtype=g.dtype)
+        step = max(1, SQUARED_AT_A_TIME // len(total)) * module.groups
+        of_groups = g.reshape(len(g) * module.groups, -1, g.shape[-1])
+        for part, seen in zip(of_groups.split(step), columns.split(step), strict=True):
+            total += (part @ seen).square_().reshape(-1, len(total)).sum(0)
+        return total
 
     return squares
 
@@ -290,11 +318,17 @@ def _bias_rule(per_sample: Callable[[Any, Tensor], Tensor]) -> Rule:
 def _embedding_entries(
     module: nn.Embedding, a: Tensor, entries: Tensor
 ) -> FromOutputGradient:
-    token, feature = entries // module.embedding_dim, entries % module.embedding_dim
-    met = a.reshape(len(a), 1, -1) == token[:, None]
-    if module.padding_idx is not None:
-        met &= (token != module.padding_idx)[:, None]
-    return lambda g: (_positions_last(g)[:, feature] * met).sum(-1)
+    tokens = a.reshape(len(a), 1, -1)
+
+    def met(wanted: Tensor) -> Tensor:
+        found = tokens == wanted[:, None]
+        if module.padding_idx is not None:
+            found &= (wanted != module.padding_idx)[:, None]
+        return found.to(module.weight.dtype)
+
+    width = module.embedding_dim
+    rows = _gather(entries % width, entries // width, met)
+    return lambda g: rows(_positions_last(g))
 
 
 def _embedding_squares(module: nn.Embedding, a: Tensor) -> FromOutputGradient:

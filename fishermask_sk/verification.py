@@ -1,0 +1,127 @@
+r"""Which way each parameter's gradients are found, and whether they are right: decided
+by comparison with plain autograd, on samples tried first and then on every batch.
+
+Of a batch's per-sample gradients v (n, m) of one parameter, plain autograd gives the
+sum
+:math:`\sum_n w_n v_n` in one backward pass. With weights w that differ from sample to
+sample the sum is right only where every sample's gradient is its own. A parameter that
+fails once goes another way for that batch and from then on: from its layer's rule to
+vmap, from vmap to one sample at a time, which is autograd itself. Where a gradient is
+zero it proves nothing and costs nothing; it is compared when it first is not.
+
+This file sees tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+RULE, VMAP, ONE_BY_ONE = "rule", "vmap", "one by one"
+
+# What two orders of summation may differ by, relative to the size of the summands, by
+# the coarsest dtype that takes part; bfloat16 and float16 have 5e-2.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+HALF_TOLERANCE = 5e-2
+# Gradients that are this many roundings of the largest are rounding themselves: those
+# of a bias that softmax or a norm takes out again.
+ROUNDINGS = 30
+# Entries of a large parameter that are compared: the largest of each of so many parts
+# of it, and as many drawn.
+N_PARTS = 32
+
+
+class Comparison(NamedTuple):
+    """Weighted per-sample gradients of one parameter, and what their sum should be.
+
+    `summed` and `squared` (m,) are the sums of w·v and (w·v)²; `expected` is (m,).
+    """
+
+    summed: Tensor
+    squared: Tensor
+    expected: Tensor
+
+
+class Verification:
+    """The way of each parameter, and what was learnt about it.
+
+    Parameters
+    ----------
+    ways : mapping of parameter name to "rule", "vmap" or "one by one"
+        Where to begin.
+
+    Attributes
+    ----------
+    ways : dict of parameter name to way
+    reasons : dict of parameter name to str
+        Why a parameter left the way it had.
+    coarsest : dtype
+        The coarsest that takes part in the forward pass, as far as seen.
+    """
+
+    def __init__(self, ways: Mapping[str, str]) -> None:
+        self.ways, self.reasons = dict(ways), dict[str, str]()
+        self.coarsest = torch.float64
+        self._generator = torch.Generator().manual_seed(0)
+
+    def see(self, *dtypes: torch.dtype) -> None:
+        """Take note of dtypes that the net computes in."""
+        for dtype in dtypes:
+            if dtype.is_floating_point and _eps(dtype) > _eps(self.coarsest):
+                self.coarsest = dtype
+
+    def leave(self, name: str, reason: str) -> None:
+        """Send a parameter the next way: a rule's to vmap, vmap's one by one."""
+        self.ways[name] = VMAP if self.ways[name] == RULE else ONE_BY_ONE
+        self.reasons[name] = reason
+
+    def weights(self, *shape: int) -> Tensor:
+        """Weights between 1 and 2 of either sign, no two the same."""
+        size = 1 + torch.rand(shape, generator=self._generator)
+        return size * (2 * torch.randint(2, shape, generator=self._generator) - 1)
+
+    def telling_entries(self, expected: Tensor) -> Tensor:
+        """A bounded number of a parameter's entries, sorted: large gradients from all
+        over it, and some drawn.
+        """
+        flat = expected.reshape(-1)
+        n = len(flat)
+        if n <= 2 * N_PARTS:
+            return torch.arange(n, device=flat.device)
+        size = n // N_PARTS
+        of_parts = flat[: size * N_PARTS].reshape(N_PARTS, size)
+        largest = of_parts.abs().argmax(1)
+        largest = largest + size * torch.arange(N_PARTS, device=flat.device)
+        drawn = torch.randint(n, (N_PARTS,), generator=self._generator)
+        return torch.cat([largest, drawn.to(flat.device)]).unique()
+
+    def wrong(self, compared: Iterable[tuple[str, Comparison]]) -> dict[str, float]:
+        """Which parameters' gradients are not autograd's, and by how much of the
+        largest they differ.
+        """
+        names, numbers = [], []
+        for name, (summed, squared, expected) in compared:
+            if len(expected):
+                expected = expected.to(summed.dtype)
+                largest = torch.maximum(squared.max().sqrt(), expected.abs().max())
+                numbers.append(torch.stack([(summed - expected).abs().max(), largest]))
+                names.append(name)
+        if not names:
+            return {}
+        apart = torch.stack(
+            numbers
+        ).tolist()  # the one time that a device is waited for
+        tolerance = TOLERANCE.get(self.coarsest, HALF_TOLERANCE)
+        floor = ROUNDINGS * _eps(self.coarsest) * max(size for _, size in apart)
+        return {
+            name: difference / size
+            for name, (difference, size) in zip(names, apart, strict=True)
+            if difference > tolerance * size + floor  # NaN is for the caller to see
+        }
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
