@@ -55,8 +55,8 @@ def check_module(module: nn.Module) -> None:
     lazy = [n for n, p in weights.items() if isinstance(p, UninitializedParameter)]
     if lazy:
         raise ValueError(
-            f"{_some(lazy)} have no shape yet, for the net's lazy modules never saw a "
-            "sample; fit the net, or run it once on a batch."
+            f"{some_of(lazy)} have no shape yet, for the net's lazy modules never saw "
+            "a sample; fit the net, or run it once on a batch."
         )
     check_device(module)
 
@@ -72,9 +72,9 @@ def check_real(module: nn.Module, names: Iterable[str]) -> None:
     found = [name for name in names if parameters[name].is_complex()]
     if found:
         raise ValueError(
-            f"{_some(found)} are complex; the Fisher information here is that of real "
-            "weights. Leave them out with layers=..., or store real and imaginary "
-            "parts (torch.view_as_real)."
+            f"{some_of(found)} are complex; the Fisher information here is that of "
+            "real weights. Leave them out with layers=..., or store real and "
+            "imaginary parts (torch.view_as_real)."
         )
 
 
@@ -208,9 +208,9 @@ def check_candidates(layers: Any, names: list[str], reached: set[str]) -> None:
     """
     if not reached.intersection(names):
         raise ValueError(
-            f"layers={layers!r} allows {_some(names)}, and the module's scores depend "
-            "on none of them in a way that autograd can follow; they do on "
-            f"{_some(sorted(reached))}. Choose layers among these, or look for "
+            f"layers={layers!r} allows {some_of(names)}, and the module's scores "
+            "depend on none of them in a way that autograd can follow; they do on "
+            f"{some_of(sorted(reached))}. Choose layers among these, or look for "
             "torch.no_grad() and .detach() behind the others."
         )
 
@@ -234,7 +234,7 @@ def _tolerance(
     return max(tolerances.get(dtype, HALF) for dtype in dtypes)
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
     """The names, or the first of many."""
     return (
         ", ".join(names)

@@ -30,8 +30,10 @@ from fishermask_sk._net_checks import (
     check_real,
     check_samples_apart,
     reached_parameters,
+    some_of,
 )
 from fishermask_sk._proposals import given_positions, least, margins, seeded
+from fishermask_sk._warnings import warn_user
 from fishermask_sk.fisher import information
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.layers import Layout, candidate_names, find_layout
@@ -45,6 +47,7 @@ from fishermask_sk.masks import (
 from fishermask_sk.memory import Budget, Needs, card_of, needs, uses_rows
 from fishermask_sk.selection import select
 from fishermask_sk.skorch_adapter import FittedNet
+from fishermask_sk.verification import ONE_BY_ONE
 
 if TYPE_CHECKING:
     from fishermask_sk.query_strategy import FisherMask
@@ -53,6 +56,9 @@ logger = logging.getLogger(__name__)
 
 # Samples that the net is tried on before any expensive work.
 EXAMPLES = 8
+# And of the pool, of the labelled ones and of the target each, on which the ways to its
+# gradients are.
+TRIED = 4
 
 
 class Plan(NamedTuple):
@@ -150,6 +156,7 @@ class Query:
         rng = np.random.RandomState() if seed is None else check_random_state(seed)
         self.rng = processes.object_of(0, rng)
         self.timings: dict[str, float] = {}
+        self._said = False
         machine, card = socket.gethostname(), card_of(self.device)
         all_places = processes.objects((machine, card))
         n_beside = sum(each == machine for each, _ in all_places)
@@ -237,6 +244,7 @@ class Query:
         if self.n_candidates is not None:
             with self._timed("candidates"):
                 self._propose_most_uncertain(self.n_candidates)
+        gradients.working_bytes = self._beside_embeddings(plan, len(mask_indices))
         with self._timed("embeddings"):
             embedded = self._embed(gradients, mask_indices, plan.n_rows)
         with (
@@ -258,6 +266,7 @@ class Query:
                 overwrite=True,
                 shard=self.shard,
             )
+        self._say_what_is_slow(plan)
         positions = mask_indices.cpu()
         return {
             "mask_indices_": positions.numpy(),
@@ -269,15 +278,18 @@ class Query:
             "query_idx_": self._positions_in_pool(picks.indices.cpu()).numpy(),
             "trace_reductions_": picks.trace_reductions.cpu().numpy(),
             "timings_": self.timings,
+            "check_seconds_": gradients.check_seconds,
         }
 
-    def plan(self) -> Plan:
-        """What the net is, tried on its first samples, and what a mask may touch."""
+    def plan(self, within: int | None = None) -> Plan:
+        """What the net is, tried on a few samples (of the first `within`, or of all),
+        and what a mask may touch.
+        """
         example, n_example = self._shared_example
         with self.processes.together():
             if self.n_pool and self.pool.shard.start:
                 self.fitted.check_outputs(self._example(self.pool))
-            return self._plan(example, n_example)
+            return self._plan(example, n_example, within)
 
     @cached_property
     def _shared_example(self) -> tuple[Any, int]:
@@ -292,7 +304,7 @@ class Query:
         )
         return example, n
 
-    def _plan(self, example: Any, n_example: int) -> Plan:
+    def _plan(self, example: Any, n_example: int, within: int | None) -> Plan:
         params, fitted = self.params, self.fitted
         n_outputs = fitted.check_outputs(example)
         check_samples_apart(fitted, example, n_example)
@@ -312,7 +324,7 @@ class Query:
         names = candidate_names(params.layers, layout, trainable)
         check_candidates(params.layers, names, reached)
         check_real(fitted.module, names)
-        gradients = PerSampleGradients(fitted.module, fitted.logits, example)
+        gradients = self._gradients(names, example, within)
         n_trainable = sum(gradients.parameters[name].numel() for name in trainable)
         k = n_kept(params.sparsity, n_trainable)
         candidates = _positions(gradients.slices, names).to(self.device)
@@ -322,11 +334,65 @@ class Query:
             gradients, layout, names, candidates, k, n_trainable, n_classes, n_rows
         )
 
+    def _gradients(
+        self, names: list[str], example: Any, within: int | None
+    ) -> PerSampleGradients:
+        """Gradients whose ways were tried on samples from all over what is here."""
+        module = self.fitted.module
+        n_bytes = sum(p.numel() * p.itemsize for p in module.parameters())
+        drawn = [
+            self._drawn_example(samples, min(samples.n, within or samples.n))
+            for samples in (self.pool, self.labeled, self.target)
+            if samples is not None and samples.n
+        ]
+        gradients = PerSampleGradients(
+            module,
+            self.fitted.logits,
+            drawn.pop(0) if drawn else example,
+            names,
+            self.budget.beside(3 * n_bytes),  # as it was found, and scores twice
+        )
+        for batch in drawn:
+            gradients.verify(batch)
+        return gradients
+
+    def _drawn_example(self, samples: Samples, within: int) -> Any:
+        """A few samples, by a generator of its own: `random_state` is left alone."""
+        n = min(TRIED, within)
+        drawn = np.random.default_rng(0).choice(within, n, replace=False)
+        batches = self.fitted.batches(samples.dataset, n, np.sort(drawn).tolist())
+        return next(batches)
+
+    def _beside_embeddings(self, plan: Plan, k: int) -> int | None:
+        """What a batch may take while embeddings are collected: they and sums of them
+        are held, and the module's numbers twice.
+        """
+        needed = self.needs(k, plan.n_rows)
+        n_bytes = sum(p.numel() * p.itemsize for p in self.fitted.module.parameters())
+        in_memory = self.budget.holds(needed)
+        return self.budget.beside(
+            n_bytes + 2 * 8 * k**2 + (needed.embeddings if in_memory else 0)
+        )
+
+    def _say_what_is_slow(self, plan: Plan) -> None:
+        """Warn, once, where gradients are taken one sample at a time, and why."""
+        ways, reasons = plan.gradients.ways(), plan.gradients.reasons
+        slow = [name for name in plan.names if ways[name] == ONE_BY_ONE]
+        if slow and not self._said and self.processes.rank == 0:
+            self._said = True
+            n_weights = sum(plan.gradients.parameters[name].numel() for name in slow)
+            warn_user(
+                f"The gradients of {n_weights:,} weights ({some_of(slow)}) take a "
+                "backward pass for every sample and class, which is slow: "
+                f"{reasons[slow[0]]}. layers= can leave them out."
+            )
+
     def _find_mask(self) -> tuple[Plan, Tensor]:
         """Steps 1 and 2: diagonal Fisher information, and the positions that are
         kept.
         """
         plan = self.plan()
+        self._say_what_is_slow(plan)
         k = min(plan.k, len(plan.candidates))
         with self.processes.together():
             self._check_memory(k, plan.n_rows)

@@ -468,11 +468,13 @@ class PerSampleGradients:
             cotangents = make(logits, weighting, n_top_classes).to(logits.dtype)
             result = self._zeros(*cotangents.shape[:2], len(mask_indices))
             ruled, unused = self._split(list(wanted), recorded, len(logits))
-            functions = self._prepared(
-                ruled,
-                recorded,
-                lambda r, a, name: r.rule.entries(r.module, a, wanted[name]),
-            )
+
+            def function_of(
+                route: _Route, seen: Tensor, name: str
+            ) -> FromOutputGradient:
+                return route.rule.entries(route.module, seen, wanted[name])
+
+            functions = self._prepared(ruled, recorded, function_of)
 
             def take(name: str, row: int, g: Tensor) -> None:
                 result[:, row, columns[name]] = functions[name](g).to(result.dtype)

@@ -32,6 +32,8 @@ from fishermask_sk.initial import FEW_WEIGHTS
 
 # Of the free memory, the share that a query may take where `max_memory` is not given.
 SHARE_OF_FREE = 0.8
+# Of a budget, the share that a batch may take whatever else is held.
+LEAST_SHARE = 0.25
 # Beyond FEW_WEIGHTS, embeddings with at most this many rows a weight stand in for k×k
 # matrices: the first gains then cost less from the rows.
 ROWS_PER_WEIGHT = 4
@@ -305,6 +307,18 @@ class Budget:
         return torch.empty(
             shape, dtype=dtype, device=self.device if where == "device" else "cpu"
         )
+
+    def holds(self, needed: Needs) -> bool:
+        """Whether embeddings lie on the device itself."""
+        return self._place(needed) == "device"
+
+    def beside(self, held: int) -> int | None:
+        """Bytes that a batch may take while so many are held: what is left, but never
+        less than a part of all; None where there is no limit.
+        """
+        if self.n_bytes is None:
+            return None
+        return max(self.n_bytes - held, int(LEAST_SHARE * self.n_bytes))
 
     def _place(self, needed: Needs) -> str:
         if self.n_bytes is None or needed.embeddings + needed.matrices <= self.n_bytes:

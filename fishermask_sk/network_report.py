@@ -217,7 +217,7 @@ def check_network(
         query = Query(
             params, fitted, pool, labeled, n_given, n_labeled, int(n_instances)
         )
-        plan = query.plan()
+        plan = query.plan(within=params.batch_size)
         target = None if n_target is None else (None, int(n_target))
         sized = Query(
             params,
@@ -314,9 +314,9 @@ def _notes(params: FisherMask, plan: Plan, k: int) -> tuple[str, ...]:
     slow = [name for name, way in plan.gradients.ways().items() if way == "one by one"]
     if slow:
         notes.append(
-            "torch.func cannot batch this net, so "
             f"{sum(sizes[name] for name in slow):,} weights take a backward pass for "
-            "every sample and class; layers= can leave them out."
+            f"every sample and class, since {plan.gradients.reasons[slow[0]]}; layers= "
+            "can leave them out."
         )
     return tuple(notes)
 

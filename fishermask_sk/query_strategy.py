@@ -121,6 +121,9 @@ class FisherMask(BaseEstimator):
         queries: mask and information change.
     timings_ : dict
         Seconds spent on "mask", "embeddings" and "selection".
+    check_seconds_ : float
+        Of these, the seconds in which per-sample gradients were compared with plain
+        autograd, on every batch.
 
     References
     ----------

@@ -56,7 +56,7 @@ def naive_embeddings(
             flat = [
                 torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
                 if found.get(id(p)) is None
-                else found[id(p)].reshape(-1)
+                else found[id(p)].to_dense().reshape(-1)
                 for p in parameters
             ]
             weight = p_c.sqrt() if weighting == "fisher" else 1

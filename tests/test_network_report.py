@@ -56,7 +56,7 @@ def test_every_net_is_described(name):
     assert report.k == 20
     assert report.n_classes == (2 if name == "one logit" else CLASSES)
     assert all(seconds > 0 for seconds in report.seconds.values())
-    assert ("torch.func cannot batch this net" in str(report)) == (name == "packed gru")
+    assert ("torch.func cannot batch it" in str(report)) == (name == "packed gru")
 
 
 def test_the_table(net):

@@ -1,0 +1,591 @@
+"""Whatever a layer does, its gradients are autograd's of one sample alone: by the
+rule, by vmap or one by one, whichever is right, on every batch.
+"""
+
+import copy
+from collections import UserDict
+
+import numpy as np
+import pytest
+import reference
+import torch
+from networks import CLASSES, make_net
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import default_collate
+
+from fishermask_sk import FisherMask, check_network
+from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk.modules import undisturbed
+from fishermask_sk.skorch_adapter import fitted_net
+
+N, LABELED, K = 15, 4, 25
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The mask keeps k=", "ignore:The gradients of"
+)
+
+
+def part(X, which):
+    return {k: v[which] for k, v in X.items()} if isinstance(X, dict) else X[which]
+
+
+def as_batch(X):
+    return (
+        default_collate([part(X, i) for i in range(len(next(iter(X.values()))))])
+        if (isinstance(X, dict))
+        else torch.as_tensor(X)
+    )
+
+
+def assert_equals_slow_twin(net, X, strategy, n_instances=3):
+    """Mask, picks and gains, the last samples being labelled."""
+    fitted, n = (
+        fitted_net(net),
+        len(next(iter(X.values())) if isinstance(X, dict) else X),
+    )
+    pool, labeled = part(X, slice(n - LABELED)), part(X, slice(n - LABELED, n))
+    twin = copy.deepcopy(fitted.module).eval()
+    every = reference.naive_embeddings(
+        twin, as_batch(X), scores=fitted.scores, forward=lambda b: first(run(twin, b))
+    ).numpy()
+    query_idx = strategy.select(net, pool, n_instances, X_labeled=labeled)
+    mask = strategy.mask_indices_
+    if (
+        strategy.mask == "fisher"
+        and not strategy.keep_head
+        and strategy.layers == "all"
+    ):
+        scores = (every**2).sum(1).mean(0)
+        best = scores[reference.naive_top_k(scores, len(mask))]
+        np.testing.assert_allclose(np.sort(scores[mask]), np.sort(best), rtol=1e-9)
+    masked = every[..., mask]
+    picks, gains = reference.naive_selection(
+        masked[: n - LABELED], masked[n - LABELED :], n_instances, strategy.damping
+    )
+    np.testing.assert_allclose(strategy.trace_reductions_, gains, rtol=1e-7)
+    assert query_idx.tolist() == picks
+
+
+def run(module, batch):
+    return module(**batch) if isinstance(batch, dict) else module(batch)
+
+
+def first(outputs):
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+class LayerNorm2d(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PadsItself(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (1, 1, 0, 1)), self.weight, self.bias, self.stride)
+
+
+class ChannelsFirst(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class ChannelsLast(nn.GroupNorm):
+    def forward(self, x):
+        return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+
+
+class Scaled(nn.Linear):
+    """Equalised learning rate."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight * 3, self.bias)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        size = centred.square().sum((1, 2, 3), keepdim=True).sqrt()
+        return F.conv2d(x, centred / size, self.bias)
+
+
+class TwoOutputs(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class First(nn.Module):
+    def forward(self, outputs):
+        return outputs[0]
+
+
+class SortsByLength(nn.Module):
+    """Sort by length, run, sort back."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.hidden = nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 5)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        order = (x != 0).sum(1).argsort(descending=True, stable=True)
+        x = self.hidden(self.embed(x[order])).tanh().mean(1)
+        return self.head(x[order.argsort()])
+
+
+class SortsScores(SortsByLength):
+    """The head sees the samples in another order."""
+
+    def forward(self, x):
+        order = (x != 0).sum(1).argsort(descending=True, stable=True)
+        x = self.embed(x[order]).mean(1)
+        return self.head(self.hidden(x).tanh())[order.argsort()]
+
+
+class Absent(nn.Module):
+    """Inputs that the first samples lack, whose layer is no ordinary one."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.usual, self.rare = nn.Linear(4, 5), layer
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.usual(x[:, :4]).tanh() + self.rare(x[:, 4:]))
+
+
+class UsedWhereRare(nn.Module):
+    """A weight that is used once more, for some samples only."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        again = F.linear(x[:, 4:], self.body.weight[:, 4:])
+        return self.head(self.body(x).tanh() + again)
+
+
+class BranchesWhereRare(nn.Module):
+    """Nothing that torch.func could follow, for some samples only."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.ones(6)), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        if x[:, 4:].abs().sum() > 0:
+            return self.head(x * self.scale)
+        return self.head(x[:, :6] * self.scale + 0)
+
+
+class Bag(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        x = self.layer(x)
+        return self.head((x.mean(1) if x.ndim == 3 else x).tanh())
+
+
+def convolutional(*layers, channels=4):
+    return nn.Sequential(
+        *layers,
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels, CLASSES),
+    )
+
+
+def hooked(register, change):
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+    getattr(net[0], register)(change)
+    return net
+
+
+def vectors(rng):
+    X = rng.normal(size=(N, 6))
+    X[:4, 4:] = 0
+    return X
+
+
+def images(rng):
+    X = rng.normal(size=(N, 2, 5, 5))
+    X[:4] = np.abs(X[:4])  # where PReLU's weight does nothing
+    return X
+
+
+def words(rng):
+    X, lengths = rng.integers(1, 9, (N, 5)), rng.integers(2, 6, N)
+    lengths[:4] = 5
+    return np.where(np.arange(5) < lengths[:, None], X, 0)
+
+
+# Nets, and whether the layer of interest may keep its rule.
+NETS = {
+    "layer norm over channels": (
+        lambda: convolutional(nn.Conv2d(2, 4, 3), LayerNorm2d(4)),
+        images,
+    ),
+    "padding itself": (lambda: convolutional(PadsItself(2, 4, 3, stride=2)), images),
+    "linear over channels": (lambda: convolutional(ChannelsFirst(2, 4)), images),
+    "group norm over the last": (
+        lambda: convolutional(ChannelsFirst(2, 5), ChannelsLast(1, 5), channels=5),
+        images,
+    ),
+    "standardised": (lambda: convolutional(Standardised(2, 4, 3)), images),
+    "tuple": (
+        lambda: nn.Sequential(
+            TwoOutputs(6, 5), First(), nn.Tanh(), nn.Linear(5, CLASSES)
+        ),
+        vectors,
+    ),
+    "sorted by length": (SortsByLength, words),
+    "sorted scores": (SortsScores, words),
+    "absent input, scaled": (lambda: Absent(Scaled(2, 5)), vectors),
+    "absent input, bilinear": (lambda: Absent(Squared(2, 5)), vectors),
+    "used where rare": (UsedWhereRare, vectors),
+    "branches where rare": (BranchesWhereRare, vectors),
+    "hook on the input": (
+        lambda: hooked("register_forward_pre_hook", lambda m, args: (args[0] * 2,)),
+        vectors,
+    ),
+    "hook on the output": (
+        lambda: hooked(
+            "register_forward_hook", lambda m, args, out: out * m.weight[0, 0]
+        ),
+        vectors,
+    ),
+    "hook that flips": (
+        lambda: hooked("register_forward_hook", lambda m, args, out: out.flip(1)),
+        vectors,
+    ),
+    "prelu": (lambda: convolutional(nn.Conv2d(2, 4, 3), nn.PReLU()), images),
+    "prelu by channel": (
+        lambda: convolutional(nn.Conv2d(2, 4, 3), nn.PReLU(4)),
+        images,
+    ),
+    "embedding, sparse": (lambda: Bag(nn.Embedding(9, 4, sparse=True)), words),
+    "embedding, norm": (lambda: Bag(nn.Embedding(9, 4, max_norm=0.5)), words),
+    "embedding, frequency": (
+        lambda: Bag(nn.Embedding(9, 4, scale_grad_by_freq=True)),
+        words,
+    ),
+    "bag": (lambda: Bag(nn.EmbeddingBag(9, 4)), words),
+    "bag, sparse": (lambda: Bag(nn.EmbeddingBag(9, 4, sparse=True)), words),
+    "bag, norm": (lambda: Bag(nn.EmbeddingBag(9, 4, max_norm=0.5)), words),
+}
+
+
+class Squared(nn.Module):
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.layer = nn.Bilinear(n_in, n_in, n_out)
+
+    def forward(self, x):
+        return self.layer(x, x)
+
+
+def make(name, seed=0):
+    module, draw = NETS[name]
+    torch.manual_seed(seed)
+    net = make_net(module().double()).initialize()
+    return net, draw(np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("name", NETS)
+def test_a_query_equals_the_slow_twin(name, batch_size):
+    net, X = make(name)
+    strategy = FisherMask(
+        K, keep_head=False, damping=0.1, batch_size=batch_size, random_state=0
+    )
+    assert_equals_slow_twin(net, X, strategy)
+
+
+@pytest.mark.parametrize("name", ["sorted scores", "hook on the input"])
+def test_a_head_alone(name):
+    """Its product stands in for a backward pass where it is the scores, and only
+    there.
+    """
+    net, X = make(name)
+    strategy = FisherMask(12, layers="last", batch_size=6, random_state=0)
+    assert_equals_slow_twin(net, X, strategy)
+
+
+def test_a_head_alone_takes_no_backward_pass(monkeypatch):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double().eval()
+    batch = torch.randn(6, 5).double()
+    gradients = PerSampleGradients(module, module, batch)
+    head = torch.arange(24, 39)
+    every = reference.naive_embeddings(module, batch)
+
+    def too_much(*args, **kwargs):
+        raise AssertionError("a backward pass was made")
+
+    monkeypatch.setattr(torch.autograd, "grad", too_much)
+    found = gradients.embeddings(batch, head)
+    torch.testing.assert_close(found, every[..., head], rtol=1e-9, atol=1e-12)
+    assert gradients.check_seconds > 0
+
+
+@pytest.mark.parametrize("name", ["sorted by length", "absent input, scaled"])
+def test_what_the_first_samples_do_not_show_is_seen_on_the_batch(name):
+    """Tried on samples that show nothing, and right from the first batch on."""
+    net, X = make(name)
+    module, batch = net.module_.eval(), torch.as_tensor(X)
+    every = reference.naive_embeddings(module, batch)
+    gradients = PerSampleGradients(module, module, batch[:4])
+    assert gradients.reasons == {}
+    scores = gradients.diagonal_fisher([batch[:6], batch[6:]])
+    expected = every.square().sum(1).mean(0)
+    torch.testing.assert_close(scores, expected, rtol=1e-9, atol=1e-14)
+    assert all("autograd differ by" in reason for reason in gradients.reasons.values())
+    gradients = PerSampleGradients(module, module, batch[:4])
+    k = torch.arange(every.shape[2])
+    torch.testing.assert_close(
+        gradients.embeddings(batch, k), every, rtol=1e-9, atol=1e-12
+    )
+    assert gradients.generic
+
+
+def test_a_zero_gradient_is_no_proof():
+    """PReLU's weight on positive images: vmap is compared when it first matters."""
+    net, X = make("prelu by channel")
+    module, batch = net.module_.eval(), torch.as_tensor(X)
+    module[0].weight.data.abs_()
+    module[0].bias.data.abs_()
+    gradients = PerSampleGradients(module, module, batch[:4])
+    every = reference.naive_embeddings(module, batch)
+    k = torch.arange(every.shape[2])
+    torch.testing.assert_close(
+        gradients.embeddings(batch, k), every, rtol=1e-9, atol=1e-12
+    )
+
+
+def test_only_what_may_be_masked_is_looked_at():
+    """A large table costs nothing where it is left alone, and little where not."""
+    n_words, width = 50_000, 64
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Embedding(n_words, width), Mean(), nn.Linear(width, 3))
+    batch = torch.randint(n_words, (4, 500))
+    sizes = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                sizes.append(result.untyped_storage().nbytes())
+            return result
+
+    for names, most in (
+        (["2.weight", "2.bias"], 4 * batch.numel() * width),
+        (None, 2 * 4 * n_words * width),
+    ):
+        sizes.clear()
+        with Watch():
+            PerSampleGradients(module, module, batch, names)
+        assert max(size for size in sizes if size != 4 * n_words * width) <= most
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean(1)
+
+
+def test_the_draws_of_random_state_stay():
+    """What is tried is drawn by a generator of its own."""
+    net, X = make("tuple")
+    rng, twin = np.random.RandomState(7), np.random.RandomState(7)
+    FisherMask(K, random_state=rng).select(net, X, 2, X_labeled=X[:0])
+    assert rng.randint(10**6) == twin.randint(10**6)
+
+
+class AutocastNet(nn.Sequential):
+    def __init__(self, dtype):
+        super().__init__(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES)
+        )
+        self.dtype = dtype
+
+    def forward(self, x):
+        with torch.autocast("cpu", self.dtype):
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inside_keeps_the_rules(dtype):
+    torch.manual_seed(0)
+    net = make_net(AutocastNet(dtype)).initialize()
+    X = torch.rand(20, 1, 8, 8).numpy()
+    report = check_network(net, X, 2, X_labeled=X[:0])
+    assert {p.gradients for p in report.parameters} == {
+        "rule of Conv2d",
+        "rule of Linear",
+    }
+    strategy = FisherMask(0.3, keep_head=False, random_state=0)
+    strategy.select(net, X, 2, X_labeled=X[:0])
+    plain = nn.Sequential(*net.module_).eval()
+    every = reference.naive_embeddings(plain, torch.as_tensor(X))
+    scores = every.square().sum(1).mean(0)
+    best = scores[reference.naive_top_k(scores, len(strategy.mask_indices_))].sum()
+    assert scores[strategy.mask_indices_].sum() > 0.98 * best
+
+
+class Rows(nn.Module):
+    """A path for each sample, which no vmap can follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.ones(6)), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        rows = [row * self.scale if row.sum() > 0 else row for row in x]
+        return self.head(torch.stack(rows))
+
+
+@pytest.mark.filterwarnings("default:The gradients of")
+def test_one_by_one_is_said_with_the_reason():
+    torch.manual_seed(0)
+    net = make_net(Rows().double()).initialize()
+    X = vectors(np.random.default_rng(0))
+    with pytest.warns(
+        UserWarning,
+        match=r"gradients of 6 weights \(scale\) take.*slow: torch.func cannot batch",
+    ) as caught:
+        FisherMask(K, random_state=0).select(net, X, 2, X_labeled=X[:0])
+    assert sum("slow" in str(w.message) for w in caught) == 1
+    note = check_network(net, X, 2, X_labeled=X[:0]).notes[-1]
+    assert "6 weights take a backward pass" in note
+    assert "since torch.func cannot batch it" in note
+
+
+class Encoding(UserDict):
+    """What a tokenizer returns: a mapping, and no dict."""
+
+
+def collate_encoded(samples):
+    X, y = default_collate(samples)
+    return Encoding(X), y
+
+
+class TextNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.scale = nn.Embedding(9, 4), nn.Parameter(torch.ones(4))
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, tokens, mask):
+        x = self.embed(tokens) * mask[..., None]
+        return self.head(x.sum(1) * self.scale / mask.sum(1, keepdim=True))
+
+
+def test_batches_that_are_mappings():
+    torch.manual_seed(0)
+    tokens = words(np.random.default_rng(0))
+    X = {"tokens": tokens, "mask": (tokens != 0).astype("float64")}
+    net = make_net(TextNet().double(), iterator_valid__collate_fn=collate_encoded)
+    strategy = FisherMask(K, keep_head=False, batch_size=4, random_state=0)
+    assert_equals_slow_twin(net.initialize(), X, strategy)
+    report = check_network(net, X, 2)
+    assert {p.name: p.gradients for p in report.parameters}["scale"] == "vmap"
+
+
+def test_seconds_of_the_check_are_known():
+    net, X = make("standardised")
+    strategy = FisherMask(K, random_state=0)
+    strategy.select(net, X, 2, X_labeled=X[:0])
+    spent = strategy.timings_["mask"] + strategy.timings_["embeddings"]
+    assert 0 < strategy.check_seconds_ < spent
+
+
+# Nets drawn at random.
+
+
+def drawn_net(rng):
+    """A module for images of one to three channels, or for vectors, and its samples."""
+    n_classes = int(rng.choice([2, 3, 5]))
+    layers, width = [], int(rng.integers(1, 4))
+    if rng.random() < 0.6:
+        X = rng.normal(size=(N, width, 6, 6))
+        for _ in range(rng.integers(1, 3)):
+            wider = 2 * int(rng.integers(1, 4))
+            kind = rng.choice(["conv", "pads", "transposed", "standardised"])
+            layers.append(
+                {
+                    "conv": lambda a, b: nn.Conv2d(a, b, 3, stride=2, padding=1),
+                    "pads": lambda a, b: PadsItself(a, b, 3, stride=2),
+                    "transposed": lambda a, b: nn.ConvTranspose2d(a, b, 2),
+                    "standardised": lambda a, b: Standardised(a, b, 2),
+                }[kind](width, wider)
+            )
+            width = wider
+            norms = [
+                nn.BatchNorm2d(width),
+                nn.GroupNorm(2, width),
+                LayerNorm2d(width),
+                nn.Identity(),
+            ]
+            layers.append(norms[rng.integers(len(norms))])
+            ends = [nn.ReLU(inplace=True), nn.Tanh(), nn.PReLU(), nn.GELU()]
+            layers.append(ends[rng.integers(len(ends))])
+        layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+        width *= 4
+    else:
+        width = int(rng.integers(3, 7))
+        X = rng.normal(size=(N, width))
+    for _ in range(rng.integers(0, 3)):
+        wider = int(rng.integers(3, 7))
+        kind = [nn.Linear, Scaled, Squared][rng.integers(3)]
+        layers += [kind(width, wider), nn.LayerNorm(wider), nn.Tanh()]
+        width = wider
+    layers.append(nn.Linear(width, n_classes, bias=bool(rng.integers(2))))
+    return nn.Sequential(*layers), X
+
+
+def drawn_strategy(rng):
+    mask = ["fisher", "fisher", "per_layer", "random"][rng.integers(4)]
+    return FisherMask(
+        [5, 30, 0.05][rng.integers(3)],
+        mask=mask,
+        keep_head=bool(rng.integers(2)),
+        layers=["all", "all", "last", "*weight"][rng.integers(4)],
+        batch_size=int(rng.choice([1, 2, 5, 100])),
+        damping=float(rng.choice([0.01, 1.0])),
+        random_state=0,
+    )
+
+
+def assert_drawn_net_is_right(seed):
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    module, X = drawn_net(rng)
+    module = module.double()
+    for p in module.parameters():
+        p.data.add_(0.2 * torch.randn_like(p))
+    net = make_net(module).initialize()
+    assert_equals_slow_twin(net, X, drawn_strategy(rng), int(rng.integers(1, 4)))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_drawn_nets_equal_the_slow_twin(seed):
+    assert_drawn_net_is_right(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12, 100))
+def test_more_drawn_nets_equal_the_slow_twin(seed):
+    assert_drawn_net_is_right(seed)
+
+
+@pytest.mark.parametrize("name", ["prelu", "sorted by length", "tuple"])
+def test_the_module_is_left_as_found(name):
+    net, X = make(name)
+    before = {k: v.clone() for k, v in net.module_.state_dict().items()}
+    with undisturbed(net.module_):
+        PerSampleGradients(net.module_, net.module_, torch.as_tensor(X))
+    after = net.module_.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert all(p.requires_grad and p.grad is None for p in net.module_.parameters())
