@@ -312,23 +312,23 @@ class PerSampleGradients:
             part = batch if whole else samples(batch, slice(start, start + size))
             result = _unless_out_of_memory(compute, part)
             if result is None:
-                self._halve(size)
+                self.max_samples = size
+                self._halve()
                 continue
             yield result
             start += size
 
-    def _halve(self, size: int) -> None:
-        if size == 1:
+    def _halve(self) -> None:
+        assert self.max_samples is not None  # for the type checker
+        if self.max_samples == 1:
             raise MemoryError(
                 "Memory ran out on a single sample; free some, or lower sparsity, or "
                 "use a larger machine."
             )
-        self.max_samples = size // 2
+        self.max_samples //= 2
         logger.info(
             "Out of memory; going on with %d samples at a time.", self.max_samples
         )
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def _affordable(self, batch: Batch, wanted: Wanted) -> int:
         """How many samples of this batch fit into the working memory, at least one."""
@@ -731,7 +731,9 @@ class PerSampleGradients:
         )
         return {name: dense(g) for name, g in zip(names, found, strict=True)}
 
-    def _entries(self, mask_indices: Tensor) -> tuple[Wanted, dict[str, slice]]:
+    def _entries(
+        self, mask_indices: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, slice]]:
         """Each masked parameter's own entries, and the columns of the embedding that
         they fill.
         """

@@ -15,7 +15,7 @@ This file sees tensors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +65,8 @@ class Verification:
     def __init__(self, ways: Mapping[str, str]) -> None:
         self.ways, self.reasons = dict(ways), dict[str, str]()
         self.coarsest = torch.float64
-        self._generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
+        self._drawn: Any = {"generator": generator, "device": "cpu"}
 
     def see(self, *dtypes: torch.dtype) -> None:
         """Take note of dtypes that the net computes in."""
@@ -80,8 +81,8 @@ class Verification:
 
     def weights(self, *shape: int) -> Tensor:
         """Weights between 1 and 2 of either sign, no two the same."""
-        size = 1 + torch.rand(shape, generator=self._generator)
-        return size * (2 * torch.randint(2, shape, generator=self._generator) - 1)
+        size = 1 + torch.rand(shape, **self._drawn)
+        return size * (2 * torch.randint(2, shape, **self._drawn) - 1)
 
     def telling_entries(self, expected: Tensor) -> Tensor:
         """A bounded number of a parameter's entries, sorted: large gradients from all
@@ -95,7 +96,7 @@ class Verification:
         of_parts = flat[: size * N_PARTS].reshape(N_PARTS, size)
         largest = of_parts.abs().argmax(1)
         largest = largest + size * torch.arange(N_PARTS, device=flat.device)
-        drawn = torch.randint(n, (N_PARTS,), generator=self._generator)
+        drawn = torch.randint(n, (N_PARTS,), **self._drawn)
         return torch.cat([largest, drawn.to(flat.device)]).unique()
 
     def wrong(self, compared: Iterable[tuple[str, Comparison]]) -> dict[str, float]:
