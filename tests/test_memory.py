@@ -162,7 +162,6 @@ def settings_in(message):
         ((60, 10), "8MiB", {"sparsity", "n_components"}),
         # k is no matter where there are many outputs
         ((3, 200), "40MiB", {"n_top_classes"}),
-        ((40, 40), "30MiB", {"n_top_classes", "sparsity"}),
     ],
 )
 def test_settings_that_fit_are_named_and_fit(shape, max_memory, named):
