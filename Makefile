@@ -7,12 +7,13 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: help demo test test-full bench bench-large lint types format clean
+.PHONY: help demo test test-full bench bench-large gpu lint types format clean
 help:
 	@echo "make demo       FisherMask with and without a target against margin and random"
 	@echo "make test       the tests that run in minutes"
 	@echo "make test-full  adds the slow ones and other versions of modAL and scikit-learn"
 	@echo "make bench      what a query costs, beside its floor and its naive form; bench-large: a wide net"
+	@echo "make gpu        on a machine with CUDA; PART=tests, bench or distributed, docs/results/gpu.txt"
 	@echo "make docs       the site in docs/_build/html; docs-fast: without running any example"
 	@echo "make dist       wheel and sdist, tried in empty environments"
 	@echo "make lint types format clean"
@@ -38,6 +39,10 @@ bench: $(VENV)/.stamp
 
 bench-large: $(VENV)/.stamp
 	env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python benchmarks/query.py large
+
+# With the Python that it is given; installs nothing.
+gpu:
+	env -u OMP_NUM_THREADS -u MKL_NUM_THREADS PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) benchmarks/gpu.py $(PART)
 
 lint: $(VENV)/.stamp
 	$(BIN)/ruff check .

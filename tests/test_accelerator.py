@@ -10,6 +10,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from fishermask_sk import FisherMask, check_network
+from fishermask_sk.gradients import PerSampleGradients
 
 N_CLASSES = 5
 
@@ -166,3 +167,75 @@ def test_picks_do_not_depend_on_the_default_device(name, on_device):
                 check_network(net, X)
         finally:
             torch.set_default_device(None)
+
+
+# A real one, where there is one (`make gpu PART=tests`).
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+def on_cuda(net):
+    net.module_.to("cuda")
+    net.device = "cuda"
+    return net
+
+
+@CUDA
+@pytest.mark.parametrize("name", SETTINGS)
+def test_picks_of_cuda_are_those_of_the_cpu(name):
+    X, settings = vectors(40), SETTINGS[name]
+    assert picks(on_cuda(small()), X, **settings) == picks(small(), X, **settings)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layer = kind(6, 5, batch_first=True)
+        self.head = nn.Linear(5, N_CLASSES)
+
+    def forward(self, x):
+        return self.head(self.layer(x.reshape(len(x), -1, 6))[0].mean(1))
+
+
+NETS = {
+    "convolutions": convolutions,
+    "GRU": lambda: Recurrent(nn.GRU),
+    "LSTM": lambda: Recurrent(nn.LSTM),
+}
+
+
+@CUDA
+@pytest.mark.parametrize("tf32", [True, False])
+@pytest.mark.parametrize("name", NETS)
+def test_picks_of_layers_that_cuda_has_kernels_of_its_own_for(name, tf32):
+    """Recurrent layers and convolutions of cuDNN, with TF32 allowed and without."""
+    X, answers = images(40), []
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        for place in (lambda net: net, on_cuda):
+            torch.manual_seed(0)
+            answers.append(picks(place(fitted(NETS[name]())), X))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert answers[0] == answers[1]
+
+
+@CUDA
+def test_a_batch_that_fills_a_gpu_is_halved_on_cuda():
+    net = nn.Sequential(nn.Linear(64, 512), nn.Tanh(), nn.Linear(512, N_CLASSES))
+    net, X = net.double().cuda(), torch.randn(512, 64, dtype=torch.float64).cuda()
+    mask_indices = torch.arange(4_000, device="cuda")
+    gradients = PerSampleGradients(net, net, X)
+    parts = [gradients.embeddings(x, mask_indices) for x in X.split(64)]
+    expected = torch.cat([part.cpu() for part in parts])
+    del parts
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    room = torch.cuda.memory_allocated() + expected.nbytes // 2
+    torch.cuda.set_per_process_memory_fraction(room / total)
+    try:
+        found = [gradients.embeddings(x, mask_indices).cpu() for x in X.split(256)]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert gradients.max_samples is not None
+    torch.testing.assert_close(torch.cat(found), expected)

@@ -8,14 +8,20 @@ import pytest
 
 from fishermask_sk import FisherMask, ResNet18Classifier
 
-QUERY = Path(__file__).parents[1] / "benchmarks" / "query.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def benchmark(name):
+    path = BENCHMARKS / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def query(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("benchmarks_query", QUERY)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = benchmark("query")
     monkeypatch.setattr(module, "FOLDER", tmp_path)
     for name, value in (("N_LABELED", 20), ("N_POOL", 60), ("N_PICKS", 5)):
         monkeypatch.setattr(module, name, value)
@@ -59,3 +65,84 @@ def test_a_section_writes_its_table(section, n_rows, query, monkeypatch, tmp_pat
 def test_the_peak_of_the_selection_is_printed(query, capsys):
     query.peak()
     assert "MB at the most" in capsys.readouterr().out
+
+
+# `make gpu`.
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    module = benchmark("gpu")
+    monkeypatch.setattr(module, "OUT", tmp_path / "gpu.txt")
+    return module
+
+
+def test_without_a_gpu_nothing_is_run_and_nothing_written(gpu, monkeypatch):
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "run", None)
+    with pytest.raises(
+        SystemExit, match=r"needs a GPU, .* nothing was run and nothing"
+    ):
+        gpu.main([])
+    assert not gpu.OUT.exists()
+
+
+def test_a_part_that_is_none(gpu, capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["everything"])
+    told = "PART=everything is unknown; use one of tests, bench, distributed"
+    assert told in capsys.readouterr().err
+
+
+def test_parts_are_appended_to_one_file(gpu, monkeypatch, tmp_path):
+    """Also what failed, and what took too long."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time\nprint(*sys.argv[1:], flush=True)\n"
+        "time.sleep(60 * (sys.argv[1] == 'bench'))\nsys.exit(sys.argv[1] == 'tests')\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    went = [
+        gpu.run(part, "cpu", 0.5, gpu.OUT, limit)
+        for part, limit in (("distributed", 60), ("tests", 60), ("bench", 3))
+    ]
+    assert went == [True, False, False]
+    lines = gpu.OUT.read_text().splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("==")] == [
+        "== distributed",
+        "== tests",
+        "== bench",
+    ]
+    assert "distributed --device cpu --scale 0.5 --here" in lines
+    ends = [line.rsplit(" after ")[0] for line in lines if " after " in line]
+    assert ends == ["done", "FAILED with 1", "STOPPED, out of time"]
+
+
+def test_images_where_fashion_mnist_is_missing_are_random(gpu, monkeypatch):
+    def missing(*args, **kwargs):
+        assert not kwargs["download_if_missing"]
+        raise FileNotFoundError
+
+    monkeypatch.setattr(gpu, "load_images", missing)
+    X, y, source = gpu.images(30)
+    assert X.shape == (30, 1, 28, 28)
+    assert len(y) == 30
+    assert source == "random images of 28×28"
+
+
+def test_nccl_takes_one_process_a_gpu_and_gloo_two_on_one(gpu, monkeypatch):
+    for n_gpus, expected in ((1, 1), (2, 2), (8, 2)):
+        monkeypatch.setattr(gpu.torch.cuda, "device_count", lambda n=n_gpus: n)
+        assert gpu.groups("cuda") == [("nccl", expected), ("gloo", 2)]
+
+
+@pytest.mark.slow
+def test_what_make_gpu_runs_runs_on_a_cpu(gpu, capfd):
+    gpu.bench("cpu", 0.001)
+    gpu.distributed("cpu", 0.001)
+    told = capfd.readouterr().out
+    for name in ("the last layer", "two stages", "all layers, exact"):
+        assert f"{name}: k = " in told
+    assert "a pick of 200 samples" in told
+    assert "gloo, 1 process: the same picks" in told
+    assert "gloo, 2 processes: the same picks" in told
