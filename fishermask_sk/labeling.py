@@ -64,7 +64,8 @@ class LabelingSession:
     Raises
     ------
     ValueError
-        Where a file of answers cannot be read, or an image has two labels.
+        Where a file of answers cannot be read, an image has two labels, or the answers
+        would lie among the images.
 
     See Also
     --------
@@ -106,6 +107,12 @@ class LabelingSession:
         classes: Sequence[str] | None = None,
     ) -> None:
         self.images, self.folder = images, Path(folder).expanduser()
+        place = self.folder.resolve()
+        if images.root.resolve() in (place, *place.parents):
+            raise ValueError(
+                f"The answers' folder {self.folder} lies in that of the images, whose "
+                "contact sheets would become images; name one beside it."
+            )
         answers = self._answers()
         self.labels = {name: a for name, a in answers.items() if a != SKIP}
         self.skipped = set(answers) - set(self.labels)
@@ -262,7 +269,12 @@ class LabelingSession:
 
 def _read_csv(path: Path) -> dict[str, str]:
     """The answers in a batch's CSV file, with commas, semicolons or tabs."""
-    text = path.read_text("utf-8-sig")
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not in UTF-8 ({error}); save it as CSV UTF-8."
+        ) from error
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     rows = csv.DictReader(text.splitlines(), delimiter=delimiter)

@@ -280,9 +280,18 @@ def test_wrong_answers(images, tmp_path):
     with pytest.warns(UserWarning, match="1 answers in .* '1.png' the first; they are"):
         session = LabelingSession(ImageFolderPool(images.root), home)
     assert session.labels == {"0.png": "cat"}
+    path.write_bytes("file,label\n0.png,h\u00e4\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"is not in UTF-8 .* save it as CSV UTF-8"):
+        LabelingSession(images, home)
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="has the columns a, b; expected file and lab"):
         LabelingSession(images, home)
+
+
+def test_answers_among_the_images(images):
+    for folder in (images.root, images.root / "answers"):
+        with pytest.raises(ValueError, match=r"lies in that of the images.* beside it"):
+            LabelingSession(images, folder)
 
 
 # --- Label Studio, in the form of its documentation
