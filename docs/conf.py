@@ -104,6 +104,7 @@ RUN = [
     "pictures",
     "custom_mask",
     "folder_of_images",
+    "frames_for_a_purpose",
     "modal_loop",
     "tabular_pipeline",
     "text_transformer",

@@ -16,6 +16,7 @@ TUTORIALS = [
     "compare_strategies",
     "custom_mask",
     "folder_of_images",
+    "frames_for_a_purpose",
     "modal_loop",
     "pictures",
     "tabular_pipeline",
@@ -130,3 +131,13 @@ def test_folder_of_images(run):
     assert second.endswith("now batch-002.csv")
     assert third.startswith("24 labels of ")
     assert third.endswith("now batch-003.csv")
+
+
+def test_frames_for_a_purpose(run):
+    lines = run("frames_for_a_purpose").splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "margin",
+        "FisherMask",
+        "with target",
+    ]
+    assert all(" of 20 wanted, " in line for line in lines)
