@@ -10,9 +10,8 @@ should be labelled?
 # Two folders
 # -----------
 #
-# Yours would stand here. This camera filmed 100 digits, four frames each, a little
-# different each time. The model will read 6, 8 and 9 alone: a fifth of what was filmed.
-# Thirty images of these are the target, without labels.
+# This camera filmed 100 digits, four frames each. The model will read 6, 8 and 9
+# alone: a fifth of what was filmed. Thirty images of these are the target.
 
 import tempfile
 from pathlib import Path
@@ -78,9 +77,8 @@ for name, picks in batches.items():
 # The batch to label
 # ------------------
 #
-# As a contact sheet, a CSV file to fill in, and tasks for Label Studio. After the
-# answers, fit again and ask for the next batch: :doc:`folder_of_images` goes on from
-# here.
+# As a contact sheet, a CSV file and tasks for Label Studio; :doc:`folder_of_images` goes
+# on from here.
 
 session = LabelingSession(frames, home / "answers")
 batch = session.ask(asked, guesses=net.predict(pool)[picks])
