@@ -258,8 +258,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
     See Also
     --------
     fishermask_sk.compare_strategies : Several strategies, several seeds, resumable.
-    sklearn.semi_supervised.SelfTrainingClassifier : Its sibling, that asks itself for
-    the labels.
+    sklearn.semi_supervised.SelfTrainingClassifier : It asks itself for the labels.
 
     Notes
     -----
