@@ -17,7 +17,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".venv-versions"
-TESTS = ["tests/test_modal.py", "tests/test_modal_contract.py"]
+TESTS = [
+    "tests/test_modal.py",
+    "tests/test_modal_contract.py",
+    "tests/test_modal_peers.py",
+]
 
 # The newest is what is installed for development. From Python 3.14 on the oldest with
 # wheels is 1.7.
