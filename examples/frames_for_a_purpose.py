@@ -77,7 +77,7 @@ for name, picks in batches.items():
 # The batch to label
 # ------------------
 #
-# As a contact sheet, a CSV file and tasks for Label Studio; :doc:`folder_of_images` goes
+# As a contact sheet, a CSV file and Label Studio tasks; :doc:`folder_of_images` goes
 # on from here.
 
 session = LabelingSession(frames, home / "answers")
