@@ -515,3 +515,43 @@ def test_a_target_of_the_pool(common):
     target = [image.tobytes() for image in data.X_target]
     assert len(set(target)) == 30
     assert set(target) <= set(rows)
+
+
+def test_claims_are_those_of_the_studies(common):
+    """Every comparison that was to be made is of settings and strategies there are."""
+    tables = importlib.import_module("report_tables")
+    for study, claims in tables.CLAIMS.items():
+        path = FOLDER / "studies" / f"{study}.py"
+        settings = {s.name: s for s in runpy.run_path(str(path))["STUDY"].settings}
+        for setting, *pair in claims:
+            assert set(pair) <= set(settings[setting].strategies)
+
+
+def test_claims_are_corrected_together(common):
+    tables = importlib.import_module("report_tables")
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "dataset": "toys",
+            "setting": setting,
+            "strategy": strategy,
+            "seed": seed,
+            "round": 0,
+            "n_labels": 10,
+            "accuracy": lead + 0.01 * rng.normal(),
+        }
+        for setting in "ab"
+        for strategy, lead in (("margin", 0.5), ("FisherMask", 0.55), ("other", 0.1))
+        for seed in range(5)
+    ]
+    claims = [(setting, "FisherMask", "margin") for setting in "abc"]
+    _, _, *lines = tables.claims_table(rows, claims).splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["| toys, a", "| toys, b"]
+    for line in lines:
+        assert "FisherMask minus margin | **+" in line
+    summary = tables.ComparisonResults(
+        row for row in rows if row["setting"] == "a" and row["strategy"] != "other"
+    ).summary("margin")
+    p = [tables.p_value(factor * summary[1]["p"]) for factor in (1, 2)]
+    assert f"| {p[0]} | " in lines[0]
+    assert lines[0].split(" | ")[4] in (p[0], p[1])

@@ -19,11 +19,13 @@ from typing import Any
 
 import report_figures
 from report_tables import (
+    CLAIMS,
     STRATEGIES,
     TABLES,
     WHOLE,
     Rows,
     about,
+    claims_table,
     n_seeds,
     read,
     settings,
@@ -57,6 +59,8 @@ def study_page(folder: Path, study: str) -> str:
             f"So far {n_seeds(rows)} of {made['seeds']} seeds are in. What a whole run "
             "shows is left out until then."
         )
+    if study in CLAIMS:
+        parts += ["## What was to be shown", claims_table(rows, CLAIMS[study])]
     configurations = {each["name"]: each for each in made.get("settings", [])}
     for setting in settings(rows):
         own = [row for row in rows if row["setting"] == setting]

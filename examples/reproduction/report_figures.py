@@ -17,7 +17,7 @@ from fishermask_sk.results import ComparisonResults
 # The same file from the same numbers, whenever it is drawn.
 plt.rcParams["svg.hashsalt"] = "fishermask_sk"
 # Drawn in colour; the others are grey.
-HIGHLIGHT = ("FisherMask", "FisherMask for the target", "margin", "random")
+HIGHLIGHT = ("FisherMask", "FisherMask with target", "margin", "random")
 # Data whose test samples have equally many of each class, or nearly so.
 BALANCED_TESTS = ("digits", "fashion-mnist", "cifar10")
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from fishermask_sk.results import ComparisonResults
+from fishermask_sk.results import ComparisonResults, holm
 
 # In the order of the pages; what else is in a file are variants of FisherMask.
 STRATEGIES = (
     "FisherMask",
-    "FisherMask for the target",
+    "FisherMask with target",
     "BAIT",
+    "BAIT with target",
     "BADGE",
     "k-center",
     "facility location",
@@ -44,9 +45,10 @@ BY_COST = (
     "BADGE",
     "k-center",
     "BAIT",
+    "BAIT with target",
     "last layer",
     "FisherMask",
-    "FisherMask for the target",
+    "FisherMask with target",
 )
 # Kinds of pool, and the settings behind each. A setting that is named nowhere has a
 # line of its own.
@@ -62,9 +64,32 @@ POOLS = {
         ("last_layer", "classes 7 to 9 common"),
         ("last_layer", "classes 4 to 7, 14x14"),
     ),
+    "images, most of them beside the point": (
+        ("irrelevant", "FashionMNIST, few wanted"),
+        ("irrelevant", "digits, few wanted"),
+        ("irrelevant", "CIFAR-10, few wanted"),
+    ),
+    "images, each many times": (
+        ("near_duplicates", "some many times"),
+        ("near_duplicates", "some many times, 20 a query"),
+        ("near_duplicates", "some many times, 180 a query"),
+        ("near_duplicates", "each five times"),
+        ("near_duplicates", "each eight times"),
+    ),
+    "images, most beside the point and each many times": (
+        ("both", "FashionMNIST, a fifth wanted, each eight times"),
+        ("both", "CIFAR-10, a fifth wanted, each eight times"),
+    ),
+    "other images in use than in the pool": (
+        ("shift", "a tenth dark"),
+        ("shift", "a tenth blurred"),
+        ("shift", "a tenth turned"),
+    ),
     "images, all classes equally common": (
         ("digits", "balanced"),
         ("fashion_balanced", "balanced 14x14"),
+        ("no_harm", "balanced"),
+        ("no_harm", "balanced 14x14"),
         ("networks", "images, Vision Transformer"),
     ),
     "rows of a table": (("networks", "table, MLP"),),
@@ -72,6 +97,32 @@ POOLS = {
         ("networks", "text, transformer"),
         ("text_again", "text, transformer, new seeds"),
     ),
+}
+# What was to be shown, as the configurations say: setting, strategy, baseline. Holm's
+# correction is for all comparisons of a study together.
+CLAIMS = {
+    "both": [
+        (setting, "FisherMask with target", baseline)
+        for _, setting in POOLS["images, most beside the point and each many times"]
+        for baseline in ("margin", "weighted margin", "facility location")
+    ],
+    "irrelevant": [
+        (setting, "FisherMask with target", baseline)
+        for _, setting in POOLS["images, most of them beside the point"]
+        for baseline in ("FisherMask", "margin")
+    ],
+    "near_duplicates": [
+        (setting, "FisherMask", "margin")
+        for setting in ("some many times", "each five times", "each eight times")
+    ],
+    "shift": [
+        (setting, "FisherMask with target", "FisherMask")
+        for _, setting in POOLS["other images in use than in the pool"]
+    ],
+    "no_harm": [
+        (setting, "FisherMask with target", "margin")
+        for setting in ("balanced", "balanced 14x14")
+    ],
 }
 NUMBERS = {"seed": int, "round": int, "n_labels": int}
 
@@ -418,6 +469,35 @@ def runs_table(folder: Path) -> str:
                 ]
             )
     header = ["study", "data and setting", "strategies", "labels", "seeds", "hours"]
+    return markdown(header, lines)
+
+
+def claims_table(rows: Rows, claims: list[tuple[str, str, str]]) -> str:
+    """The comparisons that a study was made for, as far as they have been run."""
+    compared = []
+    for setting, strategy, baseline in claims:
+        pair = [
+            row
+            for row in rows
+            if row["setting"] == setting and row["strategy"] in (strategy, baseline)
+        ]
+        if pair:
+            summary = ComparisonResults(pair).summary(baseline)
+            own = next(row for row in summary if row["strategy"] == strategy)
+            compared.append((f"{pair[0]['dataset']}, {setting}", own, baseline))
+    corrected = holm(own["p"] for _, own, _ in compared)
+    lines = [
+        [
+            setting,
+            f"{own['strategy']} minus {baseline}",
+            difference(own | {"p_holm": p_holm}),
+            p_value(own["p"]),
+            p_value(p_holm),
+            str(own["n_seeds"]),
+        ]
+        for (setting, own, baseline), p_holm in zip(compared, corrected, strict=True)
+    ]
+    header = ["data and setting", "difference of", "points", "p", "p (Holm)", "seeds"]
     return markdown(header, lines)
 
 
