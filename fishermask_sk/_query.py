@@ -137,7 +137,7 @@ class Query:
     ) -> None:
         self.params, self.fitted, self.processes = params, fitted, processes
         self.n_pool, self.n_labeled, self.n_instances = n_pool, n_labeled, n_instances
-        weights = target_weight
+        weights = None
         if target_weight is not None:
             weights = torch.as_tensor(target_weight, device="cpu")
         self.pool = Samples("X_pool", pool, n_pool, processes.shard(n_pool))

@@ -35,6 +35,7 @@ from fishermask_sk.generic import (
 )
 from fishermask_sk.layer_rules import (
     FromOutputGradient,
+    FromSeen,
     Rule,
     find_rule,
     held_numbers,
@@ -89,6 +90,18 @@ class _Load(NamedTuple):
     graph: float
     held: float
     largest: float
+
+
+class _Mask(NamedTuple):
+    """What depends on the mask alone: each masked parameter's own entries, there and
+    on the CPU, the columns of the embedding that they fill, and its prepared rules.
+    """
+
+    mask_indices: Tensor
+    wanted: dict[str, Tensor]
+    on_host: dict[str, Tensor]
+    columns: dict[str, slice]
+    prepared: dict[str, FromSeen]
 
 
 class PerSampleGradients:
@@ -151,6 +164,7 @@ class PerSampleGradients:
         self._routes = self._find_routes()
         self._any = GenericGradients(module, forward)
         self._loads: dict[Any, _Load] = {}
+        self._mask: _Mask | None = None  # the last
         self._verification = Verification(
             {name: RULE if name in self._routes else VMAP for name in self._trainable()}
         )
@@ -284,10 +298,9 @@ class PerSampleGradients:
         Tensor of shape (n, c, k), or (n, c - 1, k) if `reduced`, with m for c where it
         is given; the module's dtype, at least float32.
         """
-        wanted, _ = self._entries(mask_indices)
         parts = self._in_parts(
             batch,
-            wanted,
+            self._entries(mask_indices).wanted,
             lambda part: self._embedded(
                 part, mask_indices, weighting, reduced, n_top_classes
             ),
@@ -420,10 +433,8 @@ class PerSampleGradients:
             squared = _Squares(compared.expected)
 
             def functions_of(route: _Route, seen: Tensor, name: str) -> _Both:
-                return (
-                    _summed(route, seen, n_together(route, seen)),
-                    route.rule.entries(route.module, seen, compared.places[name]),
-                )
+                entries = route.rule.entries(route.module, compared.on_host[name])
+                return _summed(route, seen, n_together(route, seen)), entries(seen)
 
             functions = self._prepared(ruled, recorded, functions_of)
 
@@ -462,7 +473,8 @@ class PerSampleGradients:
         """Embeddings of a part of a batch; before its ways were tried, no product of
         the head stands in for a backward pass.
         """
-        wanted, columns = self._entries(mask_indices)
+        mask = self._entries(mask_indices)
+        wanted, columns = mask.wanted, mask.columns
         make = reduced_cotangents if reduced else class_cotangents
         with self._recorded(batch, list(wanted)) as (logits, recorded):
             cotangents = make(logits, weighting, n_top_classes).to(logits.dtype)
@@ -472,7 +484,11 @@ class PerSampleGradients:
             def function_of(
                 route: _Route, seen: Tensor, name: str
             ) -> FromOutputGradient:
-                return route.rule.entries(route.module, seen, wanted[name])
+                if name not in mask.prepared:
+                    mask.prepared[name] = route.rule.entries(
+                        route.module, mask.on_host[name]
+                    )
+                return mask.prepared[name](seen)
 
             functions = self._prepared(ruled, recorded, function_of)
 
@@ -701,7 +717,8 @@ class PerSampleGradients:
         start = perf_counter()
         ways = self._verification.ways
         names = [name for name in wanted if ways[name] != ONE_BY_ONE]
-        weights = self._verification.weights(*cotangents.shape[:2]).to(cotangents)
+        weights = self._verification.weights(*cotangents.shape[:2])
+        weights = weights.to(cotangents, non_blocking=True)
         cotangent = (weights[..., None] * cotangents).sum(1)
         sums = _Sums(weights)
         for name, gradient in self._plain(logits, names, cotangent).items():
@@ -709,6 +726,8 @@ class PerSampleGradients:
             if places is None:
                 places = self._verification.telling_entries(flat)
             sums.expect(name, places, flat[places])
+        if None in wanted.values():
+            sums.fetch_places()
         self.check_seconds += perf_counter() - start
         return sums
 
@@ -731,21 +750,22 @@ class PerSampleGradients:
         )
         return {name: dense(g) for name, g in zip(names, found, strict=True)}
 
-    def _entries(
-        self, mask_indices: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, slice]]:
-        """Each masked parameter's own entries, and the columns of the embedding that
-        they fill.
-        """
-        wanted: dict[str, Tensor] = {}
-        columns: dict[str, slice] = {}
-        for name, place in self.slices.items():
-            ends = torch.tensor([place.start, place.stop], device=mask_indices.device)
-            first, last = torch.searchsorted(mask_indices, ends).tolist()
-            if last > first:
-                columns[name] = slice(first, last)
-                wanted[name] = mask_indices[first:last] - place.start
-        return wanted, columns
+    def _entries(self, mask_indices: Tensor) -> _Mask:
+        """What depends on this mask alone, looked up once for all batches."""
+        if self._mask is not None and self._mask.mask_indices is mask_indices:
+            return self._mask
+        on_host = mask_indices.cpu()
+        starts = [place.start for place in self.slices.values()]
+        ends = torch.tensor([*starts, self.n_parameters], device="cpu")
+        firsts = torch.searchsorted(on_host, ends).tolist()
+        self._mask = _Mask(mask_indices, {}, {}, {}, {})
+        for i, (name, start) in enumerate(zip(self.slices, starts, strict=True)):
+            columns = slice(firsts[i], firsts[i + 1])
+            if columns.stop > columns.start:
+                self._mask.columns[name] = columns
+                self._mask.wanted[name] = mask_indices[columns] - start
+                self._mask.on_host[name] = on_host[columns] - start
+        return self._mask
 
     def _zeros(self, *shape: int) -> Tensor:
         first = next(iter(self.parameters.values()))
@@ -846,6 +866,7 @@ class _Sums:
     def __init__(self, weights: Tensor) -> None:
         self.weights = weights  # (n, rows)
         self.places: dict[str, Tensor] = {}
+        self.on_host: dict[str, Tensor] = {}
         self.expected: dict[str, Tensor] = {}
         self.clear()
 
@@ -853,6 +874,13 @@ class _Sums:
         """These entries of a parameter, and the sum that autograd gives there."""
         self.places[name] = places
         self.expected[name] = _at_least_float32(expected, expected.dtype)
+
+    def fetch_places(self) -> None:
+        """All places to the CPU in one copy, where rules look at them."""
+        if self.places:
+            lengths = [len(places) for places in self.places.values()]
+            together = torch.cat(list(self.places.values())).cpu()
+            self.on_host = dict(zip(self.places, together.split(lengths), strict=True))
 
     def clear(self) -> None:
         """Nothing has come yet."""

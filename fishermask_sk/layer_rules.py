@@ -4,9 +4,10 @@ its output (g).
 Every rule is a sum of products over the positions p where a weight is used (pixels,
 tokens):
 :math:`\partial_{w_j} = \sum_p g_{o(j),p}\, a_{t(j),p}`. A rule is called with the
-layer's input and the entries of the flattened parameter that are wanted, and returns a
-function from g to their gradients; what depends on the input alone is done once and
-serves every class. n is the number of samples, m of entries.
+entries of the flattened parameter that are wanted, then with the layer's input, then
+with g, and gives their gradients: what depends on the entries alone is done once and
+serves every batch, and what depends on the input every class. Entries come on the CPU,
+where looking at them makes no device wait. n is the number of samples, m of entries.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FromOutputGradient = Callable[[Tensor], Tensor]
+FromSeen = Callable[[Tensor], FromOutputGradient]
+Columns = Callable[[Tensor], Tensor]
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 # A batched matrix product over a grid of entries beats gathering each entry until the
@@ -31,9 +34,11 @@ GRID_FACTOR = 16
 PAIRED_AT_A_TIME, PAIRED_KEPT = 2**22, 2**24
 # With no more positions than this, sums of squares are sums over pairs of positions.
 MAX_PAIRED_POSITIONS = 4
-# Otherwise this many squares are held at a time, and this few matrices of them are
-# summed one by one.
+# Otherwise this many squares are held at a time, so many as a CPU's cache takes, and
+# this few matrices of them are summed one by one. An accelerator would wait for each
+# launch instead: there more are held.
 SQUARED_AT_A_TIME, MAX_LOOPED = 2**20, 8
+SQUARED_ON_DEVICE = 2**26
 
 
 def held_numbers(module: nn.Module, seen: Tensor, n_entries: int | None) -> int:
@@ -53,7 +58,7 @@ class Rule(NamedTuple):
     over samples.
     """
 
-    entries: Callable[[Any, Tensor, Tensor], FromOutputGradient]
+    entries: Callable[[Any, Tensor], FromSeen]
     squares: Callable[[Any, Tensor], FromOutputGradient]
 
 
@@ -73,37 +78,60 @@ def find_rule(module: nn.Module, name: str) -> Rule | None:
 
 
 def _gather(
-    m_rows: Tensor, m_columns: Tensor, columns: Callable[[Tensor], Tensor]
-) -> FromOutputGradient:
+    module: nn.Module,
+    m_rows: Tensor,
+    m_columns: Tensor,
+    columns: Callable[[Tensor], Columns],
+) -> FromSeen:
     """Σ_p g[o, p]·a[t, p] for pairs (o, t): a product over the grid of all o and t, or
-    pair by pair.
+    pair by pair. `columns` of some t is a function from what the layer saw to these.
     """
     rows, row_of = torch.unique(m_rows, return_inverse=True)
     distinct, column_of = torch.unique(m_columns, return_inverse=True)
     if len(rows) * len(distinct) <= GRID_FACTOR * len(m_rows):
-        a = columns(distinct).mT
         cell = row_of * len(distinct) + column_of
         whole = len(cell) == len(rows) * len(distinct) and bool(
             (cell.diff() == 1).all()
         )
+        of_distinct = columns(distinct)
+        rows, cell = _beside(module, rows), _beside(module, cell)
 
-        def from_grid(g: Tensor) -> Tensor:
-            grid = (g[:, rows] @ a).flatten(1)
-            return grid if whole else grid[:, cell]
+        def grid_of(seen: Tensor) -> FromOutputGradient:
+            a = of_distinct(seen).mT
 
-        return from_grid
-    kept: list[Tensor] = []
+            def from_grid(g: Tensor) -> Tensor:
+                grid = (g[:, rows] @ a).flatten(1)
+                return grid if whole else grid[:, cell]
 
-    def from_pairs(g: Tensor) -> Tensor:
-        size = g[:, 0].numel()
-        step = max(1, PAIRED_AT_A_TIME // max(1, size))
-        if not kept and size * len(m_rows) <= PAIRED_KEPT:
-            kept.extend(columns(part) for part in m_columns.split(step))
-        seen = kept or (columns(part) for part in m_columns.split(step))
-        parts = zip(m_rows.split(step), seen, strict=True)
-        return torch.cat([(g[:, o] * a).sum(-1) for o, a in parts], dim=1)
+            return from_grid
 
-    return from_pairs
+        return grid_of
+
+    prepared: dict[int, list[tuple[Tensor, Columns]]] = {}
+
+    def pairs_of(seen: Tensor) -> FromOutputGradient:
+        kept: list[Tensor] = []
+
+        def from_pairs(g: Tensor) -> Tensor:
+            size = g[:, 0].numel()
+            step = max(1, PAIRED_AT_A_TIME // max(1, size))
+            if step not in prepared:
+                parts = zip(m_rows.split(step), m_columns.split(step), strict=True)
+                prepared[step] = [(_beside(module, o), columns(t)) for o, t in parts]
+            if not kept and size * len(m_rows) <= PAIRED_KEPT:
+                kept.extend(of_part(seen) for _, of_part in prepared[step])
+            made = kept or (of_part(seen) for _, of_part in prepared[step])
+            products = zip(prepared[step], made, strict=True)
+            return torch.cat([(g[:, o] * a).sum(-1) for (o, _), a in products], dim=1)
+
+        return from_pairs
+
+    return pairs_of
+
+
+def _beside(module: nn.Module, entries: Tensor) -> Tensor:
+    """Entries where the module's weights are."""
+    return entries.to(next(module.parameters()).device, non_blocking=True)
 
 
 # Linear: ∂W[o, i] = Σ_p g[p, o]·a[p, i], ∂b[o] = Σ_p g[p, o]; p runs over all axes but
@@ -115,14 +143,19 @@ def _positions_last(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1, x.shape[-1]).mT
 
 
-def _linear_entries(
-    module: nn.Linear, a: Tensor, entries: Tensor
-) -> FromOutputGradient:
-    a = _positions_last(a)
-    rows = _gather(
-        entries // a.shape[1], entries % a.shape[1], lambda columns: a[:, columns]
-    )
-    return lambda g: rows(_positions_last(g))
+def _linear_entries(module: nn.Linear, entries: Tensor) -> FromSeen:
+    def columns(wanted: Tensor) -> Columns:
+        places = _beside(module, wanted)
+        return lambda a: a[:, places]
+
+    width = module.weight.shape[1]
+    gather = _gather(module, entries // width, entries % width, columns)
+
+    def of_seen(a: Tensor) -> FromOutputGradient:
+        rows = gather(_positions_last(a))
+        return lambda g: rows(_positions_last(g))
+
+    return of_seen
 
 
 def _linear_squares(module: nn.Linear, a: Tensor) -> FromOutputGradient:
@@ -175,29 +208,39 @@ def _windows(module: Conv, padded: Tensor) -> Iterator[tuple[Any, ...]]:
         )
 
 
-def _conv_entries(module: Conv, a: Tensor, entries: Tensor) -> FromOutputGradient:
-    a = _padded(module, a)
-    windows = list(_windows(module, a))
-    per_output = module.weight[0].numel()
-    out = entries // per_output
+def _conv_entries(module: Conv, entries: Tensor) -> FromSeen:
+    n_taps = prod(module.kernel_size)
+    out = entries // module.weight[0].numel()
     group = out // (module.out_channels // module.groups)
-    channel = group * (
-        module.in_channels // module.groups
-    ) + entries % per_output // len(windows)
-    seen = channel * len(windows) + entries % len(
-        windows
-    )  # which (channel, tap) of the whole input
+    channel = (
+        group * (module.in_channels // module.groups)
+        + entries % module.weight[0].numel() // n_taps
+    )
 
-    def columns(wanted: Tensor) -> Tensor:
-        result = a.new_empty(len(a), len(wanted), a[0, 0][windows[0]].numel())
-        for tap, window in enumerate(windows):
-            here = (wanted % len(windows) == tap).nonzero()[:, 0]
-            if len(here):
-                result[:, here] = a[:, wanted[here] // len(windows)][window].flatten(2)
-        return result
+    def columns(wanted: Tensor) -> Columns:
+        of_taps = []  # tap, where its columns go, and the channels that they come from
+        for tap in (wanted % n_taps).unique().tolist():
+            here = (wanted % n_taps == tap).nonzero()[:, 0]
+            channels = _beside(module, wanted[here] // n_taps)
+            of_taps.append((tap, _beside(module, here), channels))
 
-    rows = _gather(out, seen, columns)
-    return lambda g: rows(_channels_first(g))
+        def of_padded(a: Tensor) -> Tensor:
+            windows = list(_windows(module, a))
+            result = a.new_empty(len(a), len(wanted), a[0, 0][windows[0]].numel())
+            for tap, here, channels in of_taps:
+                result[:, here] = a[:, channels][windows[tap]].flatten(2)
+            return result
+
+        return of_padded
+
+    # Columns are numbered by channel of the whole input and tap.
+    gather = _gather(module, out, channel * n_taps + entries % n_taps, columns)
+
+    def of_seen(a: Tensor) -> FromOutputGradient:
+        rows = gather(_padded(module, a))
+        return lambda g: rows(_channels_first(g))
+
+    return of_seen
 
 
 def _conv_squares(module: Conv, a: Tensor) -> FromOutputGradient:
@@ -213,13 +256,17 @@ def _conv_squares(module: Conv, a: Tensor) -> FromOutputGradient:
     def squares(g: Tensor) -> Tensor:
         g = _channels_first(g)
         total = module.weight.new_zeros(module.weight.numel(), dtype=g.dtype)
-        step = max(1, SQUARED_AT_A_TIME // len(total)) * module.groups
+        step = max(1, _squared_at_a_time(g) // len(total)) * module.groups
         of_groups = g.reshape(len(g) * module.groups, -1, g.shape[-1])
         for part, seen in zip(of_groups.split(step), columns.split(step), strict=True):
             total += (part @ seen).square_().reshape(-1, len(total)).sum(0)
         return total
 
     return squares
+
+
+def _squared_at_a_time(g: Tensor) -> int:
+    return SQUARED_AT_A_TIME if g.device.type == "cpu" else SQUARED_ON_DEVICE
 
 
 def _squared_products(a: Tensor) -> FromOutputGradient:
@@ -243,11 +290,11 @@ def _squared_products(a: Tensor) -> FromOutputGradient:
         return from_pairs
 
     def one_by_one(g: Tensor) -> Tensor:
-        step = max(1, SQUARED_AT_A_TIME // (g.shape[1] * n_columns))
+        step = max(1, _squared_at_a_time(g) // (g.shape[1] * n_columns))
         total = g.new_zeros(g.shape[1], n_columns)
         for start in range(0, n, step):
             products = g[start : start + step] @ a[start : start + step]
-            if step > MAX_LOOPED:
+            if step > MAX_LOOPED or a.device.type != "cpu":
                 total += products.square_().sum(0)
             else:
                 for (
@@ -285,9 +332,14 @@ def _normalized_last(module: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _scale_rule(normalized: Callable[[Any, Tensor], Tensor]) -> Rule:
-    def entries(module: Any, a: Tensor, wanted: Tensor) -> FromOutputGradient:
-        x = normalized(module, a)[:, wanted]
-        return lambda g: (_by_feature(module, g)[:, wanted] * x).sum(-1)
+    def entries(module: Any, wanted: Tensor) -> FromSeen:
+        places = _beside(module, wanted)
+
+        def of_seen(a: Tensor) -> FromOutputGradient:
+            x = normalized(module, a)[:, places]
+            return lambda g: (_by_feature(module, g)[:, places] * x).sum(-1)
+
+        return of_seen
 
     def squares(module: Any, a: Tensor) -> FromOutputGradient:
         x = normalized(module, a)
@@ -306,8 +358,13 @@ def _by_feature(module: Any, g: Tensor) -> Tensor:
 
 def _bias_rule(per_sample: Callable[[Any, Tensor], Tensor]) -> Rule:
     """∂b = Σ_p g, whatever the layer saw."""
+
+    def entries(module: Any, wanted: Tensor) -> FromSeen:
+        places = _beside(module, wanted)
+        return lambda a: lambda g: per_sample(module, g)[:, places]
+
     return Rule(
-        entries=lambda module, a, wanted: lambda g: per_sample(module, g)[:, wanted],
+        entries,
         squares=lambda module, a: lambda g: per_sample(module, g).square().sum(0),
     )
 
@@ -315,20 +372,25 @@ def _bias_rule(per_sample: Callable[[Any, Tensor], Tensor]) -> Rule:
 # Embedding: ∂W[v, d] = Σ_p [token_p = v]·g[p, d]; the padding token learns nothing.
 
 
-def _embedding_entries(
-    module: nn.Embedding, a: Tensor, entries: Tensor
-) -> FromOutputGradient:
-    tokens = a.reshape(len(a), 1, -1)
+def _embedding_entries(module: nn.Embedding, entries: Tensor) -> FromSeen:
+    def columns(wanted: Tensor) -> Columns:
+        learns = wanted != (-1 if module.padding_idx is None else module.padding_idx)
+        token, learns = _beside(module, wanted), _beside(module, learns)
 
-    def met(wanted: Tensor) -> Tensor:
-        found = tokens == wanted[:, None]
-        if module.padding_idx is not None:
-            found &= (wanted != module.padding_idx)[:, None]
-        return found.to(module.weight.dtype)
+        def met(tokens: Tensor) -> Tensor:
+            found = (tokens == token[:, None]) & learns[:, None]
+            return found.to(module.weight.dtype)
+
+        return met
 
     width = module.embedding_dim
-    rows = _gather(entries % width, entries // width, met)
-    return lambda g: rows(_positions_last(g))
+    gather = _gather(module, entries % width, entries // width, columns)
+
+    def of_seen(a: Tensor) -> FromOutputGradient:
+        rows = gather(a.reshape(len(a), 1, -1))
+        return lambda g: rows(_positions_last(g))
+
+    return of_seen
 
 
 def _embedding_squares(module: nn.Embedding, a: Tensor) -> FromOutputGradient:

@@ -86,7 +86,7 @@ class Verification:
 
     def telling_entries(self, expected: Tensor) -> Tensor:
         """A bounded number of a parameter's entries, sorted: large gradients from all
-        over it, and some drawn.
+        over it, and some drawn; one may be there twice.
         """
         flat = expected.reshape(-1)
         n = len(flat)
@@ -97,7 +97,8 @@ class Verification:
         largest = of_parts.abs().argmax(1)
         largest = largest + size * torch.arange(N_PARTS, device=flat.device)
         drawn = torch.randint(n, (N_PARTS,), **self._drawn)
-        return torch.cat([largest, drawn.to(flat.device)]).unique()
+        drawn = drawn.to(flat.device, non_blocking=True)
+        return torch.cat([largest, drawn]).sort().values
 
     def wrong(self, compared: Iterable[tuple[str, Comparison]]) -> dict[str, float]:
         """Which parameters' gradients are not autograd's, and by how much of the

@@ -32,13 +32,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 META = torch.device("meta")
 
-ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+FREE = {  # mere allocations, and views that do not call themselves so
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+    *("_unsafe_view", "_local_scalar_dense"),
+}
 WAITING = {  # their results, or their error codes, are read by the host
     *("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"),
     *("_unique2", "unique_dim", "unique_consecutive", "repeat_interleave", "bincount"),
@@ -328,6 +332,9 @@ class _Operations(TorchDispatchMode):
         self._refuse_a_mixture(func, name, args, tensors, here)
         self._count(func, name, args)
         found = func(*_values(args), **_values(kwargs))
+        if torch.Tag.inplace_view in func.tags:  # the wrapper has a shape of its own
+            with no_dispatch():
+                func(*args, **kwargs)
         if target is not None and not onto:
             return found
         known = {id(tensor.values_): tensor for tensor in here}
@@ -384,7 +391,8 @@ class _Operations(TorchDispatchMode):
                     self.pretended.note("syncs", f"{name} by a mask")
                 if not isinstance(index, OnDevice):
                     self._moved("to_device", False, f"{name} by host's positions")
-        if not is_view and name not in ALLOCATIONS and name != "_local_scalar_dense":
+        is_view = is_view or torch.Tag.inplace_view in func.tags
+        if not is_view and name not in FREE:
             self.pretended.note("launches", name)
 
     def _refuse_a_mixture(self, func, name, args, tensors, here):

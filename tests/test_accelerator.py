@@ -2,6 +2,8 @@
 how often the host has to wait.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from pretend_device import OnDevice, PretendDevice
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, check_network
+from fishermask_sk import FisherMask, check_network, layer_rules
 from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk.layer_rules import find_rule
+from fishermask_sk.modules import undisturbed
 
 N_CLASSES = 5
 
@@ -167,6 +171,69 @@ def test_picks_do_not_depend_on_the_default_device(name, on_device):
                 check_network(net, X)
         finally:
             torch.set_default_device(None)
+
+
+# How often the host waits, and what it asks for.
+
+
+def layers(depth, n_classes):
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 3, 3), nn.ReLU()]
+    for _ in range(depth):
+        body += [nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(48, n_classes)).eval()
+
+
+@pytest.mark.parametrize(("depth", "n_classes"), [(1, 3), (3, 5)])
+def test_the_host_waits_once_a_batch_whatever_the_net(depth, n_classes):
+    """Not for each layer or class: what depends on the mask alone is looked up once."""
+    with PretendDevice() as device:
+        module = device.move(layers(depth, n_classes))
+        batches = [device.put(torch.as_tensor(images(9, seed))) for seed in range(4)]
+        with device.counted() as counts:
+            gradients = PerSampleGradients(module, module, batches[0][:4])
+        # Weights of the comparison there; places and the comparison itself back.
+        assert counts.n_syncs == 3, counts
+        mask_indices = device.put(torch.arange(0, gradients.n_parameters, 3))
+        asked = []
+        for batch in batches[1:]:
+            with device.counted() as counts:
+                gradients.embeddings(batch, mask_indices, reduced=True)
+            asked.append(counts)
+        # The mask, and whether gradients are autograd's; then the latter alone.
+        assert [counts.n_syncs for counts in asked] == [2, 1, 1], asked
+        assert asked[1].n_launches == asked[2].n_launches <= asked[0].n_launches
+        assert sum(asked[2].to_device.values()) == 1  # the comparison's weights
+        with device.counted() as counts:
+            gradients.diagonal_fisher(batches[:1])
+        assert counts.n_syncs == 3, counts
+        with device.counted() as counts, undisturbed(module):
+            pass
+        assert counts.n_syncs == 1, counts
+
+
+@pytest.mark.parametrize("shared", [5, 1], ids=["tokens", "pixels in groups"])
+def test_a_rule_takes_all_samples_in_one_launch(monkeypatch, shared):
+    """A CPU's cache holds few squares at a time; an accelerator waits for launches."""
+    monkeypatch.setattr(layer_rules, "SQUARED_AT_A_TIME", 1)
+    if shared > 1:
+        layer, seen, at_output = nn.Linear(6, 7), (shared, 6), (shared, 7)
+    else:
+        layer, seen, at_output = nn.Conv1d(6, 4, 3, groups=2), (6, 9), (4, 7)
+    launched = []
+    for n in (2, 30):
+        torch.manual_seed(0)
+        a, g = torch.randn(n, *seen), torch.randn(n, *at_output)
+        expected = find_rule(layer, "weight").squares(layer, a)(g)
+        with PretendDevice() as device:
+            moved = device.move(copy.deepcopy(layer))
+            rule = find_rule(moved, "weight")
+            a, g = device.put(a), device.put(g)
+            with device.counted() as counts:
+                found = rule.squares(moved, a)(g)
+            launched.append(counts.n_launches)
+            torch.testing.assert_close(found.cpu(), expected)
+    assert launched[0] == launched[1]
 
 
 # A real one, where there is one (`make gpu PART=tests`).
