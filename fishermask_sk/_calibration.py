@@ -80,7 +80,7 @@ def calibrate(
     )
     embeddings = sub._embed(plan.gradients, mask_indices, plan.n_rows).pool
     n_embedded = sized.n_embedded(sized.n_information or sized.n_averaged)
-    n_weights = min(query.params.n_components or len(mask_indices), len(mask_indices))
+    n_weights = sized.n_directions(len(mask_indices), plan.n_rows)
     if n_weights < len(
         mask_indices
     ):  # all of `sub` were embedded twice, once to find the directions

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -34,6 +33,7 @@ from fishermask_sk._net_checks import (
 )
 from fishermask_sk._proposals import given_positions, least, margins, seeded
 from fishermask_sk._warnings import warn_user
+from fishermask_sk.directions import EXACT, MOST, SHARE, SPARE, leading, share_held
 from fishermask_sk.fisher import information
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.layers import Layout, candidate_names, find_layout
@@ -157,6 +157,7 @@ class Query:
         self.rng = processes.object_of(0, rng)
         self.timings: dict[str, float] = {}
         self._said = False
+        self.n_components: int | None = None  # directions, once they are found
         machine, card = socket.gethostname(), card_of(self.device)
         all_places = processes.objects((machine, card))
         n_beside = sum(each == machine for each, _ in all_places)
@@ -277,6 +278,7 @@ class Query:
             },
             "query_idx_": self._positions_in_pool(picks.indices.cpu()).numpy(),
             "trace_reductions_": picks.trace_reductions.cpu().numpy(),
+            "n_components_": self.n_components or len(positions),
             "timings_": self.timings,
             "check_seconds_": gradients.check_seconds,
         }
@@ -473,7 +475,9 @@ class Query:
             )
             return per_layer_mask(scores, fraction, allowed, candidates, head)
         if head is not None and len(head) < len(candidates):
-            warn_if_head_fills_mask(plan.k, len(head), plan.n_trainable)
+            warn_if_head_fills_mask(
+                plan.k, len(head), plan.n_trainable, params._warn_once
+            )
         return ranked_mask(scores, plan.k, candidates, head)
 
     def _embed(
@@ -482,7 +486,7 @@ class Query:
         """Step 3: the candidates' embeddings, F̄, and what is known of the labelled
         samples.
         """
-        components = self._components(gradients, mask_indices)
+        components = self._components(gradients, mask_indices, n_rows)
         drawn = self._drawn_for_information()
         with self.processes.together():
             embedded = self._embed_own(
@@ -641,41 +645,88 @@ class Query:
         n_samples = self.n_stored + self.n_labeled + self._n_more_rows
         return self.processes.size == 1 and uses_rows(n_samples, n_rows, k)
 
+    def n_directions(self, k: int, n_rows: int) -> int:
+        """In how many directions of k weights the selection works, at most."""
+        n = self.params.n_components
+        if n == "auto":
+            kinds = (self.pool, self.labeled, *self.averaged)
+            n_samples = sum({each.name: each.shard.total for each in kinds}.values())
+            few = n_samples * n_rows <= MOST  # who span no more directions than that
+            return k if k <= EXACT or few else MOST
+        return k if n is None else min(int(n), k)
+
     def _components(
-        self, gradients: PerSampleGradients, mask_indices: Tensor
+        self, gradients: PerSampleGradients, mask_indices: Tensor, n_rows: int
     ) -> Tensor | None:
         """The leading principal directions (k, n_components) of the drawn samples'
         information, or None for all.
         """
-        n_components = self.params.n_components
-        if n_components is None or n_components >= len(mask_indices):
+        k = len(mask_indices)
+        n = self.n_directions(k, n_rows)
+        if n == k:
             return None
-        parts = []
-        for part, weights in self._weighted_parts(self._drawn):
+        auto = self.params.n_components == "auto"
+        measures = np.zeros(self.n_averaged, dtype=bool)
+        if auto:  # an eighth of them tells what the others' directions hold
+            measures = self.rng.random_sample(self.n_averaged) < 1 / 8
+
+        def rows(of_measuring: bool) -> Iterator[Tensor]:
+            yield self._none_of(gradients, mask_indices).flatten(0, 1)
+            start = 0
+            for (samples, positions), weights in self._weighted_parts(self._drawn):
+                first = start + samples.shard.start
+                chosen = measures[first + np.asarray(positions, int)] == of_measuring
+                start += samples.shard.total
+                here = np.asarray(positions, int)[chosen].tolist()
+                of_own = None if weights is None else weights[chosen]
+                done = 0
+                for v in self._embedded_batches(
+                    gradients, samples, mask_indices, lambda n: None, here
+                ):
+                    if of_own is not None:
+                        v *= of_own[done : done + len(v)].to(v).sqrt()[:, None, None]
+                    done += len(v)
+                    yield v.flatten(0, 1)
+
+        def times(basis: Tensor) -> Tensor:
             with self.processes.together():
-                own = torch.cat(
-                    [
-                        self._embeddings(gradients, batch, mask_indices)
-                        for batch in self._batches(*part)
-                    ]
-                    or [self._none_of(gradients, mask_indices)]
-                )
-                if weights is not None:
-                    own *= weights.to(own).sqrt()[:, None, None]
-            parts.append(self.processes.concatenated(own.flatten(0, 1)))
-        rows = torch.cat(parts)
-        seed = self.rng.randint(2**31 - 1)
-        n_components = min(n_components, len(rows))
+                image = torch.zeros_like(basis)
+                for v in rows(of_measuring=False):
+                    image += v.T @ (v @ basis)
+            return self.processes.add(image)
+
+        n_start = min(n + SPARE, k)
+        start = self.rng.standard_normal((k, n_start))
+        like = self._none_of(gradients, mask_indices)
+        found = leading(times, torch.as_tensor(start, device="cpu").to(like), n)
 
         def directions() -> list[Tensor]:
-            _, _, found = randomized_svd(
-                rows.cpu().numpy(), n_components, random_state=seed
-            )
-            return [torch.as_tensor(found.T.copy(), device=rows.device).to(rows)]
+            missing = found.new_zeros(k, n - found.shape[1])
+            return [torch.cat([found, missing], dim=1)]
 
-        return self.shard.from_first(
-            directions, rows.new_empty(rows.shape[1], n_components)
-        )[0]
+        basis = self.shard.from_first(directions, found.new_empty(k, n))[0]
+        # Samples without any information leave one direction, as good as any.
+        basis = basis[:, basis.any(0)] if basis.any() else torch.eye(k, 1).to(basis)
+        if auto:
+            parts, total = basis.new_zeros(basis.shape[1]), basis.new_zeros(1)
+            with self.processes.together():
+                for v in rows(of_measuring=True):
+                    parts += (v @ basis).square().sum(0)
+                    total += v.square().sum()
+            parts, total = self.processes.add(parts), self.processes.add(total)
+            n, share = share_held(parts, float(total), SHARE)
+            basis = basis[:, :n]
+            if self.processes.rank == 0:
+                self.params._warn_once(
+                    f"The mask has {k} weights, more than the {EXACT} that are used "
+                    f"exactly by default: the selection works in their {n} leading "
+                    f"directions, which hold {100 * share:.4g} % of the information's "
+                    "trace on samples that did not find them. Lower sparsity, set "
+                    "n_components to keep so many, or n_components=None to keep all, "
+                    "where memory allows."
+                )
+        self.n_components = basis.shape[1]
+        return basis
 
     def _embeddings(
         self, gradients: PerSampleGradients, batch: Any, mask_indices: Tensor
@@ -806,7 +857,7 @@ class Query:
             self.needs,
             k,
             n_rows,
-            min(self.params.n_components or k, k),
+            self.n_directions(k, n_rows),
             exact_k=self.params.mask in ("fisher", "random"),
         )
         self.budget.check(self.needs(k, n_rows), k, self.n_pool, cures)
@@ -816,14 +867,12 @@ class Query:
         itemsize = max(
             4, *(p.itemsize for p in self.fitted.module.parameters() if p.requires_grad)
         )
-        n_components = min(n_components or self.params.n_components or k, k)
-        needed = self._needs_of(n_components, n_rows, itemsize)
-        if n_components == k:
+        n = min(n_components or self.n_directions(k, n_rows), k)
+        needed = self._needs_of(n, n_rows, itemsize)
+        if n == k:
             return needed
-        n_drawn = min(self.n_averaged, self.params.n_mask_samples)
-        return needed._replace(
-            matrices=needed.matrices + 2 * n_drawn * n_rows * k * itemsize
-        )
+        # A basis, its product with F, and their factors.
+        return needed._replace(matrices=needed.matrices + 4 * n * k * itemsize)
 
     def _needs_of(self, k: int, n_rows: int, itemsize: int) -> Needs:
         in_rows = self._in_rows(n_rows, k)

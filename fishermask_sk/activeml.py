@@ -240,6 +240,8 @@ class _FisherQuery(_TargetQuery):
         return_utilities: bool,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         strategy = self.query_strategy_ = self._strategy()
+        if return_utilities and strategy.n_components == "auto":
+            strategy.n_components = None
         for name in ("n_components", "n_information_samples", "candidates"):
             if return_utilities and getattr(strategy, name) is not None:
                 raise ValueError(
@@ -331,7 +333,7 @@ n_top_classes, n_components
         batch_size: int = 128,
         max_memory: int | str | None = None,
         n_top_classes: int | None = None,
-        n_components: int | None = None,
+        n_components: int | str | None = "auto",
         missing_label: Any = MISSING_LABEL,
         random_state: Any = None,
     ) -> None:
@@ -407,6 +409,7 @@ class BaitQuery(_FisherQuery):
             layers="last",
             head=self.head,
             n_mask_samples=1,  # all of the head is kept, whatever its scores
+            n_components=None,
             damping=self.damping,
             oversample=self.oversample,
             batch_size=self.batch_size,

@@ -582,6 +582,7 @@ def bait_sampling(
         damping=damping,
         oversample=oversample,
         batch_size=batch_size,
+        n_components=None,
         random_state=random_state,
     )
     return strategy(

@@ -193,7 +193,9 @@ def custom_mask(
     return mask_indices
 
 
-def warn_if_head_fills_mask(k: int, n_head: int, n_weights: int) -> None:
+def warn_if_head_fills_mask(
+    k: int, n_head: int, n_weights: int, warn: Callable[[str], None] = warn_user
+) -> None:
     """Say that no room is left outside the head, and which sparsity would keep it
     whole.
 
@@ -201,6 +203,8 @@ def warn_if_head_fills_mask(k: int, n_head: int, n_weights: int) -> None:
     ----------
     k, n_head, n_weights : int
         Positions kept, the head's size, and the number of trainable weights.
+    warn : callable
+        What is done with the message.
     """
     if n_head < k:
         return
@@ -208,7 +212,7 @@ def warn_if_head_fills_mask(k: int, n_head: int, n_weights: int) -> None:
     which = (
         "exactly the head" if n_head == k else f"the head's {k} highest-scoring weights"
     )
-    warn_user(
+    warn(
         f"The mask keeps k={k} weights and the head alone has {n_head}: the mask is "
         f"{which}, and no other layer is seen. sparsity={share:g} or an int of "
         f"{n_head} is the smallest that keeps the head whole, more lets other layers "

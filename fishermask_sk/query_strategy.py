@@ -98,10 +98,13 @@ class FisherMask(BaseEstimator):
         Of each sample only this many most probable classes count, as if there were no
         others: for hundreds of classes. Time and memory grow with it as with the number
         of classes.
-    n_components : int >= 1, optional
-        Keep this many principal directions of the embeddings, those of the samples that
-        the mask is computed from: time and memory of the selection then grow with it
-        instead of k.
+    n_components : "auto", int >= 1 or None, default="auto"
+        How many principal directions of the embeddings the selection works in, those of
+        the samples that the mask is computed from: its time and memory then grow with
+        them instead of k. None keeps all. "auto" does so for masks of up to 6,000
+        weights; beyond, it keeps the leading ones that hold 99.9 % of the information's
+        trace, measured on an eighth of these samples, which did not find them, and at
+        most 1,000. One warning says how many and what they hold.
     random_state : int, RandomState or None, default=None
         Draws the mask's samples, a random mask, where the search for principal
         directions starts, and random ties. No global generator is touched.
@@ -119,6 +122,8 @@ class FisherMask(BaseEstimator):
     trace_reductions_ : ndarray of shape (n_instances,)
         How much each pick lowered tr(M⁻¹F̄) when it was picked. Not comparable between
         queries: mask and information change.
+    n_components_ : int
+        How many directions the selection worked in; k, where it kept all.
     timings_ : dict
         Seconds spent on "mask", "embeddings" and "selection".
     check_seconds_ : float
@@ -167,7 +172,7 @@ class FisherMask(BaseEstimator):
         batch_size: int = 128,
         max_memory: int | str | None = None,
         n_top_classes: int | None = None,
-        n_components: int | None = None,
+        n_components: int | str | None = "auto",
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
@@ -415,6 +420,13 @@ class FisherMask(BaseEstimator):
             check_candidates_parameter(candidates)
         return candidates
 
+    def _warn_once(self, message: str) -> None:
+        """Give a warning, but not at every query of a loop again."""
+        said: set[str] = self.__dict__.setdefault("_said", set())
+        if message not in said:
+            said.add(message)
+            warn_user(message)
+
     def _check_params(self) -> None:
         """Check the constructor's parameters, each against its range."""
         sparsity = self.sparsity
@@ -459,6 +471,8 @@ class FisherMask(BaseEstimator):
         for name, least in {"n_mask_samples": 1, "batch_size": 1, **optional}.items():
             value = getattr(self, name)
             if value is None and name in optional:
+                continue
+            if name == "n_components" and isinstance(value, str) and value == "auto":
                 continue
             if (
                 not isinstance(value, Integral)
