@@ -35,7 +35,7 @@ test-full: test
 
 # Benchmarks use all cores.
 bench: $(VENV)/.stamp
-	env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python benchmarks/query.py steps screening memory fidelity
+	env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python benchmarks/query.py steps memory fidelity
 
 bench-large: $(VENV)/.stamp
 	env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python benchmarks/query.py large

@@ -3,12 +3,11 @@ form, in one run.
 
     python benchmarks/query.py steps      # each step, and the whole query
     python benchmarks/query.py memory     # the selection's peak; 60,000 samples
-    python benchmarks/query.py screening  # where the net is surer and surer of the pool
     python benchmarks/query.py fidelity   # what fewer classes and directions keep
     python benchmarks/query.py large      # a ResNet-18 of width 64
 
 A narrow ResNet-18 on 28×28 images, trained on 250 labels of FashionMNIST, or of random
-images where it is absent; for screening on more labels, too. Prints tables, and writes
+images where it is absent. Prints tables, and writes
 each to docs/benchmarks/.
 """
 
@@ -26,10 +25,10 @@ from statistics import median
 import numpy as np
 import torch
 
-from fishermask_sk import FisherMask, ResNet18Classifier, screening
+from fishermask_sk import FisherMask, ResNet18Classifier
 from fishermask_sk._query import Query
-from fishermask_sk.candidates import MAX_AHEAD, UPDATE_ROWS
 from fishermask_sk.datasets import load_images
+from fishermask_sk.embeddings import BLOCK_NUMBERS
 from fishermask_sk.fisher import information
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.modules import undisturbed
@@ -390,58 +389,6 @@ def steps():
     )
 
 
-def screened():
-    shares, parts, first = [], screening.Screen.parts, screening.FIRST_SCREENING
-
-    def noted(self, n_samples):
-        shares.append(1 - self.n_kept / len(self.out))
-        return parts(self, n_samples)
-
-    screening.Screen.parts = noted
-    rows = []
-    for n_labeled in (N_LABELED, 1_000, 2_500):
-        setup = Setup(n_labeled=n_labeled)
-        accuracy = (setup.net.predict(setup.X_pool) == setup.y_pool).mean()
-        embedded = setup.embedded(setup.mask())
-        rows_of_all = torch.cat([embedded.pool, embedded.pool[:, :1]], dim=1)
-        found, left_out = [], []
-        for _ in range(3):
-            shares.clear()
-            pick = seconds_a_pick(embedded, n_labeled)
-            left_out.append(np.mean(shares))
-            screening.FIRST_SCREENING = N_PICKS
-            found.append(
-                (pick, seconds_a_pick(embedded, n_labeled), direct_pick(rows_of_all))
-            )
-            screening.FIRST_SCREENING = first
-        pick, without, direct = (median(column) for column in zip(*found, strict=True))
-        rows.append(
-            f"| {n_labeled:,} | {accuracy:.2f} | {np.mean(left_out):.2f} | "
-            f"{1e3 * pick:.1f} ms | {1e3 * without:.1f} ms | {1e3 * direct:,.0f} ms | "
-            f"{direct / pick:.0f} × faster |"
-        )
-        k, source = embedded.pool.shape[2], setup.source
-    write(
-        "screening",
-        "Picks where the net is sure of most of the pool",
-        source,
-        [
-            f"C = {N_CLASSES}, k = {k:,}, N = {N_POOL:,}, b = {N_PICKS}, float32. "
-            "Candidates that a bound keeps far from the largest gain are left out of "
-            "the updates; the picks are the same. Nets trained on so many labels, "
-            "each with a pool of its own. Left out: the share of the candidates, "
-            f"mean over the passes. One pick: mean of {N_PICKS - 1}, median of 3 "
-            "runs, in turn with picks on all candidates and with direct ones (two "
-            "batched products with k×k matrices, a tenth of the pool, scaled).",
-            "",
-            "| labels | accuracy on the pool | left out | one pick | on all "
-            "candidates | direct | beside direct |",
-            "|---:|---:|---:|---:|---:|---:|---:|",
-            *rows,
-        ],
-    )
-
-
 def resident(field):
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
@@ -508,13 +455,13 @@ def peak():
             n_labeled=N_LABELED,
             overwrite=True,
         )
-    block = UPDATE_ROWS * 2 * rows * MAX_AHEAD * pool.itemsize
+    block = 8 * min(BLOCK_NUMBERS["cpu"], n * rows * k)
     floor = 8 * (4 * k * k + 2 * n * N_CLASSES**2) + block
     used = found.grown + inputs
     print(
         "**Selection**, embeddings excluded, the two k×k matrices that it is given "
         f"included, float64: {used / 1e6:.0f} MB at the most, {used / floor:.2f} × of "
-        f"4 k×k + 2·N·C² + one block ({floor / 1e6:.0f} MB, the block of products "
+        f"4 k×k + 2·N·C² + one block ({floor / 1e6:.0f} MB, the block in float64 "
         f"{block / 1e6:.0f} MB); N = {n:,}, k = {k:,}, b = {N_PICKS}. To reach: ≤ 1.25 "
         "×."
     )
@@ -640,7 +587,6 @@ def large(n_pool=2_000, n_picks=50):
 
 SECTIONS = {
     "steps": steps,
-    "screening": screened,
     "memory": memory,
     "fidelity": fidelity,
     "large": large,

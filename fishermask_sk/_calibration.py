@@ -18,15 +18,16 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from fishermask_sk._query import EXAMPLES, Plan, Query
-from fishermask_sk.candidates import EXACT_PICKS, TAIL_SHARES
 from fishermask_sk.fisher import information
 from fishermask_sk.selection import select
 
 # Each step may take about this many seconds, and the selection's embeddings this many
 # bytes, on this many weights.
 STEP_SECONDS, SELECTION_BYTES, SELECTION_WEIGHTS = 1.0, 2**26, 1500
-# Picks that are timed: those that are made in float64 first, and twice as many.
-PICKS = 3 * EXACT_PICKS
+# Picks that are timed: early ones, many of which are float64, and later ones.
+EARLY_PICKS, PICKS = 8, 24
+# The share of all picks that cost what early ones do.
+EARLY_SHARE = 1 / 8
 
 
 class SelectionTimes(NamedTuple):
@@ -138,7 +139,7 @@ def _scaled_selection(
     }
     growth = n_weights / k_tried
     n_picks = min(ceil(query.params.oversample * query.n_instances), n_pool)
-    n_early = min(n_picks, max(EXACT_PICKS, ceil(TAIL_SHARES[0][0] * n_picks)))
+    n_early = min(n_picks, max(EARLY_PICKS, ceil(EARLY_SHARE * n_picks)))
 
     def at_n_pool(step: str, fixed_power: int, per_sample_power: int) -> float:
         if small == large:
@@ -173,7 +174,7 @@ def _like(embeddings: Tensor, n: int) -> Tensor:
 
 def _time_selection(embeddings: Tensor, query: Query) -> SelectionTimes:
     n, params = len(embeddings), query.params
-    n_picks, early = min(PICKS, n), min(EXACT_PICKS, n)
+    n_picks, early = min(PICKS, n), min(EARLY_PICKS, n)
     pool_information = information(embeddings.double()) / n
     times: list[float] = []
     _wait(embeddings.device)

@@ -164,10 +164,13 @@ def all_processes() -> Processes:
 
 
 class Best(NamedTuple):
-    """The position, among all samples, of the largest of all gains, and that gain."""
+    """The position, among all samples, of the largest of all gains, that gain, and
+    whether all that are not −∞ are equal to it.
+    """
 
     position: Tensor
     gain: Tensor
+    all_tied: Tensor
 
 
 class Shard:
@@ -190,21 +193,17 @@ class Shard:
     def best(
         self,
         gains: Tensor,
-        tolerance: float,
+        level: Callable[[Tensor], Tensor],
         choose: Callable[[Tensor], Tensor] | None = None,
-        places: Tensor | None = None,
     ) -> Best:
         """The largest gain of all processes. Of those that are equal the lowest
         position, or what `choose` says.
 
         Parameters
         ----------
-        gains : Tensor of shape (m,)
-        tolerance : float
-            Gains closer than this, relative to the best, are equal.
+        gains : Tensor of shape (n,)
+        level : callable, the largest -> from where on gains are equal to it
         choose : callable, Tensor of positions -> one of them, optional
-        places : Tensor of shape (m,), int64, rising, optional
-            Which of the samples here the gains are of; by default all.
 
         Returns
         -------
@@ -212,13 +211,23 @@ class Shard:
             Where the largest is no finite number, the gain says so and the position
             means nothing.
         """
-        tied = _tied(gains, largest := gains.amax(), tolerance)
-        if not len(tied):
-            return Best(tied.new_zeros(()), largest)
-        i = (choose or torch.amin)(tied)
-        # Copies: views would keep all the gains in memory for as long as the pick is
-        # remembered.
-        return Best((i if places is None else places[i]).clone(), gains[i].clone())
+        tied = gains >= level(largest := gains.amax())
+        # Of several largest argmax is the first.
+        i = tied.to(torch.uint8).argmax()
+        if choose is not None and bool(torch.isfinite(largest)):
+            i = choose(tied.nonzero()[:, 0])
+        gain = torch.where(torch.isfinite(largest), gains[i], largest)
+        return Best(i, gain, (tied | torch.isneginf(gains)).all())
+
+    def positions(self, mask: Tensor) -> Tensor:
+        """Positions among all samples of those that a mask (n,) of each process
+        marks.
+        """
+        return mask.nonzero()[:, 0]
+
+    def value(self, values: Tensor, position: Tensor) -> Tensor:
+        """One of the values (n,) that each process has of its samples."""
+        return self.take(position.reshape(1), lambda own: values[own])[0]
 
     def take(self, positions: Tensor, fetch: Callable[[Tensor], Tensor]) -> Tensor:
         """The rows of these samples, wherever they are.
@@ -264,31 +273,34 @@ class SharedOut(Shard):
     def best(
         self,
         gains: Tensor,
-        tolerance: float,
+        level: Callable[[Tensor], Tensor],
         choose: Callable[[Tensor], Tensor] | None = None,
-        places: Tensor | None = None,
     ) -> Best:
         own = gains.amax() if len(gains) else gains.new_full((), -torch.inf)
         largest = own
         while True:
-            tied = _tied(gains, largest, tolerance)
-            positions = self.start + (tied if places is None else places[tied])
-            found = self._processes.stack(_lowest(own, positions, gains[tied]))
+            tied = gains >= level(largest)
+            found = self._processes.stack(_lowest(own, self.start, tied, gains))
             largest = found[:, 0].amax()
             if not bool(torch.isfinite(largest)):
-                return Best(positions.new_zeros(()), largest)
+                nobody = torch.zeros((), dtype=torch.int64, device=gains.device)
+                return Best(nobody, largest, nobody.bool())
             # Where the lowest of a process's own best is none of the best of all, it
             # has to look again.
-            level = _level(largest, tolerance)
-            leaders = found[found[:, 0] >= level]
-            if bool((leaders[:, 2] >= level).all()):
+            leaders = found[found[:, 0] >= level(largest)]
+            if bool((leaders[:, 2] >= level(largest)).all()):
                 break
+        tied = gains >= level(largest)
+        is_all = (tied | torch.isneginf(gains)).all().to(largest)
+        all_tied = self._processes.stack(is_all[None]).amin().bool()
         if choose is not None:
-            here = self.start + _tied(gains, largest, tolerance)
-            chosen = choose(self._processes.concatenated(here))
-            return Best(chosen, self.take(chosen[None], lambda own: gains[own])[0])
+            chosen = choose(self.positions(tied))
+            return Best(chosen, self.value(gains, chosen), all_tied)
         first = leaders[leaders[:, 1].argmin()]
-        return Best(first[1].long(), first[2])
+        return Best(first[1].long(), first[2], all_tied)
+
+    def positions(self, mask: Tensor) -> Tensor:
+        return self._processes.concatenated(self.start + mask.nonzero()[:, 0])
 
     def take(self, positions: Tensor, fetch: Callable[[Tensor], Tensor]) -> Tensor:
         here = self._is_here(positions)
@@ -317,23 +329,12 @@ class SharedOut(Shard):
         return (positions >= self.start) & (positions < self.start + self.n)
 
 
-def _level(largest: Tensor, tolerance: float) -> Tensor:
-    """From here on gains are equal to the largest."""
-    return largest - tolerance * largest.abs()
-
-
-def _tied(gains: Tensor, largest: Tensor, tolerance: float) -> Tensor:
-    return (gains >= _level(largest, tolerance)).nonzero()[:, 0]
-
-
-def _lowest(largest: Tensor, positions: Tensor, gains: Tensor) -> Tensor:
+def _lowest(largest: Tensor, start: int, tied: Tensor, gains: Tensor) -> Tensor:
     """The largest gain, and the first of the tied positions with its gain, in float64:
     exact up to 2⁵³ samples.
     """
-    nothing = largest.new_tensor([torch.inf, -torch.inf], dtype=torch.float64)
-    first = (
-        torch.stack([positions[0].double(), gains[0].double()])
-        if len(gains)
-        else nothing
-    )
+    first = largest.new_tensor([torch.inf, -torch.inf], dtype=torch.float64)
+    if bool(tied.any()):
+        i = tied.to(torch.uint8).argmax()
+        first = torch.stack([(start + i).double(), gains[i].double()])
     return torch.cat([largest.double()[None], first])

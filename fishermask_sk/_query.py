@@ -45,7 +45,7 @@ from fishermask_sk.masks import (
     warn_if_head_fills_mask,
 )
 from fishermask_sk.memory import Budget, Needs, card_of, needs, uses_rows
-from fishermask_sk.selection import select
+from fishermask_sk.selection import FLOAT32_DAMPING, select
 from fishermask_sk.skorch_adapter import FittedNet
 from fishermask_sk.verification import ONE_BY_ONE
 
@@ -263,6 +263,7 @@ class Query:
                 damping=float(self.params.damping),
                 oversample=float(self.params.oversample),
                 choose=self._choose_at_random if random_tie_break else None,
+                draw=self._choose_at_random,
                 on_pick=lambda: advance(1),
                 overwrite=True,
                 shard=self.shard,
@@ -529,7 +530,7 @@ class Query:
                 if weights is not None:
                     v = v * weights.to(v).sqrt()[:, None, None]
                 if total is not None:
-                    total.add_(information(v))
+                    total.add_(information(v.to(self._sum_dtype(v))))
                 elif not self._shares_rows:
                     averaged.append(v)
 
@@ -835,10 +836,23 @@ class Query:
     def _choose_at_random(self, tied: Tensor) -> Tensor:
         return tied[self.rng.randint(len(tied))]
 
-    def _n_steps(self) -> int:
+    def _sum_dtype(self, v: Tensor) -> torch.dtype:
+        """In what the products of F̄ are: float64 where λ is small."""
+        small = float(self.params.damping) < FLOAT32_DAMPING
+        return torch.float64 if small else v.dtype
+
+    def _n_picks(self) -> int:
         n_candidates = self.n_candidates or self.shard.total
-        n_picks = min(ceil(self.params.oversample * self.n_instances), n_candidates)
-        return n_picks + n_picks - self.n_instances
+        return min(ceil(self.params.oversample * self.n_instances), n_candidates)
+
+    def _n_steps(self) -> int:
+        return 2 * self._n_picks() - self.n_instances
+
+    @property
+    def _n_reviewed(self) -> int:
+        """Picks that a backward pass reviews."""
+        n_picks = self._n_picks()
+        return n_picks if n_picks > self.n_instances else 0
 
     @property
     def n_stored(self) -> int:
@@ -882,12 +896,13 @@ class Query:
             n_rows,
             k,
             itemsize,
-            self._n_steps(),
+            self._n_reviewed,
             in_rows,
         )
         if not in_rows:
             return needed
         for_information = 2 * self._n_more_rows * n_rows * k * itemsize
+        for_information += 8 * self.n_stored * self._n_more_rows * n_rows**2
         return needed._replace(matrices=needed.matrices + for_information)
 
     @contextmanager

@@ -20,23 +20,16 @@ import psutil
 import torch
 from torch import Tensor
 
-from fishermask_sk.candidates import (
-    ACTIVE_SHARE,
-    EXACT_ENTRIES,
-    MAX_AHEAD,
-    MAX_WAITING,
-    MIN_ACTIVE,
-    UPDATE_ROWS,
-)
-from fishermask_sk.initial import FEW_WEIGHTS
+from fishermask_sk.candidates import FOLDED_PICKS
+from fishermask_sk.embeddings import BLOCK_NUMBERS
 
 # Of the free memory, the share that a query may take where `max_memory` is not given.
 SHARE_OF_FREE = 0.8
 # Of a budget, the share that a batch may take whatever else is held.
 LEAST_SHARE = 0.25
-# Beyond FEW_WEIGHTS, embeddings with at most this many rows a weight stand in for k×k
-# matrices: the first gains then cost less from the rows.
-ROWS_PER_WEIGHT = 4
+# With at most this many rows a weight the kernel of all rows takes no more memory than
+# the k×k matrices, and its first gains cost less.
+ROWS_PER_WEIGHT = 2
 # Where a file system cannot reserve room, zeros are written, so many at a time.
 NO_FALLOCATE = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 ZEROS = 2**24
@@ -80,10 +73,10 @@ class Needs(NamedTuple):
 
 
 def uses_rows(n_samples: int, n_rows: int, k: int) -> bool:
-    """Whether the selection works on the embeddings of all samples instead of on k×k
+    """Whether the selection works on the kernel of all samples' rows instead of on k×k
     matrices.
     """
-    return k > FEW_WEIGHTS and n_samples * n_rows <= ROWS_PER_WEIGHT * k
+    return n_samples * n_rows <= ROWS_PER_WEIGHT * k
 
 
 def needs(
@@ -92,39 +85,33 @@ def needs(
     n_rows: int,
     k: int,
     itemsize: int,
-    n_steps: int,
+    n_reviewed: int = 0,
     in_rows: bool | None = None,
 ) -> Needs:
     """What a query holds, for N + L samples with embeddings of (c, k), and so many
-    picks and removals.
+    picks that a backward pass reviews.
 
     The counts are those of `selection.select`; float64 but for the embeddings.
     `in_rows` says whether it works without k×k matrices, where `uses_rows` does not
     decide that.
     """
     row = k * itemsize
-    updated = min(n_pool, UPDATE_ROWS // n_rows + 1) * n_rows
-    of_candidates = 8 * n_pool * (4 * n_rows**2 + 2 * MAX_AHEAD + 5)
-    of_blocks = (
-        8 * updated * n_rows * (8 + 3 * MAX_AHEAD)
-    )  # products, and half as much for the bounds
-    waiting = min(
-        n_pool * n_rows, MAX_WAITING
-    )  # those that no bound spares: their products, twice
-    of_blocks += 8 * waiting * n_rows * 4 * MAX_AHEAD
-    of_blocks += updated * row  # gathered, where some are left out
-    of_blocks += 8 * min(max(EXACT_ENTRIES, n_rows * k), updated * k)
-    active = min(n_pool, max(MIN_ACTIVE, int(ACTIVE_SHARE * n_pool) + 1)) * n_rows * row
-    picking = of_candidates + of_blocks + active
+    of_candidates = 8 * n_pool * (5 * n_rows**2 + 10)
+    block = min(n_pool * n_rows * k, max(BLOCK_NUMBERS["cpu"], n_rows * k))
+    of_blocks = 8 * 3 * block
     if uses_rows(n_pool + n_labeled, n_rows, k) if in_rows is None else in_rows:
-        matrices = (
-            n_labeled * n_rows * row
-            + 8 * k * n_rows * (3 * n_labeled + n_steps)
-            + picking
-        )
-    else:  # five at the start, of which four stay or come again
-        matrices = max(8 * 5 * k * k, 8 * 4 * k * k + picking)
-    return Needs(n_pool * n_rows * row, matrices)
+        of_pool, of_labeled = n_pool * n_rows, n_labeled * n_rows
+        kernel = of_pool * (of_pool + of_labeled)
+        at_start = of_labeled * (2 * of_pool + 4 * of_labeled)
+        matrices = 8 * (kernel + at_start) + of_labeled * row
+    else:
+        matrices = 8 * k * (4 * k + 2 * FOLDED_PICKS * n_rows)
+    reviewed = n_reviewed * n_rows
+    directions = min(k, reviewed)
+    of_review = 8 * (reviewed * k + directions * (7 * reviewed + 6 * directions))
+    return Needs(
+        n_pool * n_rows * row, matrices + of_candidates + of_blocks + of_review
+    )
 
 
 def parse_memory(max_memory: int | str) -> int:

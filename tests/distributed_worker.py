@@ -18,7 +18,7 @@ from pretend_device import PretendDevice, pretend_nccl
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, candidates, initial, screening
+from fishermask_sk import FisherMask, candidates
 from fishermask_sk.baselines import margin_sampling
 
 N_POOL, N_LABELED, N_CLASSES = 60, 13, 4
@@ -67,6 +67,8 @@ def ask(
     X, known = samples(N_POOL, 1), samples(N_LABELED, 2)
     if kind == "tied":
         X = X[np.arange(N_POOL) % 7]
+    if kind == "equal":
+        X = X[np.zeros(N_POOL, dtype=int)]
     own = as_pool(part(X, counts, rank), kind)
     if n_proposed is not None:
         kwargs["candidates"] = np.flatnonzero(
@@ -113,7 +115,7 @@ CASES = {
     "weighted pool": {"weighted": True},
     "two stages": {"candidates": 3, "n_information_samples": 25},
     "no labels": {"no_labels": True},
-    "many weights": {"max_rotated": 1},
+    "equal": {"kind": "equal"},
 }
 OF_CALL = {
     "kind",
@@ -130,38 +132,12 @@ def run_case(name, rank, counts, labeled_counts):
     if settings.pop("no_labels", False):
         labeled_counts = [0] * len(labeled_counts)
     of_call = {key: settings.pop(key) for key in OF_CALL & settings.keys()}
-    max_rotated = settings.pop("max_rotated", initial.MAX_ROTATED)
     strategy = FisherMask(0.8, **{"damping": 0.5, "random_state": 0, **settings})
-    with mock.patch.object(initial, "MAX_ROTATED", max_rotated):
-        return ask(rank, counts, labeled_counts, strategy, **of_call)
-
-
-LEFT_OUT = []
-
-
-def leave_candidates_out():
-    """As many and as early as can be, which one process with so few samples would not
-    do.
-    """
-    screening.FIRST_SCREENING, screening.NEXT_SCREENING, screening.MIN_SCREENED = (
-        1,
-        1.0,
-        0.0,
-    )
-    screening.SCREENED_SHARE, screening.READMITTED_SHARE = 0.95, 0.999
-    set_ = screening.Screen._set
-
-    def noted(self, out):
-        if bool((out & (self._dimensions > 0)).any()):  # more than what is picked
-            LEFT_OUT.append(out)
-        set_(self, out)
-
-    screening.Screen._set = noted
+    return ask(rank, counts, labeled_counts, strategy, **of_call)
 
 
 def join_group(rank, size, folder, timeout):
     torch.set_num_threads(1)
-    leave_candidates_out()
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store",
@@ -189,7 +165,6 @@ def work(scene, rank, size, folder, timeout, *args):
 
 def cases(rank, size, what):
     found = [run_case(name, rank, counts, labeled) for name, counts, labeled in what]
-    assert LEFT_OUT or not all(counts[rank] for _, counts, _ in what)
     return found
 
 
@@ -260,9 +235,9 @@ def dies(rank, size):
     """The last rank is gone instead of its second pass over the candidates."""
     add, passes = candidates.Candidates.add, []
 
-    def add_or_die(self, steps):
-        passes.append(steps)
-        return os._exit(3) if len(passes) == 2 else add(self, steps)
+    def add_or_die(self, position, gain):
+        passes.append(position)
+        return os._exit(3) if len(passes) == 2 else add(self, position, gain)
 
     if rank == size - 1:
         candidates.Candidates.add = add_or_die

@@ -211,3 +211,43 @@ def naive_power_draw(scores, n_instances, rng):
         shares = np.array([scores[i] for i in left], dtype=float)
         picks.append(left.pop(rng.choice(len(left), p=shares / shares.sum())))
     return picks
+
+
+class PreciseObjective:
+    """tr(M⁻¹ F̄) of any set of picks in long double, M and F̄ summed afresh: right while
+    the information is less than 1e15 times λ.
+
+    Parameters
+    ----------
+    pool : ndarray of shape (N, c, k)
+    labeled : ndarray of shape (L, c, k)
+    n_instances : int
+    damping : float
+    """
+
+    def __init__(self, pool, labeled, n_instances, damping):
+        pool, labeled = (v.astype(np.longdouble) for v in (pool, labeled))
+        self.rows = np.concatenate([pool, labeled]).reshape(-1, pool.shape[2])
+        self.n_samples = len(pool) + len(labeled)
+        total = np.longdouble(len(labeled) + n_instances)
+        known = labeled.reshape(-1, pool.shape[2])
+        self.start = damping * np.eye(pool.shape[2], dtype=np.longdouble)
+        self.start += known.T @ known / total
+        self.pool = pool * np.sqrt(n_instances / total)
+
+    def value(self, picks):
+        """tr(M⁻¹ F̄) after these picks, by a Cholesky factor and substitution."""
+        chosen = self.pool[list(picks)].reshape(-1, self.pool.shape[2])
+        m, half = self.start + chosen.T @ chosen, self.rows.T.copy()
+        for j in range(len(m)):
+            column = m[j:, j] / np.sqrt(m[j, j])
+            half[j] /= column[0]
+            half[j + 1 :] -= np.outer(column[1:], half[j])
+            m[j + 1 :, j + 1 :] -= np.outer(column[1:], column[1:])
+        return float((half**2).sum() / self.n_samples)
+
+    def gains(self, picks):
+        """Of all others, by position."""
+        before = self.value(picks)
+        others = set(range(len(self.pool))) - set(picks)
+        return {i: before - self.value([*picks, i]) for i in sorted(others)}

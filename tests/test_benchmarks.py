@@ -43,13 +43,9 @@ def query(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "n_rows"),
-    [("steps", 5), ("screened", 3), ("fidelity", 10), ("large", 2)],
+    [("steps", 5), ("fidelity", 10), ("large", 2)],
 )
-def test_a_section_writes_its_table(section, n_rows, query, monkeypatch, tmp_path):
-    parts = query.screening.Screen.parts
-    monkeypatch.setattr(
-        query.screening.Screen, "parts", parts
-    )  # as it was, after the section's own
+def test_a_section_writes_its_table(section, n_rows, query, tmp_path):
     sizes = {
         "fidelity": {"n_pool": 60, "n_picks": 5},
         "large": {"n_pool": 60, "n_picks": 5},

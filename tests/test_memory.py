@@ -18,7 +18,7 @@ from pretend_device import PretendDevice
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, initial, memory
+from fishermask_sk import FisherMask, memory
 from fishermask_sk.generic import GenericGradients
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.memory import (
@@ -159,9 +159,9 @@ def settings_in(message):
 @pytest.mark.parametrize(
     ("shape", "max_memory", "named"),
     [
-        ((60, 10), "8MiB", {"sparsity", "n_components"}),
+        ((60, 10), "2MiB", {"sparsity", "n_components", "n_top_classes"}),
         # k is no matter where there are many outputs
-        ((3, 200), "40MiB", {"n_top_classes"}),
+        ((3, 200), "32MiB", {"n_top_classes"}),
     ],
 )
 def test_settings_that_fit_are_named_and_fit(shape, max_memory, named):
@@ -182,14 +182,14 @@ def test_two_settings_that_fit_together():
         MemoryError,
         match=r"n_top_classes=2 with sparsity=\d+ fits, or raise max_memory",
     ) as caught:
-        select_within(net, "600KiB")
-    assert len(select_within(net, "600KiB", **settings_in(str(caught.value)))) == 3
+        select_within(net, "300KiB")
+    assert len(select_within(net, "300KiB", **settings_in(str(caught.value)))) == 3
 
 
 def test_masks_of_another_size_than_sparsity_says():
     with pytest.raises(MemoryError, match="fit") as caught:
-        select_within(net_of(60, 10), "8MiB", mask="per_layer")
-    assert set(settings_in(str(caught.value))) == {"n_components"}
+        select_within(net_of(60, 10), "2MiB", mask="per_layer")
+    assert set(settings_in(str(caught.value))) == {"n_components", "n_top_classes"}
 
 
 def test_a_disk_that_is_full_is_told_before_any_work(net, monkeypatch):
@@ -221,9 +221,6 @@ def test_a_budget_of_what_is_free_where_the_system_does_not_say():
 
 def test_many_weights_and_few_samples_need_no_matrix(net, monkeypatch):
     expected, of_some = query(net), query(net, candidates=np.arange(30))
-    for module in (initial, memory):
-        monkeypatch.setattr(module, "FEW_WEIGHTS", 1)
-    monkeypatch.setattr(initial, "MIN_ROWS_PER_WEIGHT", 100)
     assert not uses_rows(N_POOL, N_CLASSES - 1, 196)
     assert (
         query(net).query_idx_.tolist() == expected.query_idx_.tolist()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, candidates, screening
+from fishermask_sk import FisherMask
 from fishermask_sk.fisher import (
     class_cotangents,
     class_logits,
@@ -544,17 +544,9 @@ def run_cases(name, n_cases):
     return n_ran
 
 
-@pytest.fixture(autouse=True)
-def as_in_large_pools(monkeypatch):
-    """Picks are made ahead, confirmed and taken back, candidates leave and come back:
-    in small pools, too.
-    """
-    monkeypatch.setattr(candidates, "MIN_ACTIVE", 4)
-    monkeypatch.setattr(screening, "FIRST_SCREENING", 1)
-    monkeypatch.setattr(screening, "SCREENED_SHARE", 0.5)
-
-
-SAID = pytest.mark.filterwarnings("ignore:The mask keeps k", "ignore:damping=")
+SAID = pytest.mark.filterwarnings(
+    "ignore:The mask keeps k", "ignore:damping=", "ignore:After . of"
+)
 
 
 @SAID

@@ -7,10 +7,8 @@ import pytest
 import reference
 import torch
 
-from fishermask_sk import candidates, initial
+from fishermask_sk import candidates, surplus
 from fishermask_sk.fisher import information
-from fishermask_sk.gains import reductions_and_bounds
-from fishermask_sk.operators import FactoredInformation
 from fishermask_sk.selection import select
 
 
@@ -20,139 +18,40 @@ def random_embeddings(n, c=3, k=6, seed=0):
     return rng.normal(size=(n, c, k)) * rng.uniform(0.2, 2, size=(n, 1, 1))
 
 
-def run(pool, labeled, n_instances, device="cpu", dtype=torch.float64, **kwargs):
+def run(pool, labeled, n_instances, device="cpu", dtype=torch.float64, form=None, **kw):
+    """Picks and gains, from matrices or, in the form "kernel", from rows."""
     pool_, labeled_ = (
         torch.as_tensor(v, dtype=dtype, device=device) for v in (pool, labeled)
     )
     known = information(labeled_.double())
-    picks, gains = select(
-        pool_,
-        (information(pool_.double()) + known) / (len(pool) + len(labeled)),
-        n_instances,
-        labeled_information=known / len(labeled) if len(labeled) else None,
-        n_labeled=len(labeled),
-        **kwargs,
-    )
+    if form == "kernel":
+        target, kw["labeled_embeddings"] = None, labeled_
+    else:
+        target = (information(pool_.double()) + known) / (len(pool) + len(labeled))
+        kw["labeled_information"] = known / len(labeled) if len(labeled) else None
+    picks, gains = select(pool_, target, n_instances, n_labeled=len(labeled), **kw)
     return picks.tolist(), gains.tolist()
 
 
+FORMS = pytest.mark.parametrize("form", ["matrices", "kernel"])
+
+
+@FORMS
 @pytest.mark.parametrize("oversample", [1, 2, 1.3])
 @pytest.mark.parametrize("n_labeled", [0, 1, 7])
 @pytest.mark.parametrize("n_instances", [1, 2, 10, 25])
 @pytest.mark.parametrize("damping", [1.0, 0.01])
 def test_picks_and_gains_equal_the_slow_twin(
-    n_instances, n_labeled, oversample, damping, device
+    n_instances, n_labeled, oversample, damping, form, device
 ):
     pool, labeled = random_embeddings(25), random_embeddings(n_labeled, seed=1)
-    picks, gains = run(
-        pool, labeled, n_instances, device, damping=damping, oversample=oversample
-    )
+    settings = {"damping": damping, "oversample": oversample}
+    picks, gains = run(pool, labeled, n_instances, device, form=form, **settings)
     expected, expected_gains = reference.naive_selection(
         pool, labeled, n_instances, damping, oversample
     )
     assert picks == expected
     np.testing.assert_allclose(gains, expected_gains, rtol=1e-7, atol=1e-12)
-
-
-@pytest.mark.parametrize("oversample", [1, 2])
-@pytest.mark.parametrize("n_active", [1, 2, 3])
-def test_picks_ahead_that_are_not_the_best_are_made_anew(
-    n_active, oversample, monkeypatch, device
-):
-    taken_back = []
-    keep = candidates.Candidates.keep
-
-    def noted(self, steps, n_added, n_kept):
-        taken_back.append(n_added - n_kept)
-        return keep(self, steps, n_added, n_kept)
-
-    monkeypatch.setattr(candidates.Candidates, "keep", noted)
-    monkeypatch.setattr(candidates, "MIN_ACTIVE", n_active)
-    pool, labeled = random_embeddings(30), random_embeddings(4, seed=1)
-    picks, gains = run(pool, labeled, 14, device, oversample=oversample)
-    expected, expected_gains = reference.naive_selection(
-        pool, labeled, 14, oversample=oversample
-    )
-    assert picks == expected
-    np.testing.assert_allclose(gains, expected_gains, rtol=1e-7)
-    assert taken_back
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1e2])
-def test_no_gain_is_above_its_bound(scale, dtype):
-    n, c, k, n_picks = 60, 3, 8, 5
-    v = scale * np.random.default_rng(0).normal(size=(n, c, k))
-    total = np.einsum("ncj,nck->jk", v, v) / n
-    m, ys, vhs, gains = np.eye(k), [], [], []
-    for pick in v[:n_picks]:
-        inverse = np.linalg.inv(m)
-        factor = np.linalg.cholesky(np.eye(c) + pick @ inverse @ pick.T)
-        u = inverse @ pick.T @ np.linalg.inv(factor).T
-        h = inverse @ total @ u - u @ u.T @ total @ u / 2
-        ys.append(v @ u)
-        vhs.append(v @ h)
-        m = m + pick.T @ pick
-        gains.append(
-            [
-                np.trace(total @ (np.linalg.inv(m) - np.linalg.inv(m + x.T @ x)))
-                for x in v
-            ]
-        )
-    inverse = np.linalg.inv(m)
-    a, b, a_before = (
-        torch.as_tensor(v @ middle @ v.swapaxes(1, 2))
-        for middle in (inverse, inverse @ total @ inverse, np.eye(k))
-    )
-    y, vh = (
-        torch.as_tensor(np.concatenate(parts, axis=2), dtype=dtype)
-        for parts in (ys, vhs)
-    )
-    last, bounds = reductions_and_bounds(a, b, y, vh, a_before)
-    np.testing.assert_allclose(last, gains[-1], rtol=1e-9)
-    assert bounds.shape == (n, n_picks - 1)
-    rounding = {torch.float32: 1e-5, torch.float64: 1e-9}[dtype]
-    for bound, exact in zip(bounds.T, gains, strict=False):
-        assert (bound.numpy() >= np.array(exact) * (1 - rounding)).all()
-    if scale < 1:  # A is nearly nothing, and so is what the bound gives away
-        np.testing.assert_allclose(bounds[:, 0], gains[0], rtol=1e-3)
-
-
-def test_there_is_no_bound_where_rounding_could_spoil_it():
-    small, large, lost = torch.eye(2), 1e7 * torch.eye(2), -2 * torch.eye(2)
-    a = torch.stack([small, large, lost, small]).double()
-    a_before = torch.stack([small, large, small, large]).double()
-    y, vh = torch.ones(2, 4, 2, 4).double()
-    gains, bounds = reductions_and_bounds(a, a, y, vh, a_before)
-    assert bounds.isinf().tolist() == [[False], [True], [True], [True]]
-    np.testing.assert_allclose(gains[[0, 1, 3]], [1, 2, 1], rtol=1e-6)
-
-
-def test_bounds_spare_candidates_and_change_no_pick(monkeypatch, device):
-    eliminated = []
-    reductions = candidates.trace_reductions
-
-    def counted(a, b):
-        eliminated.append(len(a))
-        return reductions(a, b)
-
-    pool, labeled = steep_embeddings(150), steep_embeddings(10, seed=1)
-    monkeypatch.setattr(candidates, "trace_reductions", counted)
-    picks, gains = run(pool, labeled, 60, device)
-    with_bounds = sum(eliminated)
-    eliminated.clear()
-
-    def no_bounds(a, b, y, vh, a_before):
-        gains = reductions(a, b)
-        return gains, gains.new_full(
-            (len(gains), y.shape[2] // y.shape[1] - 1), torch.inf
-        )
-
-    monkeypatch.setattr(candidates, "reductions_and_bounds", no_bounds)
-    every, every_gains = run(pool, labeled, 60, device)
-    assert picks == every
-    np.testing.assert_allclose(gains, every_gains, rtol=1e-9)
-    assert with_bounds < sum(eliminated)
 
 
 def steep_embeddings(n, c=4, k=40, seed=0):
@@ -175,8 +74,8 @@ def steep_embeddings(n, c=4, k=40, seed=0):
     [
         ("ERROR_LIMIT", candidates.ERROR_LIMIT),  # as it is
         ("ERROR_LIMIT", 0.0),  # a fresh A and B for every pick
-        ("EXACT_ENTRIES", 40 * 50),  # a dozen samples at a time in float64
-        ("EXACT_ENTRIES", 1),
+        ("PASS_LIMIT", np.inf),  # float32 from the first pick on
+        ("FOLDED_PICKS", 1),
     ],
 )
 def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(
@@ -194,28 +93,117 @@ def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(
     np.testing.assert_allclose(gains, exact_gains, rtol=1e-3)
 
 
+@FORMS
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("initial.MAX_ROTATED", 1),
-        ("candidates.UPDATE_ROWS", 7),
-        ("gains.MAX_UNROLLED_CLASSES", 0),
+        ("embeddings.BLOCK_NUMBERS", {"cpu": 50}),
+        ("gains.MAX_UNROLLED_ROWS", 0),
         ("gains.MIN_UNROLLED", 0),
         ("gains.ENTRIES_AT_A_TIME", 20),
     ],
 )
 @pytest.mark.parametrize("n_labeled", [0, 5])
 def test_large_problems_take_the_same_picks(
-    name, value, n_labeled, monkeypatch, device
+    name, value, n_labeled, form, monkeypatch, device
 ):
     pool, labeled = random_embeddings(25), random_embeddings(n_labeled, seed=1)
     expected, expected_gains = reference.naive_selection(
         pool, labeled, 8, oversample=1.5
     )
+    monkeypatch.setattr("fishermask_sk.gains.MIN_UNROLLED", 0)
     monkeypatch.setattr(f"fishermask_sk.{name}", value)
-    picks, gains = run(pool, labeled, 8, device, oversample=1.5)
+    picks, gains = run(pool, labeled, 8, device, form=form, oversample=1.5)
     assert picks == expected
     np.testing.assert_allclose(gains, expected_gains, rtol=1e-7)
+
+
+def problem(seed, information_over_damping):
+    """A pool, labelled samples and λ: few weights or many, spectra flat or steep."""
+    rng = np.random.default_rng(seed)
+    c, k, n_labeled = rng.integers([1, 6, 0], [4, 25, 6])
+    rotation = np.linalg.qr(rng.normal(size=(k, k)))[0]
+    spectrum = np.geomspace(1, 10 ** -rng.uniform(0, 3), k)
+    pool, labeled = (
+        rng.normal(size=(n, c, k)) * spectrum @ rotation * rng.uniform(0.2, 2)
+        for n in (24, n_labeled)
+    )
+    return pool, labeled, (pool**2).sum((1, 2)).max() / information_over_damping
+
+
+RATIOS = pytest.mark.parametrize("ratio", [1, 1e4, 1e7, 1e9, 6e10, 1e12])
+AT_ITS_EDGE = pytest.mark.filterwarnings("ignore:damping=")
+
+
+@AT_ITS_EDGE
+@FORMS
+@RATIOS
+def test_gains_are_right_however_small_damping_is(ratio, form):
+    for seed in range(4):
+        pool, labeled, damping = problem(seed, ratio)
+        picks, gains = run(pool, labeled, 10, form=form, damping=damping)
+        twin = reference.PreciseObjective(pool, labeled, 10, damping)
+        for t, (pick, gain) in enumerate(zip(picks, gains, strict=True)):
+            exact = twin.gains(picks[:t])
+            assert exact[pick] >= max(exact.values()) * (1 - 2e-6)
+            assert gain == pytest.approx(exact[pick], rel=max(1e-4, 1e-15 * ratio))
+
+
+@AT_ITS_EDGE
+@FORMS
+@RATIOS
+def test_the_backward_pass_drops_what_is_least_missed(ratio, form, monkeypatch):
+    monkeypatch.setattr(surplus, "REMOVALS", 3)
+    for seed in range(4):
+        pool, labeled, damping = problem(seed, ratio)
+        settings = {"form": form, "damping": damping}
+        first, _ = run(pool, labeled, 5, oversample=2, **settings)
+        picks = picks_first(pool, labeled, 5, 10, **settings)
+        twin = reference.PreciseObjective(pool, labeled, 5, damping)
+        while len(picks) > 5:
+            left = {i: twin.value([j for j in picks if j != i]) for i in picks}
+            picks.remove(min(left, key=left.get))
+        assert first == picks
+
+
+def picks_first(pool, labeled, n_instances, n_picks, **settings):
+    """The picks before a backward pass."""
+    found = []
+
+    def note(start, indices, *args):
+        found.extend(indices.tolist())
+        return torch.ones(len(indices), dtype=torch.bool)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fishermask_sk.selection.kept_picks", note)
+        run(pool, labeled, n_instances, oversample=n_picks / n_instances, **settings)
+    return found
+
+
+@pytest.mark.parametrize("limits", ["afresh", "factor of N", "plain"])
+def test_ways_to_the_least_cost_agree(limits, monkeypatch):
+    """Costs made one by one, N from its own factor, and A from that of M."""
+    pool, labeled = random_embeddings(40, k=60), random_embeddings(3, k=60, seed=1)
+    settings = {"damping": 1e-3, "oversample": 2}
+    expected, _ = reference.naive_selection(pool, labeled, 12, **settings)
+    if limits != "factor of N":
+        monkeypatch.setattr(surplus, "LARGE_INFORMATION", np.inf)
+    if limits == "afresh":
+        monkeypatch.setattr(surplus, "COST_ERROR", 1e-12)
+    assert run(pool, labeled, 12, **settings)[0] == expected
+
+
+def test_a_backward_pass_that_cannot_decide_raises():
+    pool = random_embeddings(10, c=1, k=12)
+    with (
+        pytest.warns(UserWarning, match=r"damping=1e-17 is"),
+        pytest.raises(
+            FloatingPointError,
+            match=r"cannot tell which pick is least missed.*\de\+1. times the damping.*"
+            r"oversample=1",
+        ),
+    ):
+        run(pool, pool[:0], 3, damping=1e-17, oversample=2)
 
 
 def test_float64_does_not_lose_late_gains_beside_huge_early_ones():
@@ -231,9 +219,8 @@ def test_float64_does_not_lose_late_gains_beside_huge_early_ones():
     assert min(gains) >= 0
 
 
-@pytest.mark.parametrize("form", ["eigenvectors", "embeddings"])
 def test_where_float32_would_ask_for_a_refresh_after_every_pick_it_is_not_used(
-    form, monkeypatch, device
+    monkeypatch, device
 ):
     refreshed = []
     refresh = candidates.Candidates.refresh
@@ -246,19 +233,17 @@ def test_where_float32_would_ask_for_a_refresh_after_every_pick_it_is_not_used(
     rng = np.random.default_rng(0)
     v = (
         100
-        * rng.normal(size=(200, 3, 200))
-        * np.geomspace(1, 1e-2, 200)
+        * rng.normal(size=(200, 3, 100))
+        * np.geomspace(1, 1e-2, 100)
         * rng.uniform(0.2, 2, (200, 1, 1))
-    )
-    v = torch.as_tensor(v, dtype=torch.float32, device=device)
-    exact, exact_gains = run(v.cpu(), v[:0].cpu(), 60)
+    ).astype("float32")
+    exact, exact_gains = run(v, v[:0], 60)
 
     def refreshes():
         refreshed.clear()
-        target = information(v.double()) / 200 if form == "eigenvectors" else None
-        picks, gains = select(v, target, 60)
-        assert picks.tolist() == exact
-        np.testing.assert_allclose(gains.cpu(), exact_gains, rtol=1e-4)
+        picks, gains = run(v, v[:0], 60, device, dtype=torch.float32)
+        assert picks == exact
+        np.testing.assert_allclose(gains, exact_gains, rtol=1e-4)
         return len(refreshed) - 1  # the first is the start
 
     assert refreshes() <= 2
@@ -283,13 +268,9 @@ def gains_from_scratch(v, target, picked):
 
 
 @pytest.mark.filterwarnings("ignore:damping=1 is")
-@pytest.mark.parametrize(
-    "form", ["eigenvectors", "factor", "singular factor", "embeddings"]
-)
+@pytest.mark.parametrize("form", ["matrices", "singular matrices", "kernel"])
 @pytest.mark.parametrize("seed", [0, 1, 2, 8, 12, 27])
-def test_what_rounding_leaves_of_huge_gains_is_not_taken_for_a_gain(
-    seed, form, monkeypatch, device
-):
+def test_what_rounding_leaves_of_huge_gains_is_not_taken_for_a_gain(seed, form, device):
     """Eight clusters with norms over four decades: B falls by sixteen orders of
     magnitude when theirs is picked.
     """
@@ -298,16 +279,14 @@ def test_what_rounding_leaves_of_huge_gains_is_not_taken_for_a_gain(
     v = clusters[rng.integers(0, 8, 200)] + 10 * rng.normal(
         size=(200, 2, 30)
     ) * np.geomspace(1, 1e-3, 30)
-    if form == "singular factor":
+    if form == "singular matrices":
         v[..., -1] = 0
         v[..., -2] = -v[..., 0]
     v = torch.as_tensor(v)
     target = information(v) / 200
-    if form.endswith("factor"):
-        monkeypatch.setattr(initial, "MAX_ROTATED", 1)
     picks, gains = select(
         v.to(device),
-        None if form == "embeddings" else target.to(device),
+        None if form == "kernel" else target.to(device),
         12,
         damping=1.0,
     )
@@ -317,42 +296,16 @@ def test_what_rounding_leaves_of_huge_gains_is_not_taken_for_a_gain(
         assert gain == pytest.approx(float(expected[pick]), rel=1e-2)
 
 
-@pytest.mark.parametrize("rank", [0, 3, 12])
-def test_information_that_is_singular_has_a_factor(rank, device):
-    rows = np.random.default_rng(0).normal(size=(rank, 12)) * np.geomspace(1, 1e9, 12)
-    matrix = torch.as_tensor(rows.T @ rows, device=device)
-    factored = FactoredInformation(matrix)
-    # Every entry beside its own row and column, not beside the largest.
-    scale = matrix.diagonal().sqrt()
-    error = (factored.times(torch.eye(12).to(matrix)) - matrix).abs()
-    assert bool((error <= 1e-13 * scale * scale[:, None]).all())
-    v = torch.as_tensor(random_embeddings(4, k=12), device=device)
-    expected = v @ matrix @ v.mT
-    torch.testing.assert_close(
-        factored.quadratic(v), expected, rtol=0, atol=1e-12 * float(expected.amax())
-    )
-
-
-@pytest.mark.parametrize(
-    ("n_rows", "n_weights", "expected"),
-    [
-        (1, 6_000, True),
-        (41_999, 7_000, False),
-        (42_000, 7_000, True),
-        (10**9, 40_000, False),
-    ],
-)
-def test_the_basis_is_changed_where_that_is_cheap(n_rows, n_weights, expected):
-    assert initial._is_rotated(n_rows, n_weights) is expected
-
-
-def test_embeddings_are_overwritten_only_when_asked():
+def test_nothing_is_overwritten_but_matrices_when_asked():
     v = torch.as_tensor(random_embeddings(9))
-    before = v.clone()
-    select(v, information(v) / 9, 2)
+    before, target = v.clone(), information(v) / 9
+    kept = target.clone()
+    select(v, target, 2, n_labeled=3, labeled_information=target)
     assert torch.equal(v, before)
-    select(v, information(v) / 9, 2, overwrite=True)
-    assert not torch.equal(v, before)
+    assert torch.equal(target, kept)
+    select(v, target, 2, n_labeled=3, labeled_information=kept, overwrite=True)
+    assert torch.equal(v, before)
+    assert not torch.equal(target, before)
 
 
 def test_hardly_damped_labelled_information_of_low_rank():
@@ -387,14 +340,72 @@ def test_more_classes_than_weights():
     assert run(pool, labeled, 4)[0] == reference.naive_selection(pool, labeled, 4)[0]
 
 
+@FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_of_equal_samples_the_lowest_index_goes_first(dtype):
+def test_of_equal_samples_the_lowest_index_goes_first(dtype, form):
     pool = np.tile(random_embeddings(5), (3, 1, 1))
-    picks, _ = run(pool, random_embeddings(0), 15, dtype=dtype)
+    picks, _ = run(pool, random_embeddings(0), 15, dtype=dtype, form=form)
     assert sorted(picks) == list(range(15))
     for i in range(5):  # of the three copies of a sample
         order = [p for p in picks if p % 5 == i]
         assert order == sorted(order)
+
+
+@FORMS
+@pytest.mark.parametrize("damping", [1.0, 0.1, 0.01])
+def test_copies_of_one_sample_are_picked_from_the_first_on(damping, form):
+    for seed in range(45):
+        rng = np.random.default_rng(seed)
+        n, c, k = rng.integers([5, 1, 5], [40, 5, 60])
+        v = rng.normal(size=(1, c, k)).repeat(n, axis=0)
+        picks, _ = run(v, v[:0], 5, damping=damping, form=form)
+        assert picks == [0, 1, 2, 3, 4]
+
+
+def copies(n, *shape):
+    return np.random.default_rng(0).normal(size=(1, *shape)).repeat(n, axis=0)
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("pool", "n_before"),
+    [
+        (np.zeros((12, 2, 3)), 0),
+        (copies(12, 2, 3), 0),
+        (np.concatenate([random_embeddings(3, 2, 3), np.zeros((9, 2, 3))]), 3),
+        (np.concatenate([9 * random_embeddings(2, 2, 3), copies(10, 2, 3)]), 2),
+    ],
+)
+def test_who_is_picked_is_drawn_where_nothing_tells_samples_apart(pool, n_before, form):
+    def drawn(seed):
+        rng = np.random.default_rng(seed)
+        with pytest.warns(UserWarning, match="no sample would") as said:
+            found = run(
+                pool,
+                pool[:0],
+                6,
+                form=form,
+                draw=lambda open_: open_[rng.integers(len(open_))],
+            )
+        assert len(said) == 1
+        assert f"After {n_before} of 6 picks no sample would teach" in str(
+            said[0].message
+        )
+        return found
+
+    picks, gains = drawn(0)
+    assert (picks, gains) == drawn(0)
+    ordered, gains_in_order = run(pool, pool[:0], 6, form=form)
+    assert picks[:n_before] == ordered[:n_before]
+    np.testing.assert_allclose(gains, gains_in_order, rtol=1e-9, atol=1e-15)
+    assert len({tuple(drawn(seed)[0]) for seed in range(4)}) > 1
+
+
+def test_nobody_is_drawn_where_some_are_better_or_all_are_picked():
+    tied = np.tile(random_embeddings(5), (3, 1, 1))
+    for pool, n_instances in ((tied, 5), (tied, 15), (np.zeros((4, 2, 3)), 4)):
+        ordered = run(pool, pool[:0], n_instances)
+        assert run(pool, pool[:0], n_instances, draw=lambda open_: open_[-1]) == ordered
 
 
 def test_zero_embeddings_are_picked_in_order_with_zero_gain():

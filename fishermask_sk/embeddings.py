@@ -1,0 +1,128 @@
+r"""Masked gradient embeddings :math:`V_x \in \mathbb{R}^{c \times k}` as something that
+matrices are multiplied with.
+
+The selection needs five things of them and no more: ``times(U)`` is V_x U for every
+sample, ``rows(i)`` are V_i themselves, ``information()`` is :math:`\sum_x V_x^\top
+V_x`, ``quadratic(M)`` is :math:`V_x M V_x^\top`, and ``part(samples)`` are the
+embeddings of some samples. Tensors are laid out (n, c, k): samples, rows, weights. This
+file sees tensors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# Numbers that one block of samples may hold as they are multiplied: 16 MiB of float64
+# stay near a processor's cache, and an accelerator wants few launches.
+BLOCK_NUMBERS = {"cpu": 2**21}
+ACCELERATOR_NUMBERS = 2**27
+
+
+class Embeddings(Protocol):
+    """What the selection is written against. `device` is where arithmetic is done."""
+
+    n: int
+    c: int
+    k: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def times(self, u: Tensor) -> Tensor:
+        """V_x U for every sample (n, c, r), for U (k, r); in the dtype of U."""
+
+    def rows(self, samples: Tensor) -> Tensor:
+        """V_i of some samples (m, c, k)."""
+
+    def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The sum of VᵀV (k, k), float64; the products are of the given dtype."""
+
+    def quadratic(self, m: Tensor | None = None) -> Tensor:
+        """V_x M V_xᵀ for every sample (n, c, c), float64; M (k, k), or None for I."""
+
+    def part(self, samples: slice) -> Embeddings:
+        """The embeddings of these samples, without a copy."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is stored of every sample, samples first."""
+
+    def of(self, tensors: Sequence[Tensor]) -> Embeddings:
+        """The embeddings, at the same weights, that such tensors stand for."""
+
+    def scaled(self, factors: Tensor) -> Embeddings:
+        """Each sample's V times a number (n,)."""
+
+
+class DenseEmbeddings:
+    """Embeddings that are a tensor.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n, c, k)
+        In memory, in a mapped file, or on another device than the arithmetic: it is
+        read in blocks.
+    device : torch.device, optional
+        Where arithmetic is done; by default where the values are.
+    """
+
+    def __init__(self, values: Tensor, device: torch.device | None = None) -> None:
+        self.values = values
+        self.n, self.c, self.k = values.shape
+        self.dtype, self.device = values.dtype, device or values.device
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """As of all `Embeddings`."""
+        return [self.values]
+
+    def of(self, tensors: Sequence[Tensor]) -> DenseEmbeddings:
+        """As of all `Embeddings`."""
+        return DenseEmbeddings(tensors[0], self.device)
+
+    def scaled(self, factors: Tensor) -> DenseEmbeddings:
+        """As of all `Embeddings`."""
+        factors = factors.to(self.values)[:, None, None]
+        return DenseEmbeddings(self.values * factors, self.device)
+
+    def times(self, u: Tensor) -> Tensor:
+        """As of all `Embeddings`."""
+        return self.values.to(u) @ u
+
+    def rows(self, samples: Tensor) -> Tensor:
+        """As of all `Embeddings`."""
+        return self.values[samples.to(self.values.device)].to(self.device)
+
+    def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """As of all `Embeddings`."""
+        total = torch.zeros(self.k, self.k, dtype=torch.float64, device=self.device)
+        for part in blocks(self, self.k):
+            rows = self.values[part].to(self.device, dtype).flatten(0, 1)
+            total += rows.mT @ rows
+        return total
+
+    def quadratic(self, m: Tensor | None = None) -> Tensor:
+        """As of all `Embeddings`."""
+        v = self.values.to(self.device, torch.float64)
+        return (v if m is None else v @ m) @ v.mT
+
+    def part(self, samples: slice) -> DenseEmbeddings:
+        """As of all `Embeddings`."""
+        return DenseEmbeddings(self.values[samples], self.device)
+
+
+def as_embeddings(
+    values: Tensor | Embeddings, device: torch.device | None = None
+) -> Embeddings:
+    """A tensor as embeddings; embeddings as they are."""
+    return DenseEmbeddings(values, device) if isinstance(values, Tensor) else values
+
+
+def blocks(embeddings: Embeddings, width: int) -> Iterator[slice]:
+    """Slices of the samples, so that rows of so many numbers are one block."""
+    numbers = BLOCK_NUMBERS.get(embeddings.device.type, ACCELERATOR_NUMBERS)
+    step = max(1, numbers // (embeddings.c * max(1, width)))
+    return (slice(i, i + step) for i in range(0, embeddings.n, step))
