@@ -35,6 +35,7 @@ from fishermask_sk._proposals import given_positions, least, margins, seeded
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.directions import EXACT, MOST, SHARE, SPARE, leading, share_held
 from fishermask_sk.fisher import information
+from fishermask_sk.generic import samples as some_samples
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.layers import Layout, candidate_names, find_layout
 from fishermask_sk.masks import (
@@ -56,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 # Samples that the net is tried on before any expensive work.
 EXAMPLES = 8
+# Of these, those with a graph of all layers.
+GRAPHED = 2
 # And of the pool, of the labelled ones and of the target each, on which the ways to its
 # gradients are.
 TRIED = 4
@@ -322,8 +325,9 @@ class Query:
                 "All weights of the net are frozen; FisherMask needs some with "
                 "requires_grad=True."
             )
-        reached = reached_parameters(fitted, example, trainable)
-        layout = self._layout(example, n_outputs)
+        few = some_samples(example, slice(GRAPHED))
+        reached = reached_parameters(fitted, few, trainable)
+        layout = self._layout(few, n_outputs)
         names = candidate_names(params.layers, layout, trainable)
         check_candidates(params.layers, names, reached)
         check_real(fitted.module, names)
@@ -921,12 +925,15 @@ class Query:
 
 
 def _positions(slices: dict[str, slice], names: list[str]) -> Tensor:
-    return torch.cat(
-        [
-            torch.arange(slices[name].start, slices[name].stop, device="cpu")
-            for name in names
-        ]
-    )
+    """The positions of these parameters, in the network's order."""
+    ends: list[list[int]] = []
+    for place in (slices[name] for name in names):
+        if ends and ends[-1][1] == place.start:
+            ends[-1][1] = place.stop
+        else:
+            ends.append([place.start, place.stop])
+    parts = [torch.arange(*pair, device="cpu") for pair in ends]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _weighty(drawn: Drawn, parameter: str) -> Drawn:

@@ -200,6 +200,14 @@ class PerSampleGradients:
         batch : batch of a few samples
         """
         names = [name for name in self.names if self.parameters[name].requires_grad]
+        n, start = _length(batch), 0
+        while start < n:
+            size = min(n, self._affordable(batch, dict.fromkeys(names)))
+            self._try(samples(batch, slice(start, start + size)), names)
+            start += size
+
+    def _try(self, batch: Batch, names: list[str]) -> None:
+        """Go every way on a batch once, and take note of the dtypes on it."""
         note = self._verification.see
         with (
             saved_tensors_hooks(lambda t: note(t.dtype) or t, lambda t: t),
@@ -207,14 +215,14 @@ class PerSampleGradients:
         ):
             weights = self._verification.weights(*logits.shape).to(logits)
             gradients = self._plain(logits, names, weights)
-        telling = [
-            self.slices[name].start
-            + self._verification.telling_entries(gradients[name])
-            for name in names
-        ]
-        del gradients
+        n_classes = logits.shape[1]
+        del logits  # and with it the graph
+        telling = []
+        for name in names:
+            entries = self._verification.telling_entries(gradients.pop(name))
+            telling.append(self.slices[name].start + entries)
         if telling:
-            m = min(logits.shape[1], MAX_TRIED_ROWS + 1)
+            m = min(n_classes, MAX_TRIED_ROWS + 1)
             self._embedded(batch, torch.cat(telling), "fisher", True, m, tried=False)
 
     def diagonal_fisher(
@@ -252,7 +260,7 @@ class PerSampleGradients:
         """
         if names is None:
             names = self._trainable()
-        total = self._zeros(self.n_parameters)
+        total: Tensor | None = None
         n_samples = 0
 
         def squares(part: Batch) -> tuple[int, Tensor]:
@@ -261,12 +269,14 @@ class PerSampleGradients:
 
         for batch in batches:
             for n, of_part in self._in_parts(batch, dict.fromkeys(names), squares):
-                total += of_part
+                total = of_part if total is None else total.add_(of_part)
                 n_samples += n
                 if on_batch is not None:
                     on_batch(n)
+        if total is None:
+            return self._zeros(self.n_parameters)
         sum_of_weights = n_samples if weights is None else float(weights.sum())
-        return total / sum_of_weights if sum_of_weights else total
+        return total.div_(sum_of_weights) if sum_of_weights else total
 
     def embeddings(
         self,
@@ -373,7 +383,7 @@ class PerSampleGradients:
         key = (*shapes, *sizes.items())
         if key in self._loads:
             return self._loads[key]
-        few = samples(batch, slice(2))
+        few = samples(batch, slice(1))
         n, stored = _length(few), dict[int, int]()
         own = {p.untyped_storage().data_ptr() for p in self.parameters.values()}
 
@@ -721,8 +731,9 @@ class PerSampleGradients:
         weights = weights.to(cotangents, non_blocking=True)
         cotangent = (weights[..., None] * cotangents).sum(1)
         sums = _Sums(weights)
-        for name, gradient in self._plain(logits, names, cotangent).items():
-            flat, places = gradient.flatten(), wanted[name]
+        gradients = self._plain(logits, names, cotangent)
+        for name in names:
+            flat, places = gradients.pop(name).flatten(), wanted[name]
             if places is None:
                 places = self._verification.telling_entries(flat)
             sums.expect(name, places, flat[places])

@@ -349,11 +349,18 @@ def _scale_rule(normalized: Callable[[Any, Tensor], Tensor]) -> Rule:
 
 
 def _by_feature(module: Any, g: Tensor) -> Tensor:
-    return (
-        _normalized_last(module, g)
-        if isinstance(module, nn.LayerNorm)
-        else _channels_first(g)
-    )
+    if isinstance(module, nn.LayerNorm):
+        return _normalized_last(module, g)
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return g.reshape(len(g), 1, -1)
+    return _channels_first(g)
+
+
+# PReLU: ∂w[c] = Σ_p g[c, p]·min(a[c, p], 0), as for a scale; torch.func cannot batch it.
+
+
+def _negative_part(module: nn.PReLU, a: Tensor) -> Tensor:
+    return _by_feature(module, a.clamp_max(0))
 
 
 def _bias_rule(per_sample: Callable[[Any, Tensor], Tensor]) -> Rule:
@@ -435,5 +442,6 @@ _RULES: tuple[tuple[tuple[type[nn.Module], ...], dict[str, Rule]], ...] = (
             "bias": _bias_rule(lambda module, g: _by_feature(module, g).sum(-1)),
         },
     ),
+    ((nn.PReLU,), {"weight": _scale_rule(_negative_part)}),
     ((nn.Embedding,), {"weight": Rule(_embedding_entries, _embedding_squares)}),
 )

@@ -20,6 +20,8 @@ from fishermask_sk._warnings import warn_user
 # 0.29 * 100 is 28.999999999999996, and 0.07 * 100 is 7.000000000000001.
 ROUNDING = 1e-6
 
+RANKED_AT_A_TIME = 2**20
+
 Slices = Mapping[str, slice]
 MaskRule = Callable[[Tensor, int, dict[str, slice]], Tensor]
 
@@ -59,7 +61,12 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     if k == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     # torch.topk promises nothing about equal scores, so it only supplies the threshold.
-    threshold = scores.topk(k, sorted=False).values.min()
+    # It takes 16 bytes a score: of so many at a time.
+    best = [
+        part.topk(min(k, len(part)), sorted=False).values
+        for part in scores.split(RANKED_AT_A_TIME)
+    ]
+    threshold = torch.cat(best).topk(k, sorted=False).values.min()
     above = (scores > threshold).nonzero()[:, 0]
     level = (scores == threshold).nonzero()[:, 0]
     return torch.cat([above, level[: k - len(above)]]).sort().values
@@ -97,8 +104,9 @@ def ranked_mask(
         return candidates[top_k(scores[candidates], k)]
     if len(head) >= k:
         return head[top_k(scores[head], k)]
-    rest = candidates[~torch.isin(candidates, head)]
-    filled = rest[top_k(scores[rest], k - len(head))]
+    left = scores[candidates]
+    left[torch.searchsorted(candidates, head)] = -torch.inf  # the head is in already
+    filled = candidates[top_k(left, k - len(head))]
     return torch.cat([head, filled]).sort().values
 
 
