@@ -356,7 +356,7 @@ def _by_feature(module: Any, g: Tensor) -> Tensor:
     return _channels_first(g)
 
 
-# PReLU: ∂w[c] = Σ_p g[c, p]·min(a[c, p], 0), as for a scale; torch.func cannot batch it.
+# PReLU: ∂w[c] = Σ_p g[c, p]·min(a[c, p], 0); torch.func cannot batch it.
 
 
 def _negative_part(module: nn.PReLU, a: Tensor) -> Tensor:
