@@ -164,6 +164,22 @@ def find_meaning(
     return found
 
 
+def warn_of_classes(net: NeuralNet, values: Any, scores: Scores) -> None:
+    """Where the only output has another number of columns than the net was told
+    classes: an embedding, or classes that were forgotten.
+    """
+    n_classes, told = _n_classes(net)
+    if not told or not _may_be(scores, values) or _enough_columns(net, scores, values):
+        return
+    n_columns = 2 if scores in SINGLE else values.shape[1]
+    warn_user(
+        f"The module returns {n_columns} scores a sample, and the net was told "
+        f"{n_classes} classes: a query takes each score for a class. If these are "
+        "features, return the scores (as the only output, or the first); if not, name "
+        "all classes."
+    )
+
+
 def are_probabilities(p: Tensor) -> bool:
     """Whether rows hold no negative numbers and sum to 1."""
     return not bool((p < 0).any()) and not bool(((p.sum(1) - 1).abs() > 1e-2).any())

@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from fishermask_sk._axes import COLORS, new_axes
+from fishermask_sk._loaders import predictions_in_order
 from fishermask_sk._rows import as_rows, take_rows
 
 
@@ -122,11 +123,13 @@ class QueryDisplay:
                 "first."
             )
         X_query = take_rows(as_rows(X_pool, "X_pool"), query_idx)
+        with predictions_in_order(estimator):
+            y_pred = None if estimator is None else estimator.predict(X_query)
         return cls(
             _images(X_query),
             query_idx,
             trace_reductions=getattr(strategy, "trace_reductions_", None),
-            y_pred=None if estimator is None else estimator.predict(X_query),
+            y_pred=y_pred,
             y_true=None
             if y_pool is None
             else take_rows(as_rows(y_pool, "y_pool"), query_idx),

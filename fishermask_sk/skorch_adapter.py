@@ -42,6 +42,7 @@ from fishermask_sk._meaning import (
     find_meaning,
     predicts_by_criterion,
     stated_scores,
+    warn_of_classes,
 )
 from fishermask_sk._nets import net_inside, whole_module
 from fishermask_sk._rows import refuse_what_has_no_rows
@@ -156,6 +157,8 @@ class FittedNet:
         if isinstance(result, tuple) or not by_criterion:
             p = self._predicted(Subset(dataset, range(n)), n)
             self.meaning = find_meaning(self.net, result, stated, p)
+        if not isinstance(result, tuple):
+            warn_of_classes(self.net, result, self.scores)
         self._is_read = True
 
     def _predicted(self, first: Dataset, n: int) -> np.ndarray | None:

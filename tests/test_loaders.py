@@ -42,6 +42,7 @@ from fishermask_sk.baselines import (
     power_margin_sampling,
 )
 from fishermask_sk.modal import ActiveLearner
+from fishermask_sk.plotting import QueryDisplay
 
 pytestmark = [
     # skorch's, while it is set up, and what is said of tiny nets
@@ -239,6 +240,25 @@ def test_predictions_and_scores_of_learners_and_loops_are_in_order():
     # modAL's own strategies ask the learner.
     assert learner.query(POOL, 1)[0].tolist() == picks(
         plain, margin_sampling, n_instances=1
+    )
+
+
+def test_pictures_of_picks_have_their_own_predictions():
+    strategy = FisherMask(20, keep_head=False, random_state=0)
+    images = np.random.default_rng(0).normal(size=(30, 1, 2, 2))
+
+    def net(**params):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Linear(5, CLASSES))
+        return NeuralNetClassifier(
+            module.double(), criterion=nn.CrossEntropyLoss, verbose=0, **params
+        ).initialize()
+
+    strategy.select(net(), images, 20, X_labeled=images[:0])
+    mixed = net(iterator_valid=Shuffling)
+    shown = QueryDisplay.from_strategy(strategy, images, estimator=mixed)
+    np.testing.assert_array_equal(
+        shown.y_pred, net().predict(images)[strategy.query_idx_]
     )
 
 

@@ -231,6 +231,22 @@ def test_an_embedding_that_predict_proba_takes_for_the_scores():
         query(net)
 
 
+@pytest.mark.parametrize("n_outputs", [2, 5])
+def test_features_alone_are_seen_by_the_number_of_classes(n_outputs):
+    with pytest.warns(
+        UserWarning,
+        match=f"returns {n_outputs} scores a sample, and the net was told 3 classes",
+    ):
+        query(a_net(body(n_outputs)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_classes_that_are_not_told_may_be_fewer():
+    net = a_net(body(5), classes=None)
+    net.classes_inferred_ = np.arange(3)
+    query(net)
+
+
 def test_several_outputs_with_a_column_for_each_class():
     net = a_net(body(end=lambda h, z: (h, z, 2 * z)))
     with pytest.raises(
