@@ -1,34 +1,20 @@
 """A mask rule of your own
 =======================
 
-Which weights describe a sample can be left to you.
-
-.. code-block:: sh
-
-    python examples/custom_mask.py            # digits and a narrow ResNet-18
-    python examples/custom_mask.py --quick    # a tiny net, hardly trained: does it run?
-
-A rule is a function ``(scores, k, slices) -> positions``: the diagonal Fisher
-information of all weights, how many to keep, and where in the scores the weights of
-each parameter lie.
+You decide which weights describe a sample. Ten seconds on one core.
 """
 
-import argparse
-
+# %%
+# The rule
+# --------
+# A rule is a function ``(scores, k, slices) -> positions``. It gets the diagonal Fisher
+# information of all weights, how many to keep, and where in the scores the weights of
+# each parameter are. This one gives every stage of the net, and its head, the same
+# number of weights: its best ones, or all that it has.
 import torch
-
-from fishermask_sk import FisherMask, ResNet18Classifier
-from fishermask_sk.datasets import load_images
-
-parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-parser.add_argument("--quick", action="store_true", help="a tiny net, hardly trained")
-quick = parser.parse_args().quick
 
 
 def equal_shares(scores, k, slices):
-    """Give every stage of the net, and its head, the same number of weights, or all it
-    has: the best ones.
-    """
     stages = {}
     for name, place in slices.items():
         positions = torch.arange(place.start, place.stop, device=scores.device)
@@ -41,21 +27,27 @@ def equal_shares(scores, k, slices):
     return torch.cat(kept)
 
 
+# %%
+# A net that knows a few digits
+# -----------------------------
+from fishermask_sk import FisherMask, ResNet18Classifier
+from fishermask_sk.datasets import load_images
+
+WIDTH, MAX_EPOCHS, SPARSITY = 16, 200, 0.002
+
 images = load_images("digits", subset=dict.fromkeys(range(10), 30), random_state=0)
-X_labeled, y_labeled, X_pool = (
-    images.X_train[::5],
-    images.y_train[::5],
-    images.X_train[1::5],
-)
+X_labeled, y_labeled = images.X_train[::5], images.y_train[::5]
+X_pool = images.X_train[1::5]
 net = ResNet18Classifier(
-    width=4 if quick else 16,
-    classes=range(10),
-    max_epochs=1 if quick else 200,
-    random_state=0,
+    WIDTH, classes=range(10), max_epochs=MAX_EPOCHS, random_state=0
 ).fit(X_labeled, y_labeled)
 
+# %%
+# Two masks, two answers
+# ----------------------
+# Where the weights of each mask are, and which ten images it asks for.
 for name, mask in {"fisher": "fisher", "equal shares": equal_shares}.items():
-    strategy = FisherMask(sparsity=0.02 if quick else 0.002, mask=mask, random_state=0)
+    strategy = FisherMask(SPARSITY, mask=mask, random_state=0)
     query_idx = strategy.select(net, X_pool, n_instances=10, X_labeled=X_labeled)
     weights = {}
     for parameter, count in strategy.weights_per_layer_.items():

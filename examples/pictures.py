@@ -1,123 +1,106 @@
 """What a query keeps and asks for
 ===============================
 
-Four pictures of FisherMask at work: the images it asks for in three rounds, the weights
-its mask keeps, how gains fall within a query, and where the picks lie among the
-embeddings of the pool, beside those of margin sampling.
-
-.. code-block:: sh
-
-    python examples/pictures.py --output docs/images # digits and a narrow ResNet-18;
-    keeps the pictures python examples/pictures.py --quick # a tiny net, hardly trained:
-    does it run?
+Four pictures of FisherMask at work. A minute on one core.
 """
 
-import argparse
-from pathlib import Path
-
-import matplotlib.pyplot as plt
+# %%
+# A learner with 30 labels
+# ------------------------
+# Digits, and a narrow ResNet-18. Training on few labels drifts into denormal numbers,
+# which are slow, so these are flushed to zero.
 import numpy as np
 import torch
 
 from fishermask_sk import FisherMask, ResNet18Classifier
-from fishermask_sk.baselines import margin_sampling
 from fishermask_sk.datasets import load_images
-from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.modal import ActiveLearner
-from fishermask_sk.plotting import MaskDisplay, QueryDisplay
 
-parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-parser.add_argument("--quick", action="store_true", help="a tiny net, hardly trained")
-parser.add_argument("--output", type=Path, help="folder for the pictures")
-args = parser.parse_args()
-torch.set_flush_denormal(
-    True
-)  # training on few labels drifts into denormal numbers, which are slow
-
-
-def keep(figure, name):
-    if args.output is not None:
-        figure.savefig(args.output / f"{name}.png", dpi=100)
-
+WIDTH, MAX_EPOCHS, SPARSITY = 16, 200, 0.002
+torch.set_flush_denormal(True)
 
 images = load_images("digits", subset=dict.fromkeys(range(10), 30), random_state=0)
 X_pool, y_pool, n = images.X_train, images.y_train, 30
-training = {
-    "max_epochs": 1 if args.quick else 200,
-    "min_steps": 30,
-    "lr": 2e-3,
-    "random_state": 0,
-}
 net = ResNet18Classifier(
-    4 if args.quick else 16, head_bias=False, classes=range(10), **training
+    WIDTH,
+    head_bias=False,
+    classes=range(10),
+    max_epochs=MAX_EPOCHS,
+    min_steps=30,
+    lr=2e-3,
+    random_state=0,
 )
-strategy = FisherMask(0.02 if args.quick else 0.002, random_state=0)
+strategy = FisherMask(SPARSITY, random_state=0)
 learner = ActiveLearner(net, strategy, X_pool[:n], y_pool[:n])
 X_pool, y_pool = X_pool[n:], y_pool[n:]
 
 # %%
 # Three rounds
 # ------------
-# A row is a round, its images from left to right in the order in which they were
-# picked. A thick frame marks a guess that was wrong. Gains of different rounds cannot
-# be compared.
-figure = plt.figure(figsize=(8, 5.2), layout="constrained")
-for row in figure.subfigures(3, 1):
+# A row is a round, with its images in the order in which they were picked. A thick
+# frame marks a wrong guess. Gains of different rounds cannot be compared.
+import matplotlib.pyplot as plt
+
+from fishermask_sk.plotting import MaskDisplay, QueryDisplay
+
+rounds = plt.figure(figsize=(8, 5.2), layout="constrained")
+for row in rounds.subfigures(3, 1):
     query_idx, X_query = learner.query(X_pool, n_instances=20)
-    row.suptitle(
-        f"{len(learner.X_training)} labels: the first 8 of 20 picks", fontsize=9
-    )
+    title = f"{len(learner.X_training)} labels: the first 8 of 20 picks"
+    row.suptitle(title, fontsize=9)
     asked = QueryDisplay.from_strategy(
         strategy, X_pool, estimator=learner, y_pool=y_pool
     )
     asked.plot(row.subplots(), n_columns=8, max_images=8)
     learner.teach(X_query, y_pool[query_idx])
     X_pool, y_pool = np.delete(X_pool, query_idx, axis=0), np.delete(y_pool, query_idx)
-keep(figure, "rounds")
 
 # %%
 # What the mask keeps
 # -------------------
+# How many weights of each layer, and which share of the layer that is.
 query_idx = strategy.select(net, X_pool, n_instances=20, X_labeled=learner.X_training)
-keep(MaskDisplay.from_strategy(strategy, module=net.module_).plot().figure_, "mask")
+mask = MaskDisplay.from_strategy(strategy, module=net.module_).plot().figure_
 
 # %%
 # What the picks were worth
 # -------------------------
-# Bars are gains; the line is the share of the whole query's gain that is reached after
+# Bars are gains. The line is the share of the whole query's gain that is reached after
 # each pick.
-keep(QueryDisplay.from_strategy(strategy, X_pool).plot_gains().figure_, "gains")
+gains = QueryDisplay.from_strategy(strategy, X_pool).plot_gains().figure_
 
 # %%
-# Where the picks lie
+# Where the picks are
 # -------------------
 # Each point is an image's embedding, its gradients on the mask, in the two directions
 # in which the pool varies most.
+from fishermask_sk.baselines import margin_sampling
+from fishermask_sk.gradients import PerSampleGradients
+
 module, pixels = net.module_.eval(), torch.as_tensor(X_pool)
-mask_indices = torch.as_tensor(strategy.mask_indices_)
-embeddings = (
-    PerSampleGradients(module, module, pixels)
-    .embeddings(pixels, mask_indices)
-    .flatten(1)
-    .double()
-)
-centred = embeddings - embeddings.mean(0)
-places = centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T
-figure, panels = plt.subplots(
+gradients = PerSampleGradients(module, module, pixels)
+positions = torch.as_tensor(strategy.mask_indices_)
+rows = gradients.embeddings(pixels, positions).flatten(1).double()
+rows = rows - rows.mean(0)
+places = rows @ torch.linalg.svd(rows, full_matrices=False)[2][:2].T
+
+picks = {
+    "FisherMask": (query_idx, "#0072B2"),
+    "margin sampling": (margin_sampling(net, X_pool, n_instances=20), "#D55E00"),
+}
+embeddings, panels = plt.subplots(
     1, 2, figsize=(8, 4), layout="constrained", sharex=True, sharey=True
 )
-by_margin = margin_sampling(net, X_pool, n_instances=20)
-for ax, name, picks in zip(
-    panels, ("FisherMask", "margin sampling"), (query_idx, by_margin), strict=True
-):
+for ax, (name, (chosen, color)) in zip(panels, picks.items(), strict=True):
     ax.scatter(*places.T, s=8, color="0.6", label="pool")
     ax.scatter(
-        *places[picks].T,
-        s=45,
-        facecolors="#E69F00",
-        edgecolors="black",
+        *places[chosen].T,
+        s=40,
+        facecolors=color,
+        edgecolors="white",
         marker="s",
         label="20 picks",
     )
+    ax.set_xlabel("first principal direction of the embeddings")
     ax.legend(title=name, frameon=False)
-keep(figure, "embeddings")
+panels[0].set_ylabel("second principal direction")
