@@ -7,6 +7,7 @@ projects cannot be fetched, those written here stand in.
 
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -14,6 +15,7 @@ sys.path.insert(0, str(DOCS))
 
 from inventories import write_inventories  # noqa: E402  # from this folder
 from numpydoc.xref import DEFAULT_LINKS  # noqa: E402
+from sphinx_gallery.scrapers import matplotlib_scraper  # noqa: E402
 
 from fishermask_sk import __version__  # noqa: E402
 
@@ -81,22 +83,30 @@ intersphinx_timeout = 5
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"fishermask_sk {version}"
-html_static_path = ["_static"]
+# Formulas need no network: MathJax in one file, as a package of Python ships it.
+MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
+html_static_path = ["_static", str(MATHJAX / "tex-svg-full.js")]
+mathjax_path = "tex-svg-full.js"
 html_css_files = ["site.css"]
 html_show_sourcelink = False
-# Pages without pages below them have nothing to show at the left.
-html_sidebars = {
-    page.stem: [] for page in DOCS.glob("*.md") if page.stem != "benchmarks"
-}
+html_copy_source = False
+# Pages without pages below or beside them have nothing to show at the left.
+html_sidebars = {name: [] for name in ("index", "choosing", "api")}
 html_theme_options = {
     "logo": {"text": "fishermask_sk"},
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 7,
     "show_toc_level": 2,
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
 }
+
+
+def svg_figures(*args, **kwargs):
+    """Keep what an example draws as SVG."""
+    return matplotlib_scraper(*args, format="svg", **kwargs)
+
 
 # Run for the site: what takes seconds. The others are shown with the output that
 # docs/_saved keeps of a run.
@@ -110,17 +120,21 @@ RUN = [
     "text_transformer",
     "vision_transformer",
 ]
+# Run from a command line, and so no tutorials.
+COMMANDS = ["demo", "distributed"]
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": rf"/({'|'.join(RUN)})\.py",
-    "ignore_pattern": r"__init__\.py",
+    "ignore_pattern": rf"(^|/)({'|'.join(COMMANDS)})\.py",
+    "image_scrapers": ("conf.svg_figures",),
+    "remove_config_comments": True,
     "copyfile_regex": "",
     "within_subsection_order": "ExampleTitleSortKey",
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,
-    "default_thumb_file": str(DOCS / "images" / "gains.png"),
+    "default_thumb_file": str(DOCS / "images" / "gains.svg"),
     "abort_on_example_error": True,
     "reference_url": {"fishermask_sk": None},
     "doc_module": ("fishermask_sk",),
@@ -164,6 +178,7 @@ def add_saved_output(app, docname, source):
     source[0] = text[:end] + "\n".join(lines) + "\n\n" + text[end:]
 
 
+CONTRIBUTING = DOCS.parent / "CONTRIBUTING.md"
 LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
@@ -175,6 +190,9 @@ def link_to_site(app, docname, source):
     tests/test_docs.py asks for it.
     """
     folder = (DOCS / docname).parent
+    if docname == "contributing":  # a file of the repository that is a page here, too
+        source[0] = CONTRIBUTING.read_text(encoding="utf-8")
+        folder = CONTRIBUTING.parent
 
     def link(match):
         picture, words, path, anchor = match[1], match[2], match[3], match[4] or ""
@@ -183,18 +201,20 @@ def link_to_site(app, docname, source):
             return words
         if picture:
             return match[0]
-        if target.parent == DOCS.parent / "examples":
+        if target.parent == DOCS.parent / "examples" and target.stem not in COMMANDS:
             path = f"{'../' * docname.count('/')}auto_examples/{target.stem}.rst"
         elif target == DOCS.parent / "CHANGELOG.md":
             path = "changelog.md"
+        elif target == CONTRIBUTING:
+            path = "contributing.md"
+        elif folder != (DOCS / docname).parent and target.is_relative_to(DOCS):
+            path = str(target.relative_to(DOCS))
         elif target == DOCS.parent / "README.md":
             path = "index.md"
         return f"[{words}]({path}{anchor})"
 
     if not docname.startswith(("auto_examples", "generated")):
         source[0] = LINK.sub(link, source[0])
-    if docname == "index" and not (DOCS / "distributed.md").exists():
-        source[0] = source[0].replace("\nSeveral processes <distributed>\n", "\n")
 
 
 def anchors(page):

@@ -4,6 +4,7 @@
 FisherMask and six other strategies on an imbalanced pool. A quarter of an hour on one
 core; the output below is from such a run.
 """
+# sphinx_gallery_thumbnail_path = '_saved/compare_strategies.png'
 
 # %%
 # An imbalanced pool

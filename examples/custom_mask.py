@@ -3,6 +3,7 @@
 
 You decide which weights describe a sample. Ten seconds on one core.
 """
+# sphinx_gallery_thumbnail_path = 'images/mask.svg'
 
 # %%
 # The rule

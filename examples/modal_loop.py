@@ -3,6 +3,7 @@
 
 In a loop that you have already, one argument changes. Half a minute on one core.
 """
+# sphinx_gallery_thumbnail_path = 'images/rounds.svg'
 
 # %%
 # What a loop has anyway

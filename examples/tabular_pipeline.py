@@ -4,6 +4,7 @@
 Preprocessing and an MLP in one Pipeline, which asks for the rows to label. Ten seconds
 on one core.
 """
+# sphinx_gallery_thumbnail_path = 'images/results-networks-table-mlp.svg'
 
 # %%
 # A table as tables are

@@ -4,6 +4,7 @@
 It asks which sentences to label; a Pipeline turns text into the net's dict of inputs.
 Half a minute on one core.
 """
+# sphinx_gallery_thumbnail_path = 'images/results-networks-text-transformer.svg'
 
 # %%
 # From words to numbers

@@ -9,6 +9,7 @@ every setting and judges by held-out labels. On the pool that you want to have l
 this would cost more labels than it could save. Take a labelled set that resembles
 yours, and carry the sparsity over.
 """
+# sphinx_gallery_thumbnail_path = 'images/results-sparsity-imbalanced-14x14-variants.svg'  # noqa: E501
 
 # %%
 # The labelled set

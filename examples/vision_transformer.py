@@ -3,6 +3,7 @@
 
 What a query on it would cost, the loop, and another device. A minute on one core.
 """
+# sphinx_gallery_thumbnail_path = 'images/results-networks-images-vision-transformer.svg'  # noqa: E501
 
 # %%
 # The net

@@ -20,8 +20,7 @@ class QueryDisplay:
 
     Parameters
     ----------
-    images : array-like of shape (n_instances, n_channels, height, width) or
-    (n_instances, height, width)
+    images : array-like of shape (n_instances, [n_channels,] height, width)
         The images asked for, of one or three channels. Floats outside [0, 1], as
         normalised images have them, are stretched to each image's own range.
     query_idx : array-like of shape (n_instances,)

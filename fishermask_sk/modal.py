@@ -59,9 +59,8 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
     X_training : {array-like, sparse matrix, DataFrame, Tensor} of shape (n_samples,
     ...), default=None
         Initial samples. Where there are some, the estimator is fitted on them at once.
-    y_training : {array-like, Series, Tensor} of shape (n_samples,) or (n_samples,
-    n_outputs), default=None
-        Their labels.
+    y_training : array-like, Series or Tensor, default=None
+        Their labels, of shape (n_samples,) or (n_samples, n_outputs).
     bootstrap_init : bool, default=False
         Fit on a bootstrap of the initial samples.
     on_transformed : bool, default=False

@@ -261,9 +261,8 @@ class FisherMask(BaseEstimator):
         Parameters
         ----------
         estimator : fitted skorch net, pipeline or search around one, or modAL learner
-        X_pool : array of shape (n_samples, ...), tensor, DataFrame, dict of arrays or
-        Dataset
-            The unlabelled samples, as the estimator takes them.
+        X_pool : array, tensor, DataFrame, dict of arrays or Dataset
+            The n_samples unlabelled samples, as the estimator takes them.
         n_instances : int, default=1
             How many to pick.
         X_labeled : like X_pool, optional

@@ -243,8 +243,7 @@ class ResNet18Classifier(NeuralNetClassifier):
 
         Parameters
         ----------
-        X : array or tensor of shape (n_samples, channels, height, width) or (n_samples,
-        height, width)
+        X : array or tensor of shape (n_samples, [channels,] height, width)
             Images, at least two: floats as they are, uint8 scaled to [0, 1]. Or a torch
             Dataset.
 
@@ -342,8 +341,7 @@ class ResNet18Classifier(NeuralNetClassifier):
 
         Parameters
         ----------
-        X : array or tensor of shape (n_samples, channels, height, width) or (n_samples,
-        height, width)
+        X : array or tensor of shape (n_samples, [channels,] height, width)
             Images like those of `fit`.
 
         Returns
@@ -691,8 +689,7 @@ class ResNet18Classifier(NeuralNetClassifier):
 
         Parameters
         ----------
-        x : tensor or array of shape (n_samples, channels, height, width) or (n_samples,
-        height, width)
+        x : tensor or array of shape (n_samples, [channels,] height, width)
             A batch as `get_iterator` yields it.
 
         **fit_params : dict

@@ -120,10 +120,10 @@ def select(
 
     Returns
     -------
-    indices : Tensor of shape (n_instances,), int64, in the order in which the samples
-    were picked
-    trace_reductions : Tensor of shape (n_instances,), float64, the gains at which they
-    were picked
+    indices : Tensor of shape (n_instances,), int64
+        In the order in which the samples were picked.
+    trace_reductions : Tensor of shape (n_instances,), float64
+        The gains at which they were picked.
 
     Raises
     ------

@@ -85,8 +85,7 @@ class FittedNet:
 
         Parameters
         ----------
-        X : array, tensor, sparse matrix, DataFrame, list, dict of arrays, Dataset or
-        None
+        X : array, tensor, sparse matrix, DataFrame, list, dict, Dataset or None
         name : str
             What to call X in messages.
 

@@ -2,6 +2,7 @@
 notebook that the site offers, and is short enough to be read.
 """
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -87,20 +88,14 @@ def test_notebooks_run(name, tmp_path, monkeypatch):
     """The notebook that the site offers, in a kernel of its own."""
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
-    gallery = pytest.importorskip("sphinx_gallery.notebook")
-    blocks = pytest.importorskip("sphinx_gallery.py_source_parser")
+    notebooks = pytest.importorskip("sphinx_gallery.notebook")
+    parser = pytest.importorskip("sphinx_gallery.py_source_parser")
+    conf = pytest.importorskip("sphinx_gallery.gen_gallery").DEFAULT_GALLERY_CONF
     path = tmp_path / f"{name}.py"
     path.write_text(tiny(name), encoding="utf-8")
-    _, cells = blocks.split_code_and_text_blocks(str(path))
-    conf = {
-        "first_notebook_cell": None,
-        "last_notebook_cell": None,
-        "notebook_images": False,
-        "pypandoc": False,
-        "notebook_extensions": set(),
-    }
-    made = gallery.jupyter_notebook(cells, conf, str(tmp_path))
-    notebook = nbformat.from_dict(made)
+    _, cells = parser.split_code_and_text_blocks(str(path))
+    made = notebooks.jupyter_notebook(cells, conf, str(tmp_path))
+    notebook = nbformat.reads(json.dumps(made), as_version=4)
     assert sum(cell.cell_type == "code" for cell in notebook.cells) >= 3
     monkeypatch.setenv("MPLBACKEND", "Agg")
     client = nbclient.NotebookClient(

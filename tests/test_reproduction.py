@@ -388,6 +388,9 @@ def test_report_of_an_empty_folder(common, tmp_path, monkeypatch, capsys):
 def test_the_pages_are_what_the_files_say(common):
     """After new results: python examples/reproduction/report.py."""
     report = importlib.import_module("report")
+    for path, place in report.FRONT.items():
+        text = path.read_text(encoding="utf-8")
+        assert report.with_verdict(text, report.DOCS / "results", place) == text
     for path, text in report.pages(report.DOCS / "results"):
         assert (report.DOCS / path).read_text(encoding="utf-8") == text, path
         for image in re.findall(r"images/(results-.*?svg)\)", text):

@@ -35,6 +35,9 @@ from report_tables import (
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 BLOCK = re.compile(r"<!-- report: (.+?) -->")
+VERDICT = re.compile(r"(<!-- verdict -->)\n.*?(<!-- end -->)", re.DOTALL)
+# Pages that show the verdict as well, and where studies are from there.
+FRONT = {DOCS.parent / "README.md": "docs/", DOCS / "index.md": ""}
 MISSING = "*Not run yet.*"
 OVERVIEW = "results-overview.svg"
 COMPARED = {"FisherMask", "margin", "random"}
@@ -137,6 +140,12 @@ def filled(page: str, folder: Path) -> str:
     return BLOCK.sub(table, page)
 
 
+def with_verdict(text: str, folder: Path, place: str) -> str:
+    """A page with the verdict between its marks; studies are in `place`."""
+    table = WHOLE["verdict"](folder).replace("](studies/", f"]({place}studies/")
+    return VERDICT.sub(lambda marks: f"{marks[1]}\n{table}\n{marks[2]}", text)
+
+
 def pages(folder: Path) -> Iterator[tuple[str, str]]:
     """Every page that the files give: its path, its text."""
     made = studies(folder)
@@ -190,6 +199,10 @@ def main() -> None:
         figure.savefig(path, metadata={"Date": None})
         report_figures.plt.close(figure)
         print(path)
+    if args.output == DOCS:
+        for path, place in FRONT.items():
+            text = path.read_text(encoding="utf-8")
+            path.write_text(with_verdict(text, args.results, place), encoding="utf-8")
 
 
 if __name__ == "__main__":
