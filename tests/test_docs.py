@@ -74,6 +74,14 @@ def test_no_block_is_passed_over(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_blocks_fit_the_site(page):
+    """88 columns, as the sources: a wider block is cut off next to the side bars."""
+    for kind, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        wide = [line for line in block.splitlines() if len(line) > 88]
+        assert kind.startswith("{") or not wide, f"{page_name(page)}: {wide}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_commands_exist(page):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for block in (

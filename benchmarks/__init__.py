@@ -1,0 +1,1 @@
+"""Benchmarks: for asv in bench_*.py (`make bench`), and scripts that print tables."""
