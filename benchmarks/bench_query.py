@@ -18,7 +18,7 @@ BASELINES = {"margin": margin_sampling, "BADGE": badge_sampling, "BAIT": bait_sa
 class Query:
     """FisherMask on a narrow ResNet-18."""
 
-    params = list(STRATEGIES)
+    params = tuple(STRATEGIES)
     param_names = ("strategy",)
     timeout = 600
 
@@ -54,7 +54,7 @@ class Query:
 class Baseline(Query):
     """The strategies that FisherMask has to be worth its seconds against."""
 
-    params = list(BASELINES)
+    params = tuple(BASELINES)
     peakmem_select = track_gain = None
 
     def time_select(self, strategy):

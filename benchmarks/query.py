@@ -371,7 +371,7 @@ def steps():
             "gradients through graphs of one sample; a pick by two batched products "
             "with k×k matrices. Medians of 3 runs, each in turn with its floor.",
             "",
-            "| step | time | floor | beside the floor | to reach | beside the naive "
+            "| step | time | floor | against the floor | to reach | against the naive "
             "form |",
             "|---|---:|---:|---:|---:|---:|",
             *rows,

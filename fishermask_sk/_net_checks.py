@@ -79,7 +79,7 @@ def check_real(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def check_samples_apart(fitted: FittedNet, example: Any, n_samples: int) -> None:
-    """Refuse nets whose scores of a sample depend on chance, or on the samples beside
+    """Refuse nets whose scores of a sample depend on chance, or on other samples of
     it.
 
     Parameters

@@ -233,7 +233,7 @@ class QueryDisplay:
         Notes
         -----
         After a backward pass (``oversample`` above 1) the gains are those at which the
-        picks that stayed were picked, beside others that did not stay; they need not
+        picks that stayed were picked, among others that did not stay; they need not
         fall then.
 
         Examples

@@ -141,7 +141,7 @@ def read(path: Path) -> tuple[Record | None, dict[str, Any], Rounds]:
     empty file.
 
     A line that was cut off is passed over, and with it the later rounds of its curve:
-    they are played again.
+    they are run again.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def read(path: Path) -> tuple[Record | None, dict[str, Any], Rounds]:
     if unreadable:
         warn_user(
             f"{str(path)!r}: lines {unreadable} cannot be read and are dropped; a "
-            "comparison that goes on plays their rounds again."
+            "comparison that goes on runs their rounds again."
         )
     for record in records:
         if "settings" in record:

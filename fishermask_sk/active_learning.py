@@ -189,7 +189,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
     """A classifier that labels a few samples of its training set, chosen by a query
     strategy.
 
-    `fit` plays pool-based active learning with `y` as the oracle: it labels a first
+    `fit` runs pool-based active learning with `y` as the oracle: it labels a first
     batch, then round by round fits a fresh clone of the estimator, asks the query
     strategy which samples to label next, and looks up their labels. `y` is read only at
     queried rows (see `initial` for the one exception). In the end it predicts like the
@@ -375,22 +375,22 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             X_eval, y_eval = _checked_eval_set(eval_set)
         curve = []
         rounds = self.iter_rounds(X, y, X_target=X_target, target_weight=target_weight)
-        for played in tqdm(
+        for done in tqdm(
             rounds, total=self.n_queries + 1, desc="rounds", disable=not self.verbose
         ):
             if eval_set is not None:
                 with preserved_rng():  # a net's data loader draws, also to predict
-                    accuracy = float(np.mean(played.learner.predict(X_eval) == y_eval))
-                n_labels = len(played.labeled_indices)
+                    accuracy = float(np.mean(done.learner.predict(X_eval) == y_eval))
+                n_labels = len(done.labeled_indices)
                 curve.append(
-                    {"round": played.number, "n_labels": n_labels, "accuracy": accuracy}
+                    {"round": done.number, "n_labels": n_labels, "accuracy": accuracy}
                 )
-            if played.number == 0:
+            if done.number == 0:
                 labeled_iter = np.full(n_rows(as_rows(X, "X"), "X"), -1)
-            labeled_iter[played.query_idx] = played.number
-        self.estimator_ = played.learner.estimator
-        self.query_strategy_ = played.learner.query_strategy
-        self.labeled_indices_ = played.labeled_indices
+            labeled_iter[done.query_idx] = done.number
+        self.estimator_ = done.learner.estimator
+        self.query_strategy_ = done.learner.query_strategy
+        self.labeled_indices_ = done.labeled_indices
         self.labeled_iter_ = labeled_iter
         self.classes_ = np.asarray(self.estimator_.classes_)
         if hasattr(self.estimator_, "predict_proba"):
@@ -456,10 +456,10 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         ...     GaussianNB(), entropy_sampling, n_initial=9, n_instances=3,
         ...     initial="stratified", random_state=0,
         ... )
-        >>> for played in loop.iter_rounds(X, y):
-        ...     if played.learner.score(X, y) > 0.9:
+        >>> for done in loop.iter_rounds(X, y):
+        ...     if done.learner.score(X, y) > 0.9:
         ...         break
-        >>> len(played.labeled_indices) < 150
+        >>> len(done.labeled_indices) < 150
         True
         """
         self._check_parameters()
@@ -538,7 +538,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
                     X_pool, n_instances, return_metrics=True, **of_pool
                 )
             query_seconds = time.perf_counter() - started
-            del X_pool  # not needed beside the next round's copies
+            del X_pool  # not needed next to the next round's copies
             batches.append(pool[query_idx])
             labels = np.concatenate([labels, _look_up(y, batches[-1])])
 

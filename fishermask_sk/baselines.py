@@ -767,7 +767,7 @@ def facility_location_sampling(
 
     Greedily makes ``Σ_t max_{x∈S} s(t, x) + Σ_{x∈S} max_t s(t, x)`` large over the
     picks S, where s is the cosine similarity of the features and t runs over the
-    target. A maximum over no picks is 0. What the model predicts plays no part.
+    target. A maximum over no picks is 0. What the model predicts does not matter.
 
     Parameters
     ----------

@@ -78,9 +78,9 @@ def compare_strategies(
         Processes, one curve at a time in each (joblib's; -1 for all cores).
     results : str or Path, default=None
         A file to which each round is appended as it ends. Where it exists, the
-        comparison goes on from it: curves that are complete are not played again, of
+        comparison goes on from it: curves that are complete are not run again, of
         others only the last round is fitted again. More seeds or strategies than the
-        file has are played in addition; anything else that differs is refused. Without
+        file has are run in addition; anything else that differs is refused. Without
         a file an interrupted comparison is lost.
     X_target, target_weight
         As for `ActiveLearningClassifier.fit`: unlabelled samples of what the model will
@@ -111,7 +111,7 @@ def compare_strategies(
     Warns
     -----
     UserWarning
-        Where lines in the middle of the file cannot be read; their rounds are played
+        Where lines in the middle of the file cannot be read; their rounds are run
         again. Where strategies have no parameter for what is given of a target; they
         are named once.
 
@@ -124,7 +124,7 @@ def compare_strategies(
     -----
     The file is text, one JSON record per line, flushed to the disk (fsync) before the
     next round begins; killing the run at any moment loses at most the running rounds. A
-    lock file ``<results>.lock`` stays beside it, and keeps two runs from one file.
+    lock file ``<results>.lock`` stays next to it, and keeps two runs from one file.
     Settings are compared by the estimator's and strategies' parameters, the names of
     functions and the values that they enclose (not their code), and digests of the data
     (of a Dataset: of its attributes, not of what it reads from files). Going on is
@@ -157,9 +157,7 @@ def compare_strategies(
         n_queries=n_queries,
         initial=initial,
     )
-    for (
-        strategy
-    ) in named.values():  # bad parameters are refused before anything is played
+    for strategy in named.values():  # bad parameters are refused before anything is run
         loop.set_params(query_strategy=strategy).iter_rounds(X, y)
     target = checked_target(
         as_rows(X, "X"), n_rows(as_rows(X, "X"), "X"), X_target, target_weight

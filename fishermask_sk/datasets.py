@@ -379,7 +379,7 @@ def _read_idx(folder: Path, stem: str, ndim: int) -> np.ndarray:
     path = _idx_file(folder, stem)
     if path is None:
         raise ValueError(
-            f"{folder} has no {stem} nor {stem}.gz beside its other idx files; "
+            f"{folder} has no {stem} nor {stem}.gz next to its other idx files; "
             "download it again."
         )
     try:

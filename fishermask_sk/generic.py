@@ -1,7 +1,7 @@
 """Per-sample gradients of any differentiable module: vmapped where torch.func can, else
 one sample at a time.
 
-Slow beside the layer rules, and right where they do not apply.
+Slower than the layer rules, and right where they do not apply.
 """
 
 from __future__ import annotations

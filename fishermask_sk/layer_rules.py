@@ -297,9 +297,7 @@ def _squared_products(a: Tensor) -> FromOutputGradient:
             if step > MAX_LOOPED or a.device.type != "cpu":
                 total += products.square_().sum(0)
             else:
-                for (
-                    gradient
-                ) in products:  # large: read once, nothing written beside the sum
+                for gradient in products:  # large: read once, only the sum is written
                     total.addcmul_(gradient, gradient)
         return total
 

@@ -221,8 +221,8 @@ def warn_if_head_fills_mask(
         "exactly the head" if n_head == k else f"the head's {k} highest-scoring weights"
     )
     warn(
-        f"The mask keeps k={k} weights and the head alone has {n_head}: the mask is "
-        f"{which}, and no other layer is seen. sparsity={share:g} or an int of "
-        f"{n_head} is the smallest that keeps the head whole, more lets other layers "
-        "in; with keep_head=False all layers compete."
+        f"The mask keeps k={k} weights and the head alone has {n_head}, so the mask is "
+        f"{which} and no other layer is in it. From sparsity={share:g} or an int of "
+        f"{n_head} on the head is whole; with more, other layers enter. With "
+        "keep_head=False all layers compete."
     )

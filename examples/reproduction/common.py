@@ -30,7 +30,7 @@ from fishermask_sk.selection import select
 
 @dataclass(frozen=True)
 class Setting:
-    """One pool, one learner, one budget, and the strategies that play on it.
+    """One pool, one learner, one budget, and the strategies that run on it.
 
     Parts of a study may share a name: their strategies are then compared with each
     other. Strategies named in `with_target` are handed the data's `X_target`.
@@ -51,7 +51,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Study:
-    """Settings that are played in this order, each with `n_seeds` seeds from
+    """Settings that are run in this order, each with `n_seeds` seeds from
     `first_seed` on.
     """
 

@@ -505,10 +505,10 @@ def claims_table(rows: Rows, claims: list[tuple[str, str, str]]) -> str:
 
 
 def choice(rows: Rows) -> str:
-    """The cheapest strategy that no dearer one is significantly better than.
+    """The cheapest strategy that no more expensive one beats significantly.
 
-    Goes from cheap to dear and changes where the next is significantly better, paired
-    by seed and corrected by Holm's method.
+    Goes from low to high costs and changes where the next is significantly better,
+    paired by seed and corrected by Holm's method.
     """
     known = [row for row in rows if row["strategy"] in BY_COST]
     results = ordered(known)

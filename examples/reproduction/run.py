@@ -336,7 +336,7 @@ class Replacing:
 
 
 def run(place: Place, commit: str, n_jobs: int, parts: list[int] | None = None) -> None:
-    """Play what is not played yet; whole seeds are written as they end."""
+    """Run what has not run yet; whole seeds are written as they end."""
     place.rounds.mkdir(parents=True, exist_ok=True)
     place.output.mkdir(parents=True, exist_ok=True)
     todo = [
@@ -393,7 +393,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", help="name of a file in studies/, or the path of one")
     parser.add_argument(
-        "--parts", type=int, nargs="+", help="play only these, counted from 1"
+        "--parts", type=int, nargs="+", help="run only these, counted from 1"
     )
     parser.add_argument(
         "--n-jobs", type=int, default=2, help="processes, of one thread each"
