@@ -107,8 +107,7 @@ def forest(
     }
     _draw_forest(ax, rows, dict.fromkeys(rows, "#0072B2") | dark)
     ax.set_xlabel(
-        f"{label}, paired by seed, 95 % interval\n"
-        "(filled: p < 0.05 after Holm's correction)",
+        f"{label},\npaired by seed, 95 % interval (filled: p < 0.05, Holm)",
         fontsize=9,
     )
 

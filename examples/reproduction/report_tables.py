@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,8 @@ CLAIMS = {
 }
 NUMBERS = {"seed": int, "round": int, "n_labels": int}
 
+NUMBER = re.compile(r"[*<+−\s]*\d|–$")
+
 Rows = list[dict[str, Any]]
 
 
@@ -208,8 +211,11 @@ def variants_in(rows: Rows) -> Rows:
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    """A table; columns of numbers are aligned to the right."""
+    header, rows = list(header), [list(row) for row in rows]
+    columns = list(zip(*rows, strict=True)) or [()] * len(header)
+    rules = ["---:" if all(map(NUMBER.match, cells)) else "---" for cells in columns]
+    lines = [header, rules, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
