@@ -9,9 +9,9 @@ from itertools import count
 from typing import Any
 
 # A strategy has the same colour in every picture, whatever stands next to it. The
-# colours are Okabe and Ito's, without the yellow that white paper swallows, and a
-# brown. Line styles repeat with another period than colours and markers, so that curves
-# stay apart in black and white as well.
+# colours are Okabe and Ito's, without the yellow that white paper swallows, and a brown
+# and a violet. Line styles repeat with another period than colours and markers, so that
+# curves stay apart in black and white as well.
 STRATEGY_NAMES = (
     "FisherMask",
     "margin",
@@ -21,6 +21,7 @@ STRATEGY_NAMES = (
     "least confidence",
     "random",
     "entropy",
+    "FisherMask with target",
 )
 COLORS = (
     "#0072B2",
@@ -31,8 +32,9 @@ COLORS = (
     "#56B4E9",
     "#000000",
     "#8C5A2B",
+    "#5D3A9B",
 )
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")
 LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 GREY = "0.75"
 

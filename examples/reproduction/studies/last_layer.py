@@ -7,9 +7,9 @@ Of those that were level with it, the last layer (+0.000, from −0.009 to +0.01
 one that saves most on a net of any size: embeddings cost one forward pass instead of 1
 + C. So the claim to be confirmed is not a better accuracy but an equal one for less:
 the 95 % interval of its mean accuracy minus the default's ends no lower than −0.01, in
-both settings. Neither was used for choosing: digits with other classes rare than in study 2,
-and other classes of FashionMNIST. (Their labels are 0 to 3 in the pool; the first run
-named them 4 to 7 and stopped before it scored anything.)
+both settings. Neither was used for choosing: digits with other classes rare than in
+study 2, and other classes of FashionMNIST. (Their labels are 0 to 3 in the pool; the
+first run named them 4 to 7 and stopped before it scored anything.)
 """
 
 from functools import partial
