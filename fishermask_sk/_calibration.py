@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
 from fishermask_sk._query import EXAMPLES, Plan, Query
+from fishermask_sk.directions import PRODUCTS
 from fishermask_sk.fisher import information
 from fishermask_sk.selection import select
 
 # Each step may take about this many seconds, and the selection's embeddings this many
-# bytes, on this many weights.
-STEP_SECONDS, SELECTION_BYTES, SELECTION_WEIGHTS = 1.0, 2**26, 1500
+# bytes, on this many weights and rows.
+STEP_SECONDS, SELECTION_BYTES = 1.0, 2**26
+SELECTION_WEIGHTS, SELECTION_ROWS = 1500, 20
 # Picks that are timed: early ones, many of which are float64, and later ones.
 EARLY_PICKS, PICKS = 8, 24
 # The share of all picks that cost what early ones do.
@@ -38,64 +39,85 @@ class SelectionTimes(NamedTuple):
     late: float
 
 
-def calibrate(
-    query: Query, sized: Query, plan: Plan
-) -> tuple[Tensor, dict[str, float]]:
-    """Time each step of the query on some of its samples, and scale to the numbers of
-    samples of `sized`, the query that is asked about.
+class Costs(NamedTuple):
+    """Seconds a sample of each step of a query, and what its selection takes.
+
+    Everything but the forward pass grows with the rows of an embedding: one backward
+    pass for each.
+    """
+
+    per_ranked: float
+    per_embedded: float
+    per_classified: float
+    per_projected: float
+    embeddings: Tensor
+    n_weights: int
+    n_rows: int
+
+    def seconds(self, sized: Query, n_rows: int) -> dict[str, float]:
+        """Seconds by step, for a query's numbers of samples: "mask", "embeddings" and
+        "selection"; "candidates", where the pool is passed through the net to find
+        them.
+        """
+        params = sized.params
+        passes = (1 + n_rows) / (1 + self.n_rows)
+        n_drawn = min(params.n_mask_samples, sized.n_averaged)
+        n_embedded = sized.n_embedded(sized.n_information or sized.n_averaged)
+        n_directions = sized.n_directions(self.n_weights, n_rows)
+        n_projected = 0
+        if n_directions < self.n_weights:
+            n_projected = n_embedded + 2 * PRODUCTS * n_drawn
+            n_embedded += PRODUCTS * n_drawn
+        found = {
+            "mask": 0.0
+            if params.mask == "random"
+            else self.per_ranked * passes * n_drawn,
+            "embeddings": self.per_embedded * passes * n_embedded
+            + self.per_projected * n_directions * n_rows * n_projected,
+            "selection": _scaled_selection(
+                self.embeddings, sized.n_stored, n_directions, n_rows, sized
+            ),
+        }
+        if sized.n_candidates is not None:
+            found["candidates"] = sized.n_pool * self.per_classified
+        return found
+
+
+def calibrate(query: Query, plan: Plan) -> tuple[Tensor, Costs]:
+    """Time each step of a query on some of its samples.
 
     Returns
     -------
     mask_indices : Tensor of shape (k,)
         From the few samples.
-    seconds : dict of step to float
-        "mask", "embeddings" and "selection"; "candidates", where the pool is passed
-        through the net to find them.
+    costs : Costs
     """
-    n_pool = sized.n_pool
     n_samples = _affordable(query, plan)
     scores = _rank(query, plan, n_samples)
-    n_drawn = min(query.params.n_mask_samples, sized.n_averaged)
-    per_ranked = (
-        _seconds(lambda: _rank(query, plan, n_samples), scores.device) / n_samples
-    )
+    per_ranked = _seconds(lambda: _rank(query, plan, n_samples), scores.device)
     with (
         warnings.catch_warnings()
     ):  # the report says what the warning about the head says
         warnings.simplefilter("ignore", UserWarning)
         mask_indices = query.mask(plan, scores)
-    sub = Query(
-        query.params,
-        query.fitted,
-        Subset(query.pool.dataset, range(n_samples)),
-        None,
-        n_samples,
-        0,
-        query.n_instances,
+    k = len(mask_indices)
+    batch = next(query.fitted.batches(query.pool.dataset, n_samples, range(n_samples)))
+
+    def embed() -> Tensor:
+        return query._embeddings(plan.gradients, batch, mask_indices)
+
+    per_embedded = _seconds(embed, scores.device)
+    embeddings = embed()
+    row, directions = embeddings[0, :1], embeddings.new_ones(k, 64)
+    return mask_indices, Costs(
+        per_ranked / n_samples,
+        per_embedded / n_samples,
+        _seconds(lambda: _classify(query, n_samples), scores.device) / n_samples,
+        _seconds(lambda: row.expand(256, k) @ directions, scores.device) / 256 / 64,
+        embeddings,
+        k,
+        plan.n_rows,
     )
-    per_embedded = (
-        _seconds(
-            lambda: sub._embed(plan.gradients, mask_indices, plan.n_rows), scores.device
-        )
-        / n_samples
-    )
-    embeddings = sub._embed(plan.gradients, mask_indices, plan.n_rows).pool
-    n_embedded = sized.n_embedded(sized.n_information or sized.n_averaged)
-    n_weights = sized.n_directions(len(mask_indices), plan.n_rows)
-    if n_weights < len(
-        mask_indices
-    ):  # all of `sub` were embedded twice, once to find the directions
-        per_embedded, n_embedded = per_embedded / 2, n_embedded + n_drawn
-    seconds = {
-        "mask": 0.0 if query.params.mask == "random" else per_ranked * n_drawn,
-        "embeddings": per_embedded * n_embedded,
-        "selection": _scaled_selection(embeddings, sized.n_stored, n_weights, query),
-    }
-    if sized.n_candidates is not None:
-        seconds["candidates"] = n_pool * (
-            _seconds(lambda: _classify(query, n_samples), scores.device) / n_samples
-        )
-    return mask_indices, seconds
 
 
 def _affordable(query: Query, plan: Plan) -> int:
@@ -123,39 +145,43 @@ def _classify(query: Query, n_samples: int) -> None:
 
 
 def _scaled_selection(
-    embeddings: Tensor, n_pool: int, n_weights: int, query: Query
+    embeddings: Tensor, n_pool: int, n_weights: int, n_rows: int, query: Query
 ) -> float:
     """Seconds of the selection: linear in N; for k that is too large to try, setup as
-    k³ + N·k², picks as k² + N·k.
+    k³ + N·k², picks as k² + N·k; for c rows that are too many, setup as 1 + N·c, picks
+    as c + N·c².
     """
-    n_rows, k = embeddings.shape[1:]
-    k_tried = min(k, SELECTION_WEIGHTS)
-    most = SELECTION_BYTES // (n_rows * k_tried * embeddings.itemsize)
+    k_tried = min(embeddings.shape[2], SELECTION_WEIGHTS)
+    rows_tried = min(n_rows, embeddings.shape[1], SELECTION_ROWS)
+    most = SELECTION_BYTES // (rows_tried * k_tried * embeddings.itemsize)
     large = min(n_pool, max(64, most))
     small = max(1, large // 4)
-    times = {
-        n: _time_selection(_like(embeddings[..., :k_tried], n), query)
-        for n in {small, large}
-    }
+    tried = embeddings[:, :rows_tried, :k_tried]
+    times = {n: _time_selection(_like(tried, n), query) for n in {small, large}}
+    wider = n_rows / rows_tried
     growth = n_weights / k_tried
     n_picks = min(ceil(query.params.oversample * query.n_instances), n_pool)
     n_early = min(n_picks, max(EARLY_PICKS, ceil(EARLY_SHARE * n_picks)))
 
-    def at_n_pool(step: str, fixed_power: int, per_sample_power: int) -> float:
+    def at_n_pool(
+        step: str, fixed_power: int, per_sample_power: int, rows_power: int
+    ) -> float:
+        of_fixed = growth**fixed_power * wider**rows_power
+        of_sample = growth**per_sample_power * wider ** (1 + rows_power)
         if small == large:
-            return getattr(times[large], step) * growth**fixed_power
+            return getattr(times[large], step) * of_fixed
         slope = max(
             0.0,
             (getattr(times[large], step) - getattr(times[small], step))
             / (large - small),
         )
         fixed = max(0.0, getattr(times[large], step) - slope * large)
-        return fixed * growth**fixed_power + slope * n_pool * growth**per_sample_power
+        return fixed * of_fixed + slope * n_pool * of_sample
 
     return (
-        at_n_pool("setup", 3, 2)
-        + n_early * at_n_pool("early", 2, 1)
-        + (n_picks - n_early) * at_n_pool("late", 2, 1)
+        at_n_pool("setup", 3, 2, 0)
+        + n_early * at_n_pool("early", 2, 1, 1)
+        + (n_picks - n_early) * at_n_pool("late", 2, 1, 1)
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from itertools import chain
 from math import ceil
@@ -45,7 +45,7 @@ from fishermask_sk.masks import (
     ranked_mask,
     warn_if_head_fills_mask,
 )
-from fishermask_sk.memory import Budget, Needs, card_of, needs, uses_rows
+from fishermask_sk.memory import Budget, Needs, card_of, duration, needs, uses_rows
 from fishermask_sk.selection import FLOAT32_DAMPING, select
 from fishermask_sk.skorch_adapter import FittedNet
 from fishermask_sk.verification import ONE_BY_ONE
@@ -62,6 +62,8 @@ GRAPHED = 2
 # And of the pool, of the labelled ones and of the target each, on which the ways to its
 # gradients are.
 TRIED = 4
+# After so many seconds of gradients their pace is known, and so many in all are long.
+PACE_SECONDS, LONG_SECONDS = 10.0, 600.0
 
 
 class Plan(NamedTuple):
@@ -253,7 +255,7 @@ class Query:
             embedded = self._embed(gradients, mask_indices, plan.n_rows)
         with (
             self._timed("selection"),
-            self._progress("picks", self._n_steps()) as advance,
+            self._picking() as on_pick,
         ):
             picks = select(
                 embedded.pool,
@@ -267,7 +269,7 @@ class Query:
                 oversample=float(self.params.oversample),
                 choose=self._choose_at_random if random_tie_break else None,
                 draw=self._choose_at_random,
-                on_pick=lambda: advance(1),
+                on_pick=on_pick,
                 overwrite=True,
                 shard=self.shard,
             )
@@ -402,7 +404,7 @@ class Query:
         self._say_what_is_slow(plan)
         k = min(plan.k, len(plan.candidates))
         with self.processes.together():
-            self._check_memory(k, plan.n_rows)
+            self.check_memory(k, plan.n_rows)
         if self.params.mask == "random":
             scores = torch.as_tensor(
                 self.rng.uniform(size=plan.gradients.n_parameters),
@@ -417,7 +419,7 @@ class Query:
             own = self.mask(plan, scores).cpu() if self.processes.rank == 0 else None
         mask_indices = self.processes.object_of(0, own).to(scores.device)
         with self.processes.together():
-            self._check_memory(len(mask_indices), plan.n_rows)
+            self.check_memory(len(mask_indices), plan.n_rows)
         return plan, mask_indices
 
     def _example(self, samples: Samples) -> Any:
@@ -520,7 +522,9 @@ class Query:
         if not in_rows:
             total = torch.zeros(k, k, dtype=torch.float64, device=mask_indices.device)
         whole = self._passes_are_the_mean
-        with self._progress("embeddings", self.n_embedded(drawn.n_own)) as advance:
+        total_embedded = self.n_embedded(drawn.n_own)
+        with self._progress("embeddings", total_embedded) as progress:
+            advance = self._paced(progress, total_embedded, n_rows)
 
             def embedded(
                 samples: Samples, positions: list[int] | None = None
@@ -867,7 +871,7 @@ class Query:
             return len(self.proposed)
         return min(self.n_pool, self.n_candidates or self.n_pool)
 
-    def _check_memory(self, k: int, n_rows: int) -> None:
+    def check_memory(self, k: int, n_rows: int) -> None:
         """Refuse what does not fit, with settings that do."""
         cures = partial(
             fitting_settings,
@@ -915,13 +919,73 @@ class Query:
         start = perf_counter()
         yield
         self.timings[step] = perf_counter() - start
-        logger.debug("%s: %.3f s", step, self.timings[step])
+        logger.info("%s: %.3f s", step, self.timings[step])
 
     @contextmanager
     def _progress(self, step: str, total: int) -> Iterator[Callable[[int], object]]:
         silent = not self.params.verbose or self.processes.rank > 0
         with tqdm(total=total, desc=step, disable=silent, leave=False) as bar:
             yield bar.update
+            bar.update(total - bar.n)  # what turned out not to be needed is done
+            bar.refresh()
+
+    @contextmanager
+    def _picking(self) -> Iterator[Callable[[], object]]:
+        """A bar for what comes before the first pick, which takes longer than any, and
+        one for the picks.
+        """
+        with ExitStack() as bars:
+            advance = bars.enter_context(self._progress("set-up", 1))
+            n_picked = 0
+
+            def on_pick() -> None:
+                nonlocal advance, n_picked
+                if not n_picked:
+                    bars.close()
+                    advance = bars.enter_context(
+                        self._progress("picks", self._n_steps())
+                    )
+                n_picked += 1
+                advance(1)
+
+            yield on_pick
+
+    def _paced(
+        self, advance: Callable[[int], object], total: int, n_rows: int
+    ) -> Callable[[int], object]:
+        """`advance`, and one warning where the gradients will take long, with the
+        cheapest documented setting and what it would take.
+        """
+        start, done = perf_counter(), 0
+
+        def counted(n: int) -> None:
+            nonlocal done
+            advance(n)
+            done += n
+            spent = perf_counter() - start
+            if not 0 < done < total or spent < PACE_SECONDS or self.processes.rank:
+                return
+            per_sample = spent / done
+            if per_sample * total < LONG_SECONDS:
+                return
+            n_picked = min(10 * self.n_instances, self.n_pool)
+            n_few = n_picked + min(2048, self.n_averaged) + self.n_labeled
+            cheaper = per_sample * (n_few + self.n_pool / (1 + n_rows))
+            cure = (
+                "candidates=10 with n_information_samples=2048 needs gradients of "
+                f"{n_few} samples and a forward pass over the pool, about "
+                f"{duration(cheaper)}"
+                if cheaper < per_sample * total / 2
+                else "layers='last' needs the head's gradients alone"
+            )
+            self.params._warn_once(
+                f"The gradients of {total} samples will take about "
+                f"{duration(per_sample * total)}, by the first {done}; {cure}. See "
+                "the page on choosing settings.",
+                "pace",
+            )
+
+        return counted
 
 
 def _positions(slices: dict[str, slice], names: list[str]) -> Tensor:

@@ -157,6 +157,19 @@ def readable(n_bytes: int) -> str:
     return f"{n_bytes / 2**10:.1f} KiB"
 
 
+def duration(seconds: float) -> str:
+    """Seconds in a unit that suits them.
+
+    Examples
+    --------
+    >>> duration(12.3), duration(600), duration(7200)
+    ('12 s', '10 min', '2.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on a device, to the best of what the system says; None where
     it says nothing.
@@ -276,7 +289,7 @@ class Budget:
         return self.n_bytes is not None and needed.matrices > self.n_bytes
 
     def _embeddings_exceed(self, needed: Needs) -> bool:
-        on_disk = self._place(needed) == "file"
+        on_disk = self.place(needed) == "file"
         return on_disk and needed.embeddings > self._free_of_disk()
 
     def _free_of_disk(self) -> int:
@@ -288,7 +301,7 @@ class Budget:
         """Room for embeddings: on the device where they fit, else in main memory, else
         in a mapped file.
         """
-        where = self._place(needed)
+        where = self.place(needed)
         if where == "file":
             return _mapped(shape, dtype)
         return torch.empty(
@@ -297,7 +310,7 @@ class Budget:
 
     def holds(self, needed: Needs) -> bool:
         """Whether embeddings lie on the device itself."""
-        return self._place(needed) == "device"
+        return self.place(needed) == "device"
 
     def beside(self, held: int) -> int | None:
         """Bytes that a batch may take while so many are held: what is left, but never
@@ -307,7 +320,10 @@ class Budget:
             return None
         return max(self.n_bytes - held, int(LEAST_SHARE * self.n_bytes))
 
-    def _place(self, needed: Needs) -> str:
+    def place(self, needed: Needs) -> str:
+        """Where embeddings go: on the "device", in main memory ("host"), or in a
+        "file".
+        """
         if self.n_bytes is None or needed.embeddings + needed.matrices <= self.n_bytes:
             return "device"
         host = self._share(torch.device("cpu"))

@@ -12,10 +12,13 @@ from sklearn.base import clone
 from fishermask_sk._calibration import calibrate
 from fishermask_sk._net_checks import check_module
 from fishermask_sk._query import Plan, Query
-from fishermask_sk.memory import free_bytes, readable
+from fishermask_sk.memory import duration, free_bytes, readable
 from fishermask_sk.modules import undisturbed
 from fishermask_sk.query_strategy import FisherMask, check_n_instances
 from fishermask_sk.skorch_adapter import fitted_net, preserved_rng
+
+# From so many classes on they are what costs.
+MANY_CLASSES = 20
 
 
 class ParameterReport(NamedTuple):
@@ -33,6 +36,14 @@ class ParameterReport(NamedTuple):
     def n_weights(self) -> int:
         """How many numbers it holds."""
         return int(torch.Size(self.shape).numel())
+
+
+class Alternative(NamedTuple):
+    """A cheaper setting, with what it would take here."""
+
+    setting: str
+    seconds: float
+    bytes: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,6 +68,11 @@ class NetworkReport:
         Memory that is free now, where the system says.
     seconds : dict of str to float
         Estimates for "mask", "embeddings" and "selection", and their sum, "total".
+    verdict : str
+        "runs", "runs by streaming" with where embeddings lie, or "would be refused"
+        with what `select` would say.
+    alternatives : tuple of Alternative
+        Cheaper settings, each with `setting`, `seconds` and `bytes`.
     notes : tuple of str
         What may surprise.
     """
@@ -72,6 +88,8 @@ class NetworkReport:
     bytes: dict[str, int]
     free_bytes: int | None
     seconds: dict[str, float]
+    verdict: str
+    alternatives: tuple[Alternative, ...]
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -92,10 +110,15 @@ class NetworkReport:
                 if self.free_bytes is None
                 else f"; {readable(self.free_bytes)} are free"
             ),
-            f"time     about {_duration(self.seconds['total'])} (mask "
-            f"{_duration(self.seconds['mask'])}, embeddings "
-            f"{_duration(self.seconds['embeddings'])}, selection "
-            f"{_duration(self.seconds['selection'])})",
+            f"time     about {duration(self.seconds['total'])} (mask "
+            f"{duration(self.seconds['mask'])}, embeddings "
+            f"{duration(self.seconds['embeddings'])}, selection "
+            f"{duration(self.seconds['selection'])})",
+            f"verdict  {self.verdict}",
+            *(
+                f"or       {setting}: about {duration(seconds)}, {readable(n_bytes)}"
+                for setting, seconds, n_bytes in self.alternatives
+            ),
             *(f"note     {note}" for note in self.notes),
         ]
         return "\n".join(lines)
@@ -190,6 +213,8 @@ def check_network(
     query    10 of 10,000 samples, 0 labelled, 3 classes
     memory   about ...
     time     about ...
+    verdict  runs
+    or       candidates=10: about ...
     >>> report.head
     ('2.weight', '2.bias')
     """
@@ -219,25 +244,47 @@ def check_network(
         )
         plan = query.plan(within=params.batch_size)
         target = None if n_target is None else (None, int(n_target))
-        sized = Query(
-            params,
-            fitted,
-            None,
-            None,
-            int(n_pool or n_given),
-            n_labeled,
-            int(n_instances),
-            target=target,
-        )
-        if isinstance(params.candidates, Integral):
-            sized.propose(params.candidates, estimator, None)
-        mask_indices, seconds = calibrate(query, sized, plan)
-        needed = sized.needs(len(mask_indices), plan.n_rows)
+
+        def of_size(chosen: FisherMask) -> Query:
+            """The query that is asked about, by these parameters."""
+            n = int(n_pool or n_given)
+            sized = Query(
+                chosen,
+                fitted,
+                None,
+                None,
+                n,
+                n_labeled,
+                int(n_instances),
+                target=target,
+            )
+            if isinstance(chosen.candidates, Integral):
+                sized.propose(chosen.candidates, estimator, None)
+            return sized
+
+        sized = of_size(params)
+        mask_indices, costs = calibrate(query, plan)
+        k = len(mask_indices)
+        seconds = costs.seconds(sized, plan.n_rows)
+        needed = sized.needs(k, plan.n_rows)
+        verdict = _verdict(sized, k, plan.n_rows)
+        alternatives = []
+        for changes in _cheaper(params, plan.n_classes):
+            other = of_size(clone(params).set_params(**changes))
+            n_top = int(other.params.n_top_classes or plan.n_classes)
+            n_rows = min(plan.n_rows, n_top - 1)
+            alternatives.append(
+                Alternative(
+                    ", ".join(f"{name}={value}" for name, value in changes.items()),
+                    sum(costs.seconds(other, n_rows).values()),
+                    sum(other.needs(k, n_rows)),
+                )
+            )
     return NetworkReport(
         parameters=_parameters(plan),
         head=plan.layout.head,
         stem=plan.layout.stem,
-        k=len(mask_indices),
+        k=k,
         n_classes=plan.n_classes,
         n_pool=sized.n_pool,
         n_labeled=n_labeled,
@@ -245,8 +292,39 @@ def check_network(
         bytes={**needed._asdict(), "total": sum(needed)},
         free_bytes=free_bytes(mask_indices.device),
         seconds={**seconds, "total": sum(seconds.values())},
-        notes=_notes(params, plan, len(mask_indices)),
+        verdict=verdict,
+        alternatives=tuple(alternatives),
+        notes=_notes(params, plan, k),
     )
+
+
+def _verdict(sized: Query, k: int, n_rows: int) -> str:
+    """What would become of the query, by the memory that it may use."""
+    try:
+        sized.check_memory(k, n_rows)
+    except MemoryError as error:
+        return f"would be refused: {error}"
+    place = sized.budget.place(sized.needs(k, n_rows))
+    if place == "device":
+        return "runs"
+    where = "main memory" if place == "host" else "a mapped file"
+    return f"runs by streaming: the embeddings lie in {where}"
+
+
+def _cheaper(params: FisherMask, n_classes: int) -> list[dict[str, int]]:
+    """Changes of the parameters that make a query cheaper, the smallest first; those
+    that are in force already are left out.
+    """
+    two_stages = {"candidates": 10, "n_information_samples": 2048}
+    last = {**two_stages, "n_mask_samples": 256}
+    if (params.n_top_classes or n_classes) > MANY_CLASSES:
+        last = {**two_stages, "n_top_classes": 5}
+    in_force = params.get_params(deep=False)
+    return [
+        changes
+        for changes in ({"candidates": 10}, two_stages, last)
+        if any(in_force[name] != value for name, value in changes.items())
+    ]
 
 
 def _strategy(estimator: Any, query_strategy: Any) -> FisherMask:
@@ -311,6 +389,11 @@ def _notes(params: FisherMask, plan: Plan, k: int) -> tuple[str, ...]:
             f"{'all' if k == n_head else 'a part'} of it and no other layer is seen: "
             "raise sparsity, or set keep_head=False."
         )
+    if (params.n_top_classes or plan.n_classes) > MANY_CLASSES:
+        notes.append(
+            f"{plan.n_rows} of {plan.n_rows + 1} passes a sample are backward, one for "
+            "each class but one: n_top_classes=5 takes the most probable alone."
+        )
     slow = [name for name, way in plan.gradients.ways().items() if way == "one by one"]
     if slow:
         notes.append(
@@ -328,9 +411,3 @@ def _names(group: list[ParameterReport]) -> str:
         if len(names) <= 3
         else f"{names[0]}, ... {names[-1]} ({len(names)})"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -419,11 +419,13 @@ class FisherMask(BaseEstimator):
             check_candidates_parameter(candidates)
         return candidates
 
-    def _warn_once(self, message: str) -> None:
-        """Give a warning, but not at every query of a loop again."""
+    def _warn_once(self, message: str, about: str | None = None) -> None:
+        """Give a warning, but not at every query of a loop again; `about` stands for
+        messages whose numbers differ.
+        """
         said: set[str] = self.__dict__.setdefault("_said", set())
-        if message not in said:
-            said.add(message)
+        if (about or message) not in said:
+            said.add(about or message)
             warn_user(message)
 
     def _check_params(self) -> None:

@@ -210,7 +210,7 @@ def test_embeddings_of_an_accelerator_go_to_main_memory_first(monkeypatch):
     assert budget.empty((2, 1, 5), torch.float32, Needs(40, 100)).device.type == "meta"
     in_memory = budget.empty((100, 1, 1), torch.float32, Needs(400, 101))
     assert in_memory.device.type == "cpu"
-    assert budget._place(Needs(900, 101)) == "file"
+    assert budget.place(Needs(900, 101)) == "file"
 
 
 def test_a_budget_of_what_is_free_where_the_system_does_not_say():

@@ -8,6 +8,7 @@ import torch
 from networks import CLASSES, NETS, N, OneLogit, TabularMLP, make, make_net, vectors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNetClassifier
 from test_net_checks import Body
 from test_networks import LAYOUTS, belongs_to
 from torch import nn
@@ -83,8 +84,14 @@ def test_the_table(net):
     assert lines[2].split()[:6] == ["middle", "rule", "of", "BatchNorm1d", "16", "16"]
     assert "mask     k = 70 of 70 candidates, 155 weights in all" in lines
     assert "query    5 of 40 samples, 20 labelled, 3 classes" in lines
-    assert lines[-2].startswith("memory   about ")
-    assert lines[-1].startswith("time     about ")
+    assert [line[:15] for line in lines[-6:]] == [
+        "memory   about ",
+        "time     about ",
+        "verdict  runs",
+        "or       candid",
+        "or       candid",
+        "or       candid",
+    ]
 
 
 def test_what_the_query_then_does(net):
@@ -278,3 +285,72 @@ def test_a_net_that_cannot_be_right_is_refused():
     net = make_net(Body(lambda x: x - x.mean(0)).double()).initialize()
     with pytest.raises(ValueError, match="depend on the others of its batch"):
         check_network(net, X[:N], 2)
+
+
+def test_the_verdict_is_what_the_query_then_does(net, monkeypatch):
+    def strategy(max_memory):
+        return FisherMask(100, max_memory=max_memory, random_state=0)
+
+    def verdict(max_memory):
+        chosen = strategy(max_memory)
+        return check_network(
+            net, X[20:], 5, query_strategy=chosen, X_labeled=X[:20]
+        ).verdict
+
+    report = check_network(
+        net, X[20:], 5, query_strategy=strategy("1GiB"), X_labeled=X[:20]
+    )
+    assert report.verdict == "runs"
+    within = report.bytes["matrices"] + report.bytes["embeddings"] // 2
+    assert verdict(within) == ("runs by streaming: the embeddings lie in a mapped file")
+    strategy(within).select(net, X[20:], 5, X_labeled=X[:20])
+    refused = verdict(20_000)
+    assert refused.startswith("would be refused: This query needs about ")
+    with pytest.raises(MemoryError) as caught:
+        strategy(20_000).select(net, X[20:], 5, X_labeled=X[:20])
+    assert str(caught.value) == refused.removeprefix("would be refused: ")
+
+
+def test_three_alternatives_have_prices(net):
+    report = check_network(
+        net, X, 5, query_strategy=FisherMask(100, n_mask_samples=512), n_pool=50_000
+    )
+    assert [other.setting for other in report.alternatives] == [
+        "candidates=10",
+        "candidates=10, n_information_samples=2048",
+        "candidates=10, n_information_samples=2048, n_mask_samples=256",
+    ]
+    sizes = [report.bytes["total"], *(other.bytes for other in report.alternatives)]
+    assert sizes[0] > sizes[1] == sizes[3]
+    assert 0 < report.alternatives[1].seconds < report.seconds["total"] / 2
+    settings = {"candidates": 10, "n_information_samples": 2048}
+    chosen = FisherMask(100, **settings, n_mask_samples=256)
+    assert not check_network(net, X, 5, query_strategy=chosen).alternatives
+
+
+def test_many_classes_are_timed_in_part_and_pointed_at(monkeypatch):
+    sizes = []
+    timed = _calibration._time_selection
+
+    def watched(embeddings, query):
+        sizes.append(embeddings.shape[1])
+        return timed(embeddings, query)
+
+    monkeypatch.setattr(_calibration, "_time_selection", watched)
+    module = torch.nn.Linear(6, 60)
+    many = NeuralNetClassifier(
+        module, criterion=torch.nn.CrossEntropyLoss, classes=range(60), verbose=0
+    ).initialize()
+    samples = np.random.default_rng(0).normal(size=(30, 6)).astype("float32")
+    report = check_network(many, samples, 3, n_pool=1000)
+    assert set(sizes) <= {4, _calibration.SELECTION_ROWS}
+    assert report.alternatives[-1].setting.endswith("n_top_classes=5")
+    assert report.alternatives[-1].bytes < report.bytes["total"]
+    assert any(
+        "59 of 60 passes a sample are backward" in note and "n_top_classes=5" in note
+        for note in report.notes
+    )
+    few = check_network(
+        many, samples, 3, query_strategy=FisherMask(n_top_classes=5), n_pool=1000
+    )
+    assert not any("passes a sample" in note for note in few.notes)

@@ -4,6 +4,7 @@ with bad input.
 
 import pickle
 import random
+import warnings
 from functools import partial
 
 import numpy as np
@@ -24,6 +25,7 @@ from skorch.helper import SliceDataset
 from torch import nn
 
 from fishermask_sk import FisherMask, fisher_mask_sampling
+from fishermask_sk import _query as query_module
 from fishermask_sk.baselines import margin_sampling
 from fishermask_sk.skorch_adapter import preserved_rng
 
@@ -423,10 +425,36 @@ def test_timings_and_progress(capfd):
     assert set(strategy.timings_) == {"mask", "embeddings", "selection"}
     assert all(seconds > 0 for seconds in strategy.timings_.values())
     shown = capfd.readouterr().err
-    assert all(step in shown for step in ("mask", "embeddings", "picks"))
+    assert all(step in shown for step in ("mask", "embeddings", "set-up", "picks"))
+    # Every bar is full when it closes.
+    for step in ("mask", "embeddings", "set-up", "picks"):
+        assert f"{step}: 100%" in shown
     select(FisherMask(0.9))
     captured = capfd.readouterr()
     assert captured.err == captured.out == ""
+
+
+def test_seconds_of_each_step_are_logged(caplog):
+    with caplog.at_level("INFO", logger="fishermask_sk"):
+        strategy = select(FisherMask(0.9))
+    steps = [record.getMessage().split(":")[0] for record in caplog.records]
+    assert steps == list(strategy.timings_)
+
+
+def test_a_long_query_says_so_once_with_what_would_be_shorter(monkeypatch):
+    monkeypatch.setattr(query_module, "PACE_SECONDS", 0.0)
+    monkeypatch.setattr(query_module, "LONG_SECONDS", 0.0)
+    strategy = FisherMask(0.9, batch_size=2)
+    with pytest.warns(
+        UserWarning,
+        match=r"The gradients of \d+ samples will take about .* s, by the first \d+; "
+        r"layers='last' needs the head's gradients alone\. See the page",
+    ) as caught:
+        select(strategy)
+    assert sum("will take about" in str(w.message) for w in caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        select(strategy)  # once for a loop
 
 
 def test_random_tie_break_draws_among_equal_samples():
