@@ -53,6 +53,7 @@ class Costs(NamedTuple):
     embeddings: Tensor
     n_weights: int
     n_rows: int
+    timed: dict[tuple[int, int], SelectionTimes]  # by samples and rows, once each
 
     def seconds(self, sized: Query, n_rows: int) -> dict[str, float]:
         """Seconds by step, for a query's numbers of samples: "mask", "embeddings" and
@@ -75,7 +76,7 @@ class Costs(NamedTuple):
             "embeddings": self.per_embedded * passes * n_embedded
             + self.per_projected * n_directions * n_rows * n_projected,
             "selection": _scaled_selection(
-                self.embeddings, sized.n_stored, n_directions, n_rows, sized
+                self, sized.n_stored, n_directions, n_rows, sized
             ),
         }
         if sized.n_candidates is not None:
@@ -117,6 +118,7 @@ def calibrate(query: Query, plan: Plan) -> tuple[Tensor, Costs]:
         embeddings,
         k,
         plan.n_rows,
+        {},
     )
 
 
@@ -145,19 +147,24 @@ def _classify(query: Query, n_samples: int) -> None:
 
 
 def _scaled_selection(
-    embeddings: Tensor, n_pool: int, n_weights: int, n_rows: int, query: Query
+    costs: Costs, n_pool: int, n_weights: int, n_rows: int, query: Query
 ) -> float:
     """Seconds of the selection: linear in N; for k that is too large to try, setup as
     k³ + N·k², picks as k² + N·k; for c rows that are too many, setup as 1 + N·c, picks
     as c + N·c².
     """
+    embeddings = costs.embeddings
     k_tried = min(embeddings.shape[2], SELECTION_WEIGHTS)
     rows_tried = min(n_rows, embeddings.shape[1], SELECTION_ROWS)
     most = SELECTION_BYTES // (rows_tried * k_tried * embeddings.itemsize)
     large = min(n_pool, max(64, most))
     small = max(1, large // 4)
     tried = embeddings[:, :rows_tried, :k_tried]
-    times = {n: _time_selection(_like(tried, n), query) for n in {small, large}}
+    for n in {small, large}:
+        if (n, rows_tried) not in costs.timed:
+            of_n = _time_selection(_like(tried, n), query)
+            costs.timed[n, rows_tried] = of_n
+    times = {n: costs.timed[n, rows_tried] for n in (small, large)}
     wider = n_rows / rows_tried
     growth = n_weights / k_tried
     n_picks = min(ceil(query.params.oversample * query.n_instances), n_pool)
