@@ -164,13 +164,14 @@ def all_processes() -> Processes:
 
 
 class Best(NamedTuple):
-    """The position, among all samples, of the largest of all gains, that gain, and
-    whether all that are not −∞ are equal to it.
+    """The position, among all samples, of the largest of all gains, that gain, there
+    and for the host, and whether all that are not −∞ are equal to it.
     """
 
     position: Tensor
     gain: Tensor
-    all_tied: Tensor
+    value: float
+    all_tied: bool
 
 
 class Shard:
@@ -211,13 +212,28 @@ class Shard:
             Where the largest is no finite number, the gain says so and the position
             means nothing.
         """
-        tied = gains >= level(largest := gains.amax())
+        # One look, for an accelerator waits for each: nearly always one is far ahead.
+        values, places = gains.topk(min(2, len(gains)))
+        first, *second = torch.cat([values, places]).tolist()[: len(values)]
+        is_last = all(value == -torch.inf for value in second)
+        if not abs(first) < torch.inf or is_last:
+            return Best(places[0], values[0], first, is_last)
+        if second[0] < float(
+            level(torch.tensor(first, dtype=torch.float64, device="cpu"))
+        ):
+            return Best(places[0], values[0], first, False)
+        tied = gains >= level(values[0])
         # Of several largest argmax is the first.
-        i = tied.to(torch.uint8).argmax()
-        if choose is not None and bool(torch.isfinite(largest)):
-            i = choose(tied.nonzero()[:, 0])
-        gain = torch.where(torch.isfinite(largest), gains[i], largest)
-        return Best(i, gain, (tied | torch.isneginf(gains)).all())
+        i = tied.to(torch.uint8).argmax().reshape(1)
+        if choose is not None:
+            i = choose(tied.nonzero()[:, 0]).reshape(1)
+        gain = gains[i]
+        all_tied = bool((tied | torch.isneginf(gains)).all())
+        return Best(i[0], gain[0], float(gain), all_tied)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest of each column (m,) of what all processes have (n, m)."""
+        return values.amax(0)
 
     def positions(self, mask: Tensor) -> Tensor:
         """Positions among all samples of those that a mask (n,) of each process
@@ -284,7 +300,7 @@ class SharedOut(Shard):
             largest = found[:, 0].amax()
             if not bool(torch.isfinite(largest)):
                 nobody = torch.zeros((), dtype=torch.int64, device=gains.device)
-                return Best(nobody, largest, nobody.bool())
+                return Best(nobody, largest, float(largest), False)
             # Where the lowest of a process's own best is none of the best of all, it
             # has to look again.
             leaders = found[found[:, 0] >= level(largest)]
@@ -292,12 +308,18 @@ class SharedOut(Shard):
                 break
         tied = gains >= level(largest)
         is_all = (tied | torch.isneginf(gains)).all().to(largest)
-        all_tied = self._processes.stack(is_all[None]).amin().bool()
+        all_tied = bool(self._processes.stack(is_all[None]).amin())
         if choose is not None:
             chosen = choose(self.positions(tied))
-            return Best(chosen, self.value(gains, chosen), all_tied)
+            gain = self.value(gains, chosen)
+            return Best(chosen, gain, float(gain), all_tied)
         first = leaders[leaders[:, 1].argmin()]
-        return Best(first[1].long(), first[2], all_tied)
+        return Best(first[1].long(), first[2], float(first[2]), all_tied)
+
+    def largest(self, values: Tensor) -> Tensor:
+        nothing = values.new_full((1, values.shape[1]), -torch.inf)
+        own = torch.cat([values, nothing]).amax(0)
+        return self._processes.stack(own).amax(0)
 
     def positions(self, mask: Tensor) -> Tensor:
         return self._processes.concatenated(self.start + mask.nonzero()[:, 0])

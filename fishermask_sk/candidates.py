@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fishermask_sk._collectives import Shard
 from fishermask_sk.embeddings import Embeddings, blocks
-from fishermask_sk.gains import plus_identity, trace_reductions
+from fishermask_sk.gains import trace_reductions
 
 # The product of a pick leaves errors in all gains; their sum is estimated, at 1 to 100
 # times of what was measured. While it is below this share of a gain, products are
@@ -75,10 +75,11 @@ class Candidates:
         self.damping, self.shard, self.exact = damping, shard, exact
         self.picked: list[Tensor] = []
         n, c = embeddings.n, embeddings.c
-        self.a, self.b = (information.new_empty(n, c, c) for _ in range(2))
+        self._both = information.new_empty(2, n, c, c)
+        self.a, self.b = self._both
         for part in blocks(embeddings, embeddings.k):
             self.a[part] = embeddings.part(part).quadratic()
-        self._longest = self._largest_trace(self.a)
+        self._longest = float(self._largest_traces()[0])
         self.refresh()
 
     def gains(self) -> Tensor:
@@ -126,14 +127,17 @@ class Candidates:
         """Bring every candidate up to date with a pick."""
         v = self.shard.take(position.reshape(1), self.embeddings.rows)[0].double()
         p = self.inverse.times(v)
-        factor, _ = torch.linalg.cholesky_ex(plus_identity(p @ v.mT))
+        gram = p @ v.mT
+        gram.diagonal().add_(1)
+        factor, _ = torch.linalg.cholesky_ex(gram)
         u = torch.linalg.solve_triangular(factor, p, upper=False).mT
         f_u = self.information @ u
-        h = self.inverse.times(f_u.mT).mT - 0.5 * (u @ (f_u.mT @ u))
+        g = f_u.mT @ u
+        h = torch.addmm(self.inverse.times(f_u.mT).mT, u, g, alpha=-0.5)
         self.inverse.subtract(u)
         self.picked.append(position)
         right = torch.cat([u, h], dim=1)
-        rounding = self._rounding_of_pass(u, h, (f_u * u).sum())
+        rounding = self._rounding_of_pass(right, g.diagonal())
         in_float32 = self.error + torch.finfo(torch.float32).eps * rounding
         if self.exact or in_float32 > PASS_LIMIT * gain:
             self.error += torch.finfo(torch.float64).eps * rounding
@@ -147,17 +151,19 @@ class Candidates:
             self.a[part] -= y_y
             self.b[part] -= y_vh + y_vh.mT
 
-    def _rounding_of_pass(self, u: Tensor, h: Tensor, g: Tensor) -> float:
+    def _rounding_of_pass(self, right: Tensor, g: Tensor) -> float:
         """What the products of a pick may leave in a gain, in units of the last digit.
 
         An entry of Y = VU is off by |V||U| over the root of k, as a sum of k terms
         whose errors are independent, and changes B by twice as much times VH, whose
         square is at most tr B tr G; and the other way round.
         """
-        a, b = (self._largest_trace(matrices) for matrices in (self.a, self.b))
-        of_u, of_h, g = torch.stack([u.norm(), h.norm(), g]).tolist()
+        norms = torch.linalg.vector_norm(right.unflatten(1, (2, -1)), dim=(0, 2))
+        numbers = torch.cat([self._largest_traces(), norms, g])
+        # One look, as in `Shard.best`.
+        a, b, of_u, of_h, *of_g = numbers.tolist()
         length = 2 * (self._longest / self.embeddings.k) ** 0.5
-        return length * (of_u * (b * g) ** 0.5 + of_h * a**0.5)
+        return length * (of_u * (b * sum(of_g)) ** 0.5 + of_h * a**0.5)
 
     def is_stale(self, gain: float) -> bool:
         """Whether too much of a gain this small may be rounding, and a pick was made
@@ -189,9 +195,10 @@ class Candidates:
             m.addmm_(v.mT, v)
         return cholesky(m, self.damping)
 
-    def _largest_trace(self, matrices: Tensor) -> float:
-        traces = matrices.diagonal(dim1=1, dim2=2).sum(1)
-        return float(self.shard.best(traces, level=lambda largest: largest).gain)
+    def _largest_traces(self) -> Tensor:
+        """The largest trace of an A, and of a B (2,)."""
+        traces = self._both.diagonal(dim1=2, dim2=3).sum(2)
+        return self.shard.largest(traces.mT)
 
 
 class _Inverse:
@@ -212,7 +219,8 @@ class _Inverse:
     def times(self, rows: Tensor) -> Tensor:
         """P M⁻¹, for rows P (m, k)."""
         product = rows @ self.base if self.base.ndim else rows * self.base
-        return product - (rows @ self._columns) @ self._columns.mT
+        spent = rows @ self._columns
+        return torch.addmm(product, spent, self._columns.mT, alpha=-1)
 
     def subtract(self, u: Tensor) -> None:
         """M⁻¹ ← M⁻¹ − U Uᵀ, for U (k, c)."""

@@ -90,24 +90,31 @@ class DenseEmbeddings:
 
     def times(self, u: Tensor) -> Tensor:
         """As of all `Embeddings`."""
-        return self.values.to(u) @ u
+        return self._there(self.values, u.dtype) @ u
 
     def rows(self, samples: Tensor) -> Tensor:
         """As of all `Embeddings`."""
-        return self.values[samples.to(self.values.device)].to(self.device)
+        found = self.values[samples.to(self.values.device)]
+        return self._there(found, self.dtype)
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""
         total = torch.zeros(self.k, self.k, dtype=torch.float64, device=self.device)
         for part in blocks(self, self.k):
-            rows = self.values[part].to(self.device, dtype).flatten(0, 1)
+            rows = self._there(self.values[part], dtype).flatten(0, 1)
             total += rows.mT @ rows
         return total
 
     def quadratic(self, m: Tensor | None = None) -> Tensor:
         """As of all `Embeddings`."""
-        v = self.values.to(self.device, torch.float64)
+        v = self._there(self.values, torch.float64)
         return (v if m is None else v @ m) @ v.mT
+
+    def _there(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Where arithmetic is done. Nobody waits for the copy, for nobody writes into
+        what is copied.
+        """
+        return values.to(self.device, dtype, non_blocking=True)
 
     def part(self, samples: slice) -> DenseEmbeddings:
         """As of all `Embeddings`."""

@@ -229,7 +229,7 @@ def _pick(
             closed = torch.zeros_like(reductions, dtype=torch.bool)
         reductions = reductions.masked_fill(closed, -torch.inf)
         best = shard.best(reductions, level, choose)
-        gain, all_tied = torch.stack([best.gain, best.all_tied.to(best.gain)]).tolist()
+        gain, all_tied = best.value, best.all_tied
         if not abs(gain) < torch.inf:
             raise FloatingPointError(
                 f"The largest trace reduction is {gain}. {TOO_LARGE}"
@@ -254,7 +254,7 @@ def _pick(
             best = best._replace(gain=shard.value(reductions, position))
         indices.append(position)
         gains.append(best.gain)
-        closed[shard.own(position)] = True
+        closed.index_fill_(0, shard.own(position.reshape(1)), True)
         if on_pick is not None:
             on_pick()
         if len(indices) == n_picks:

@@ -11,9 +11,10 @@ from pretend_device import OnDevice, PretendDevice
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, check_network, layer_rules
+from fishermask_sk import FisherMask, check_network, embeddings, layer_rules
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.layer_rules import find_rule
+from fishermask_sk.memory import Budget
 from fishermask_sk.modules import undisturbed
 
 N_CLASSES = 5
@@ -210,6 +211,44 @@ def test_the_host_waits_once_a_batch_whatever_the_net(depth, n_classes):
         with device.counted() as counts, undisturbed(module):
             pass
         assert counts.n_syncs == 1, counts
+
+
+def asked_for_picks(device, few=3, many=11, **params):
+    """What a pick asks of the device: the difference of two numbers of picks."""
+    net, X, found = device.adopt(small()), vectors(60), []
+    for n_instances in (few, many):
+        with device.counted() as counts:
+            picks(net, X, n_instances, **params)
+        found.append(counts)
+    n_picks = many - few
+    return (
+        (found[1].n_launches - found[0].n_launches) / n_picks,
+        (found[1].n_syncs - found[0].n_syncs) / n_picks,
+        found[1],
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"layers": "last"}, {"damping": 1e-3}])
+def test_a_pick_asks_little_of_a_device(settings):
+    """Once for which sample it is, once for what rounding has left in the gains."""
+    with PretendDevice() as device:
+        launches, syncs, counts = asked_for_picks(device, **settings)
+    assert syncs == 2, counts
+    assert launches <= 40, counts
+
+
+@pytest.mark.parametrize(("in_main_memory", "waits"), [(False, 2), (True, 3)])
+def test_embeddings_in_blocks_ask_for_each_block(monkeypatch, in_main_memory, waits):
+    """And wait for none of them. From main memory the pick's own rows are fetched."""
+    with PretendDevice() as device:
+        whole = asked_for_picks(device)
+        # k = 61 of 65 weights and 4 rows: 20 samples a block, of 60.
+        monkeypatch.setattr(embeddings, "ACCELERATOR_NUMBERS", 20 * 4 * 61)
+        if in_main_memory:
+            monkeypatch.setattr(Budget, "_place", lambda self, needed: "host")
+        in_blocks = asked_for_picks(device)
+    assert in_blocks[1] == waits, in_blocks[2]
+    assert in_blocks[0] - whole[0] <= 2 * 9, in_blocks[2]  # two blocks more
 
 
 @pytest.mark.parametrize("shared", [5, 1], ids=["tokens", "pixels in groups"])
