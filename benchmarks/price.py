@@ -78,7 +78,7 @@ def rows_of(pool_and_net, estimator, X_pool, X_labeled, n_instances, settings):
             "forward": forward,
             "query": took,
             "grown": grown / 2**30,
-            "timings": dict(strategy.timings_),
+            "timings": {**strategy.timings_, "check": strategy.check_seconds_},
         }
         for name, strategy, took, grown in queries
     ]
