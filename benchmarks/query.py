@@ -161,7 +161,9 @@ class Setup:
         pool, n_pool = self.fitted.dataset(self.X_pool, "X_pool")
         labeled, n_labeled = self.fitted.dataset(self.X_labeled, "X_labeled")
         strategy = FisherMask(random_state=0, **params)
-        return Query(strategy, self.fitted, pool, labeled, n_pool, n_labeled, N_PICKS)
+        return Query(
+            strategy.settings(), self.fitted, pool, labeled, n_pool, n_labeled, N_PICKS
+        )
 
     def mask(self, **params):
         with undisturbed(self.module):

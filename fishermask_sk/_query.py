@@ -13,7 +13,7 @@ from itertools import chain
 from math import ceil
 from numbers import Integral
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from fishermask_sk._net_checks import (
     some_of,
 )
 from fishermask_sk._proposals import given_positions, least, margins, seeded
+from fishermask_sk._query_settings import Settings
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.directions import EXACT, MOST, SHARE, SPARE, leading, share_held
 from fishermask_sk.fisher import information
@@ -49,9 +50,6 @@ from fishermask_sk.memory import Budget, Needs, card_of, duration, needs, uses_r
 from fishermask_sk.selection import FLOAT32_DAMPING, select
 from fishermask_sk.skorch_adapter import FittedNet
 from fishermask_sk.verification import ONE_BY_ONE
-
-if TYPE_CHECKING:
-    from fishermask_sk.query_strategy import FisherMask
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +127,7 @@ class Query:
 
     def __init__(
         self,
-        params: FisherMask,
+        params: Settings,
         fitted: FittedNet,
         pool: Dataset | None,
         labeled: Dataset | None,
@@ -139,8 +137,10 @@ class Query:
         processes: Processes = ALONE,
         target: tuple[Dataset | None, int] | None = None,
         target_weight: np.ndarray | None = None,
+        warn: Callable[[str], None] = warn_user,
     ) -> None:
         self.params, self.fitted, self.processes = params, fitted, processes
+        self.warn = warn
         self.n_pool, self.n_labeled, self.n_instances = n_pool, n_labeled, n_instances
         weights = None
         if target_weight is not None:
@@ -482,9 +482,7 @@ class Query:
             )
             return per_layer_mask(scores, fraction, allowed, candidates, head)
         if head is not None and len(head) < len(candidates):
-            warn_if_head_fills_mask(
-                plan.k, len(head), plan.n_trainable, params._warn_once
-            )
+            warn_if_head_fills_mask(plan.k, len(head), plan.n_trainable, self.warn)
         return ranked_mask(scores, plan.k, candidates, head)
 
     def _embed(
@@ -726,7 +724,7 @@ class Query:
             n, share = share_held(parts, float(total), SHARE)
             basis = basis[:, :n]
             if self.processes.rank == 0:
-                self.params._warn_once(
+                self.warn(
                     f"The mask has {k} weights, more than the {EXACT} that are used "
                     f"exactly by default: the selection works in their {n} leading "
                     f"directions, which hold {100 * share:.4g} % of the information's "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from sklearn.base import clone
 from fishermask_sk._calibration import calibrate
 from fishermask_sk._net_checks import check_module
 from fishermask_sk._query import Plan, Query
+from fishermask_sk._query_settings import Settings
 from fishermask_sk.memory import duration, free_bytes, readable
 from fishermask_sk.modules import undisturbed
 from fishermask_sk.query_strategy import FisherMask, check_n_instances
@@ -218,10 +219,8 @@ def check_network(
     >>> report.head
     ('2.weight', '2.bias')
     """
-    params = clone(
-        _strategy(estimator, query_strategy)
-    )  # a RandomState in it is not drawn from
-    params._check_params()
+    # Of a copy: a RandomState in it is not drawn from.
+    params = clone(_strategy(estimator, query_strategy)).settings()
     fitted = fitted_net(estimator)
     check_module(fitted.module)
     check_n_instances(n_instances)
@@ -245,7 +244,7 @@ def check_network(
         plan = query.plan(within=params.batch_size)
         target = None if n_target is None else (None, int(n_target))
 
-        def of_size(chosen: FisherMask) -> Query:
+        def of_size(chosen: Settings) -> Query:
             """The query that is asked about, by these parameters."""
             n = int(n_pool or n_given)
             sized = Query(
@@ -270,7 +269,7 @@ def check_network(
         verdict = _verdict(sized, k, plan.n_rows)
         alternatives = []
         for changes in _cheaper(params, plan.n_classes):
-            other = of_size(clone(params).set_params(**changes))
+            other = of_size(replace(params, **changes))
             n_top = int(other.params.n_top_classes or plan.n_classes)
             n_rows = min(plan.n_rows, n_top - 1)
             alternatives.append(
@@ -311,7 +310,7 @@ def _verdict(sized: Query, k: int, n_rows: int) -> str:
     return f"runs by streaming: the embeddings lie in {where}"
 
 
-def _cheaper(params: FisherMask, n_classes: int) -> list[dict[str, int]]:
+def _cheaper(params: Settings, n_classes: int) -> list[dict[str, Any]]:
     """Changes of the parameters that make a query cheaper, the smallest first; those
     that are in force already are left out.
     """
@@ -319,11 +318,10 @@ def _cheaper(params: FisherMask, n_classes: int) -> list[dict[str, int]]:
     last = {**two_stages, "n_mask_samples": 256}
     if (params.n_top_classes or n_classes) > MANY_CLASSES:
         last = {**two_stages, "n_top_classes": 5}
-    in_force = params.get_params(deep=False)
     return [
         changes
         for changes in ({"candidates": 10}, two_stages, last)
-        if any(in_force[name] != value for name, value in changes.items())
+        if any(getattr(params, name) != value for name, value in changes.items())
     ]
 
 
@@ -370,7 +368,7 @@ def _parameters(plan: Plan) -> tuple[ParameterReport, ...]:
     )
 
 
-def _notes(params: FisherMask, plan: Plan, k: int) -> tuple[str, ...]:
+def _notes(params: Settings, plan: Plan, k: int) -> tuple[str, ...]:
     notes = []
     sizes = {name: p.numel() for name, p in plan.gradients.parameters.items()}
     n_head = sum(sizes[name] for name in plan.layout.head if name in plan.names)

@@ -6,19 +6,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 
 from fishermask_sk._agreement import check_same_question
 from fishermask_sk._collectives import ALONE, Processes, all_processes
 from fishermask_sk._net_checks import check_module
 from fishermask_sk._proposals import check_candidates_parameter
 from fishermask_sk._query import Query
+from fishermask_sk._query_settings import Settings, check_flag, check_settings
 from fishermask_sk._targets import (
     check_same_shape,
     check_some_weight,
@@ -27,12 +27,9 @@ from fishermask_sk._targets import (
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.fisher import Weighting
 from fishermask_sk.masks import MaskRule
-from fishermask_sk.memory import parse_memory
 from fishermask_sk.modules import undisturbed
 from fishermask_sk.skorch_adapter import fitted_net, preserved_rng
 
-MASKS = ("fisher", "per_layer", "random")
-WEIGHTINGS = ("fisher", "uniform")
 LABELED = "the labelled ones (X_labeled, or the learner's X_training)"
 
 
@@ -333,9 +330,9 @@ class FisherMask(BaseEstimator):
     ) -> np.ndarray:
         """`select` by these processes."""
         with processes.together():
-            self._check_params()
+            settings = self.settings()
             candidates = self._may_be_picked(candidates)
-            _check_flag(random_tie_break, "random_tie_break")
+            check_flag(random_tie_break, "random_tie_break")
             fitted = fitted_net(estimator)
             check_module(fitted.module)
             check_n_instances(n_instances)
@@ -367,7 +364,7 @@ class FisherMask(BaseEstimator):
                     target_weight, n_pool, None if target is None else target[1]
                 )
             check_n_instances(n_instances, sum(processes.objects(n_pool)))
-            settings = {
+            of_call = {
                 "n_instances": int(n_instances),
                 "random_tie_break": bool(random_tie_break),
                 "whether there are candidates": candidates is not None,
@@ -375,7 +372,7 @@ class FisherMask(BaseEstimator):
                 "whether there are weights": weights is not None,
             }
             check_same_question(
-                processes, self.get_params(deep=False), fitted.module, settings
+                processes, self.get_params(deep=False), fitted.module, of_call
             )
             if target is not None and not sum(processes.objects(target[1])):
                 raise ValueError(
@@ -385,7 +382,7 @@ class FisherMask(BaseEstimator):
             if weights is not None:
                 check_some_weight(sum(processes.objects(float(weights.sum()))))
             query = Query(
-                self,
+                settings,
                 fitted,
                 pool,
                 labeled,
@@ -395,6 +392,7 @@ class FisherMask(BaseEstimator):
                 processes,
                 target,
                 weights,
+                self._warn_once,
             )
             query.propose(candidates, estimator, X_pool)
             result = query.run(random_tie_break)
@@ -428,78 +426,22 @@ class FisherMask(BaseEstimator):
             said.add(about or message)
             warn_user(message)
 
-    def _check_params(self) -> None:
-        """Check the constructor's parameters, each against its range."""
-        sparsity = self.sparsity
-        largest = np.inf if isinstance(sparsity, Integral) else 1
-        if not _is_number(sparsity) or not 0 < sparsity <= largest:
-            raise ValueError(
-                f"sparsity={sparsity!r} must be a fraction in (0, 1] of the trainable "
-                "weights, or an int >= 1, the number of weights to keep."
-            )
-        if not callable(self.mask) and not (
-            isinstance(self.mask, str) and self.mask in MASKS
-        ):
-            raise ValueError(
-                f"mask={self.mask!r} is unknown; use one of {', '.join(MASKS)}, or a "
-                "callable."
-            )
-        if not isinstance(self.weighting, str) or self.weighting not in WEIGHTINGS:
-            raise ValueError(
-                f"weighting={self.weighting!r} is unknown; use 'fisher' or 'uniform'."
-            )
-        if not isinstance(self.layers, str) and not (
-            isinstance(self.layers, (list, tuple))
-            and self.layers
-            and all(isinstance(p, str) for p in self.layers)
-        ):
-            raise ValueError(
-                f"layers={self.layers!r} must be 'all', 'last', 'middle', a pattern or "
-                "a list of patterns."
-            )
-        if not _is_number(self.damping) or not 0 < self.damping < np.inf:
-            raise ValueError(
-                f"damping={self.damping!r} must be a finite number > 0; the paper's is "
-                "1."
-            )
-        if not _is_number(self.oversample) or not 1 <= self.oversample < np.inf:
-            raise ValueError(
-                f"oversample={self.oversample!r} must be a finite number >= 1; 1 drops "
-                "nothing, BAIT uses 2."
-            )
-        check_candidates_parameter(self.candidates)
-        optional = {"n_top_classes": 2, "n_components": 1, "n_information_samples": 1}
-        for name, least in {"n_mask_samples": 1, "batch_size": 1, **optional}.items():
-            value = getattr(self, name)
-            if value is None and name in optional:
-                continue
-            if name == "n_components" and isinstance(value, str) and value == "auto":
-                continue
-            if (
-                not isinstance(value, Integral)
-                or isinstance(value, bool)
-                or int(value) < least
-            ):
-                raise ValueError(f"{name}={value!r} must be an int >= {least}.")
-        if self.max_memory is not None:
-            parse_memory(self.max_memory)
-        _check_flag(self.keep_head, "keep_head")
-        if self.head is not None and not isinstance(self.head, str):
-            raise ValueError(
-                f"head={self.head!r:.60} must be the name of a module, as in "
-                "module.named_modules(), or None to find the head."
-            )
-        if not isinstance(self.verbose, Integral) or self.verbose < 0:
-            raise ValueError(
-                f"verbose={self.verbose!r} must be an int >= 0; 1 shows progress bars."
-            )
-        try:
-            check_random_state(self.random_state)
-        except ValueError as error:
-            raise ValueError(
-                f"random_state={self.random_state!r} must be an int, a RandomState or "
-                "None."
-            ) from error
+    def settings(self) -> Settings:
+        """The constructor's parameters, each checked against its range.
+
+        Returns
+        -------
+        Settings
+            What a query is handed; frozen.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where a parameter is out of its range.
+        """
+        settings = Settings(**self.get_params(deep=False))
+        check_settings(settings)
+        return settings
 
 
 def fisher_mask_sampling(
@@ -562,15 +504,6 @@ def answer(learner: Any, query_idx: np.ndarray, metrics: np.ndarray) -> Any:
         query is not None and "return_metrics" in inspect.signature(query).parameters
     )
     return (query_idx, metrics) if wants_pair else query_idx
-
-
-def _check_flag(value: Any, name: str) -> None:
-    if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name}={value!r} must be True or False.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_n_instances(n_instances: Any, n_pool: int | None = None) -> None:

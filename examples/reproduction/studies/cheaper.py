@@ -1,4 +1,4 @@
-"""Study 16: what do the cheaper forms of a query cost in accuracy? 20 seeds.
+"""Study 17: what do the cheaper forms of a query cost in accuracy? 20 seeds.
 
 Fixed before the first run: everything here. The pools are the first of study 11
 (irrelevant, with its target), the first of study 12 (near-duplicates), study 5's
