@@ -976,7 +976,7 @@ class Query:
                 if cheaper < per_sample * total / 2
                 else "layers='last' needs the head's gradients alone"
             )
-            self.params._warn_once(
+            self.warn(
                 f"The gradients of {total} samples will take about "
                 f"{duration(per_sample * total)}, by the first {done}; {cure}. See "
                 "the page on choosing settings.",
