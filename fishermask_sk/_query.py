@@ -137,10 +137,10 @@ class Query:
         processes: Processes = ALONE,
         target: tuple[Dataset | None, int] | None = None,
         target_weight: np.ndarray | None = None,
-        warn: Callable[[str], None] = warn_user,
+        warn: Callable[..., None] | None = None,
     ) -> None:
         self.params, self.fitted, self.processes = params, fitted, processes
-        self.warn = warn
+        self.warn = warn or (lambda message, about=None: warn_user(message))
         self.n_pool, self.n_labeled, self.n_instances = n_pool, n_labeled, n_instances
         weights = None
         if target_weight is not None:
