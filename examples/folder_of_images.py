@@ -4,6 +4,7 @@
 JPEG or PNG, grey or colour, of any sizes: which of them should be labelled next? Images
 are read from their files when they are needed, and you can stop and go on tomorrow.
 """
+# sphinx_gallery_thumbnail_path = 'images/demo-digits.png'
 
 # %%
 # Your folder would stand here. This one is made of scikit-learn's digits: 120 files to

@@ -5,6 +5,7 @@ A camera filmed for a day: most of its frames are beside the point, and everythi
 them several times. A handful of images shows where the model will run. Which frames
 should be labelled?
 """
+# sphinx_gallery_thumbnail_path = 'images/embeddings.svg'
 
 # %%
 # Two folders
