@@ -95,7 +95,11 @@ def calibrate(query: Query, plan: Plan) -> tuple[Tensor, Costs]:
     """
     n_samples = _affordable(query, plan)
     scores = _rank(query, plan, n_samples)
-    per_ranked = _seconds(lambda: _rank(query, plan, n_samples), scores.device)
+    # The query ranks those alone between which there is a choice.
+    ranked = plan._replace(names=query.ranked(plan))
+    per_ranked = 0.0
+    if ranked.names:
+        per_ranked = _seconds(lambda: _rank(query, ranked, n_samples), scores.device)
     with (
         warnings.catch_warnings()
     ):  # the report says what the warning about the head says

@@ -410,7 +410,7 @@ class Query:
                 self.rng.uniform(size=plan.gradients.n_parameters),
                 device=plan.candidates.device,
             )
-        elif names := self._ranked(plan):
+        elif names := self.ranked(plan):
             scores = self._diagonal_fisher(plan, names)
         else:
             _ = self._drawn  # what is drawn after it stays the same
@@ -427,7 +427,7 @@ class Query:
         first = range(min(EXAMPLES, samples.n))
         return next(self.fitted.batches(samples.dataset, EXAMPLES, first))
 
-    def _ranked(self, plan: Plan) -> list[str]:
+    def ranked(self, plan: Plan) -> list[str]:
         """The parameters whose scores decide the mask: none where no choice is left."""
         if self.params.mask != "fisher":
             return plan.names

@@ -354,3 +354,12 @@ def test_many_classes_are_timed_in_part_and_pointed_at(monkeypatch):
         many, samples, 3, query_strategy=FisherMask(n_top_classes=5), n_pool=1000
     )
     assert not any("passes a sample" in note for note in few.notes)
+
+
+def test_a_mask_without_a_choice_costs_nothing(net):
+    def seconds(**params):
+        chosen = FisherMask(**params)
+        return check_network(net, X, 5, query_strategy=chosen, n_pool=5_000).seconds
+
+    assert seconds(sparsity=1.0)["mask"] == 0
+    assert seconds(sparsity=100)["mask"] > 0
