@@ -154,6 +154,22 @@ def report(results):
         print(f"  {name}: {wanted:.0f} of wanted digits, {different:.0f} images apart")
 
 
+def draw(rows, queries):
+    """The curves, and what two strategies asked for first."""
+    figure = plt.figure(figsize=(12, 4.8), layout="constrained")
+    left, *first_queries = figure.subfigures(1, 3, width_ratios=[1.2, 1, 1])
+    left.suptitle("Accuracy on the digits 5 to 9")
+    ax = left.subplots()
+    LearningCurveDisplay.from_results(rows).plot(ax)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
+    for part, name in zip(
+        first_queries, ("margin", "FisherMask with target"), strict=True
+    ):
+        part.suptitle(f"Asked for first by {name}")
+        queries[name].plot(part.subplots(), n_columns=4, max_images=12)
+    return figure
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=5, help="how many repetitions")
@@ -187,15 +203,7 @@ def main():
         )  # what is done is kept
 
     report(pd.DataFrame(rows))
-    figure = plt.figure(figsize=(12, 4.4), layout="constrained")
-    curves, *first_queries = figure.subfigures(1, 3, width_ratios=[1.2, 1, 1])
-    curves.suptitle("Accuracy on the digits 5 to 9")
-    LearningCurveDisplay.from_results(rows).plot(curves.subplots())
-    for part, name in zip(
-        first_queries, ("margin", "FisherMask with target"), strict=True
-    ):
-        part.suptitle(f"Asked for first by {name}")
-        queries[name].plot(part.subplots(), n_columns=4, max_images=12)
+    figure = draw(rows, queries)
     figure.savefig(path.with_suffix(".png"), dpi=110)
     print(f"\nNumbers: {path}.csv\nPicture: {path}.png")
 
