@@ -245,7 +245,7 @@ def test_embeddings_in_blocks_ask_for_each_block(monkeypatch, in_main_memory, wa
         # k = 61 of 65 weights and 4 rows: 20 samples a block, of 60.
         monkeypatch.setattr(embeddings, "ACCELERATOR_NUMBERS", 20 * 4 * 61)
         if in_main_memory:
-            monkeypatch.setattr(Budget, "_place", lambda self, needed: "host")
+            monkeypatch.setattr(Budget, "place", lambda self, needed: "host")
         in_blocks = asked_for_picks(device)
     assert in_blocks[1] == waits, in_blocks[2]
     assert in_blocks[0] - whole[0] <= 2 * 9, in_blocks[2]  # two blocks more
