@@ -172,7 +172,10 @@ class Setup:
     def embedded(self, mask_indices, **params):
         with undisturbed(self.module):
             query = self.query(**params)
-            return query._embed(self.gradients, mask_indices, query.plan().n_rows)
+            n_rows = query.plan().n_rows
+            embedded = query._embed(self.gradients, mask_indices, n_rows)
+            every = torch.arange(embedded.pool.n, device=DEVICE)
+            return embedded._replace(pool=embedded.pool.rows(every))
 
 
 # The naive forms

@@ -35,9 +35,15 @@ from fishermask_sk._proposals import given_positions, least, margins, seeded
 from fishermask_sk._query_settings import Settings
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.directions import EXACT, MOST, SHARE, SPARE, leading, share_held
-from fishermask_sk.fisher import information
+from fishermask_sk.embeddings import DenseEmbeddings, Embeddings
 from fishermask_sk.generic import samples as some_samples
 from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk.head_embeddings import (
+    HeadEmbeddings,
+    JoinedEmbeddings,
+    head_places,
+    is_worth_it,
+)
 from fishermask_sk.layers import Layout, candidate_names, find_layout
 from fishermask_sk.masks import (
     custom_mask,
@@ -55,6 +61,9 @@ logger = logging.getLogger(__name__)
 
 # Samples that the net is tried on before any expensive work.
 EXAMPLES = 8
+# The head is a product where it differs from its gradients by no more of the largest
+# than so many roundings.
+PRODUCT_TOLERANCE = 2**12
 # Of these, those with a graph of all layers.
 GRAPHED = 2
 # And of the pool, of the labelled ones and of the target each, on which the ways to its
@@ -111,11 +120,11 @@ class Embedded(NamedTuple):
     sums of where these cost less.
     """
 
-    pool: Tensor
+    pool: Embeddings
     pool_information: Tensor | None
     labeled_information: Tensor | None
-    labeled: Tensor | None
-    information: Tensor | None
+    labeled: Embeddings | None
+    information: Embeddings | None
 
 
 class Query:
@@ -152,6 +161,7 @@ class Query:
         self.target = target and Samples(
             "X_target", *target, processes.shard(target[1]), weights
         )
+        self.head: tuple[str, ...] = ()  # names of the head's parameters
         self.labeled_weight = 1.0  # of each labelled sample in means
         self.averaged = self._averaged(weights)
         self.proposed: np.ndarray | None = None
@@ -330,6 +340,7 @@ class Query:
         few = some_samples(example, slice(GRAPHED))
         reached = reached_parameters(fitted, few, trainable)
         layout = self._layout(few, n_outputs)
+        self.head = layout.head
         names = candidate_names(params.layers, layout, trainable)
         check_candidates(params.layers, names, reached)
         check_real(fitted.module, names)
@@ -493,50 +504,125 @@ class Query:
         """
         components = self._components(gradients, mask_indices, n_rows)
         drawn = self._drawn_for_information()
+
+        def dense(batch: Any) -> DenseEmbeddings:
+            v = self._embeddings(gradients, batch, mask_indices)
+            return DenseEmbeddings(v if components is None else v @ components)
+
+        product = None
+        if components is None:
+            product = self._as_product(gradients, mask_indices, n_rows)
         with self.processes.together():
-            embedded = self._embed_own(
-                gradients, mask_indices, components, n_rows, drawn
-            )
+            try:
+                embedded = self._embed_own(product or dense, n_rows, drawn)
+            except _NoProductError:
+                if self.processes.size > 1:
+                    raise
+                logger.info("The head is no product on every batch: taken as it is.")
+                embedded = self._embed_own(dense, n_rows, drawn)
         for matrix in (embedded.pool_information, embedded.labeled_information):
             if matrix is not None:
                 self.processes.add(matrix)
         return embedded
 
+    def _as_product(
+        self, gradients: PerSampleGradients, mask_indices: Tensor, n_rows: int
+    ) -> Callable[[Any], Embeddings] | None:
+        """What embeds a batch with the head as a product, where the head is one on
+        drawn samples and this takes fewer multiplications.
+        """
+        head = self._head_in(gradients, mask_indices, n_rows)
+        if head is None:
+            return None
+        names, in_head, classes, columns = head
+        rest = mask_indices[~in_head]
+        places = in_head.nonzero()[:, 0], (~in_head).nonzero()[:, 0]
+        uses_bias = bool((columns == gradients.parameters[names[0]].shape[1]).any())
+
+        def embedded(batch: Any) -> Embeddings:
+            factors = gradients.head_factors(
+                batch,
+                names,
+                self.params.weighting,
+                n_top_classes=self.params.n_top_classes,
+            )
+            if factors is None:
+                raise _NoProductError
+            r, h = factors
+            if uses_bias:
+                h = torch.cat([h, h.new_ones(len(h), 1)], dim=1)
+            of_head = HeadEmbeddings(r, h, classes, columns)
+            if not len(rest):
+                return of_head
+            of_rest = DenseEmbeddings(self._embeddings(gradients, batch, rest))
+            return JoinedEmbeddings(of_head, of_rest, *places)
+
+        with self.processes.together():
+            batch = self._shared_example[0]
+            try:
+                found = embedded(batch)
+                every = torch.arange(found.n, device=found.device)
+                one, other = (
+                    found.rows(every),
+                    self._embeddings(gradients, batch, mask_indices),
+                )
+                size = PRODUCT_TOLERANCE * torch.finfo(other.dtype).eps
+                same = bool((one - other).abs().max() <= size * other.abs().max())
+            except _NoProductError:
+                same = False
+        return embedded if all(self.processes.objects(same)) else None
+
+    def _head_in(
+        self, gradients: PerSampleGradients, mask_indices: Tensor, n_rows: int
+    ) -> tuple[list[str], Tensor, Tensor, Tensor] | None:
+        """Names of the head's masked parameters, which masked weights they are, and of
+        these the class and the column; None where a product would not pay.
+        """
+        slices, head = gradients.slices, self.head
+        weights = [n for n in head if gradients.parameters[n].ndim == 2]
+        biases = [n for n in head if gradients.parameters[n].ndim == 1]
+        if len(weights) != 1 or len(biases) > 1:
+            return None
+        n_classes, d = gradients.parameters[weights[0]].shape
+        bias = slices[biases[0]] if biases else None
+        in_head, classes, columns = head_places(
+            mask_indices, slices[weights[0]], bias, d
+        )
+        k = len(classes)
+        trainable = all(gradients.parameters[n].requires_grad for n in head)
+        if not trainable or not is_worth_it(k, n_rows, n_classes, d + 1):
+            return None
+        return weights + biases, in_head, classes, columns
+
     def _embed_own(
-        self,
-        gradients: PerSampleGradients,
-        mask_indices: Tensor,
-        components: Tensor | None,
-        n_rows: int,
-        drawn: Drawn,
+        self, embed: Callable[[Any], Embeddings], n_rows: int, drawn: Drawn
     ) -> Embedded:
         """The same of the samples that this process holds: its part of all means."""
-        k = len(mask_indices) if components is None else components.shape[1]
+        none = embed(self._shared_example[0]).part(slice(0, 0))
+        k = none.k
         in_rows = self._in_rows(n_rows, k)
         total: Tensor | None = None
         known: Tensor | None = None
-        rows: list[Tensor] = []  # of the labelled samples, where matrices cost more
-        averaged: list[Tensor] = []  # rows of what F̄ is a mean over, likewise
+        rows: list[Embeddings] = []  # of the labelled samples, for the kernel
+        averaged: list[Embeddings] = []  # of what F̄ is a mean over, likewise
         if not in_rows:
-            total = torch.zeros(k, k, dtype=torch.float64, device=mask_indices.device)
+            total = torch.zeros(k, k, dtype=torch.float64, device=none.device)
         whole = self._passes_are_the_mean
+        dtype = self._sum_dtype(none.dtype)
         total_embedded = self.n_embedded(drawn.n_own)
         with self._progress("embeddings", total_embedded) as progress:
             advance = self._paced(progress, total_embedded, n_rows)
 
             def embedded(
                 samples: Samples, positions: list[int] | None = None
-            ) -> Iterator[Tensor]:
-                for v in self._embedded_batches(
-                    gradients, samples, mask_indices, advance, positions
-                ):
-                    yield v if components is None else v @ components
+            ) -> Iterator[Embeddings]:
+                return self._embedded_batches(embed, none, samples, advance, positions)
 
-            def average(v: Tensor, weights: Tensor | None) -> None:
+            def average(v: Embeddings, weights: Tensor | None) -> None:
                 if weights is not None:
-                    v = v * weights.to(v).sqrt()[:, None, None]
+                    v = v.scaled(weights.sqrt())
                 if total is not None:
-                    total.add_(information(v.to(self._sum_dtype(v))))
+                    total.add_(v.information(dtype))
                 elif not self._shares_rows:
                     averaged.append(v)
 
@@ -545,51 +631,60 @@ class Query:
                     if in_rows:
                         rows.append(v)
                     else:  # M_∅ is inverted: rounding must stay far below λ
-                        of_batch = information(v.double())
+                        of_batch = v.information()
                         known = of_batch if known is None else known.add_(of_batch)
                 if whole and known is not None and total is not None:
                     total.add_(known, alpha=self.labeled_weight)
                 elif whole:
                     for v in rows:
-                        average(v, torch.tensor([self.labeled_weight]))
+                        average(v, torch.full((v.n,), self.labeled_weight))
             if not whole:
                 for part, weights in self._weighted_parts(drawn):
                     start = 0
                     for v in embedded(*part):
-                        own = None if weights is None else weights[start:][: len(v)]
+                        own = None if weights is None else weights[start:][: v.n]
                         average(v, own)
-                        start += len(v)
-            embeddings, start = torch.empty(0, device="cpu"), 0
+                        start += v.n
+            stored, start = none, 0
             positions = None if whole or self.proposed is None else self.proposed
             for v in embedded(
                 self.pool, None if positions is None else positions.tolist()
             ):
                 if start == 0:
-                    needed = self._needs_of(k, v.shape[1], v.itemsize)
-                    embeddings = self.budget.empty(
-                        (self.n_stored, *v.shape[1:]), v.dtype, needed
-                    )
+                    stored = self._room_for(v)
                 if whole:
                     weights = self.averaged[0].weights
-                    average(v, None if weights is None else weights[start:][: len(v)])
-                if positions is None:
-                    self._store(v, embeddings, start)
-                else:
-                    embeddings[start : start + len(v)] = v
-                start += len(v)
+                    average(v, None if weights is None else weights[start:][: v.n])
+                for to, tensor in zip(stored.tensors, v.tensors, strict=True):
+                    if positions is None:
+                        self._store(tensor, to, start)
+                    else:
+                        to[start : start + v.n] = tensor
+                start += v.n
         if total is not None:
             total /= drawn.total_weight
         if known is not None:
             known /= self.labeled.shard.total
-        scaled = torch.cat(averaged) if averaged else None
+        scaled = _joined(averaged)
         if scaled is not None:
-            scaled /= drawn.total_weight**0.5
-        return Embedded(
-            embeddings, total, known, torch.cat(rows) if rows else None, scaled
+            share = torch.full((scaled.n,), 1 / drawn.total_weight, device="cpu")
+            scaled = scaled.scaled(share.double().sqrt())
+        return Embedded(stored, total, known, _joined(rows), scaled)
+
+    def _room_for(self, v: Embeddings) -> Embeddings:
+        """Room for what is stored of the candidates."""
+        needed = self._needs_of(v.k, v.c, v.dtype.itemsize)
+        per_sample = sum(tensor[:1].nbytes for tensor in v.tensors)
+        needed = needed._replace(embeddings=self.n_stored * per_sample)
+        return v.of(
+            [
+                self.budget.empty((self.n_stored, *t.shape[1:]), t.dtype, needed)
+                for t in v.tensors
+            ]
         )
 
     def _store(self, v: Tensor, embeddings: Tensor, start: int) -> None:
-        """Keep the embeddings of samples start, start + 1, …: of those that may be
+        """Keep what is stored of samples start, start + 1, …: of those that may be
         picked.
         """
         if self.proposed is None:
@@ -677,6 +772,11 @@ class Query:
         if auto:  # an eighth of them tells what the others' directions hold
             measures = self.rng.random_sample(self.n_averaged) < 1 / 8
 
+        def dense(batch: Any) -> DenseEmbeddings:
+            return DenseEmbeddings(self._embeddings(gradients, batch, mask_indices))
+
+        nothing = DenseEmbeddings(self._none_of(gradients, mask_indices))
+
         def rows(of_measuring: bool) -> Iterator[Tensor]:
             yield self._none_of(gradients, mask_indices).flatten(0, 1)
             start = 0
@@ -687,9 +787,10 @@ class Query:
                 here = np.asarray(positions, int)[chosen].tolist()
                 of_own = None if weights is None else weights[chosen]
                 done = 0
-                for v in self._embedded_batches(
-                    gradients, samples, mask_indices, lambda n: None, here
+                for each in self._embedded_batches(
+                    dense, nothing, samples, lambda n: None, here
                 ):
+                    v = each.tensors[0]
                     if of_own is not None:
                         v *= of_own[done : done + len(v)].to(v).sqrt()[:, None, None]
                     done += len(v)
@@ -749,20 +850,21 @@ class Query:
 
     def _embedded_batches(
         self,
-        gradients: PerSampleGradients,
+        embed: Callable[[Any], Embeddings],
+        none: Embeddings,
         samples: Samples,
-        mask_indices: Tensor,
         advance: Callable[[int], object],
         positions: list[int] | None = None,
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Embeddings]:
         """Embeddings of all these samples, or of those at some positions."""
         if samples.dataset is None or positions == []:
-            yield self._none_of(gradients, mask_indices)
+            yield none
             return
         done = 0
         for batch in self._batches(samples, positions):
-            v = self._embeddings(gradients, batch, mask_indices)
-            finite = torch.isfinite(v).flatten(1).all(1)
+            v = embed(batch)
+            finite = torch.stack([t.isfinite().flatten(1).all(1) for t in v.tensors])
+            finite = finite.all(0)
             if not bool(finite.all()):
                 i = done + int(finite.int().argmin())
                 raise ValueError(
@@ -771,8 +873,8 @@ class Query:
                     "hold NaN or infinite values: the sample does, or the net's "
                     "outputs on it; drop it, or scale the samples."
                 )
-            done += len(v)
-            advance(len(v))
+            done += v.n
+            advance(v.n)
             yield v
         _check_complete(done, samples, positions)
 
@@ -842,10 +944,10 @@ class Query:
     def _choose_at_random(self, tied: Tensor) -> Tensor:
         return tied[self.rng.randint(len(tied))]
 
-    def _sum_dtype(self, v: Tensor) -> torch.dtype:
+    def _sum_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """In what the products of F̄ are: float64 where λ is small."""
         small = float(self.params.damping) < FLOAT32_DAMPING
-        return torch.float64 if small else v.dtype
+        return torch.float64 if small else dtype
 
     def _n_picks(self) -> int:
         n_candidates = self.n_candidates or self.shard.total
@@ -894,6 +996,19 @@ class Query:
         # A basis, its product with F, and their factors.
         return needed._replace(matrices=needed.matrices + 4 * n * k * itemsize)
 
+    def _n_numbers(self, k: int, n_rows: int) -> int:
+        """Numbers that are kept of a sample, of a mask that keeps the head first."""
+        module = self.fitted.module
+        shapes = [p.shape for n, p in module.named_parameters() if n in self.head]
+        matrices = [shape for shape in shapes if len(shape) == 2]
+        keeps = self.params.keep_head and self.params.mask == "fisher"
+        if len(matrices) == 1 and len(shapes) <= 2 and keeps:
+            n_classes, d = matrices[0]
+            in_head = min(k, sum(shape.numel() for shape in shapes))
+            if is_worth_it(in_head, n_rows, n_classes, d + 1):
+                return n_rows * n_classes + d + 1 + n_rows * (k - in_head)
+        return n_rows * k
+
     def _needs_of(self, k: int, n_rows: int, itemsize: int) -> Needs:
         in_rows = self._in_rows(n_rows, k)
         needed = needs(
@@ -905,6 +1020,8 @@ class Query:
             self._n_reviewed,
             in_rows,
         )
+        stored = self.n_stored * self._n_numbers(k, n_rows) * itemsize
+        needed = needed._replace(embeddings=stored)
         if not in_rows:
             return needed
         for_information = 2 * self._n_more_rows * n_rows * k * itemsize
@@ -996,6 +1113,18 @@ def _positions(slices: dict[str, slice], names: list[str]) -> Tensor:
             ends.append([place.start, place.stop])
     parts = [torch.arange(*pair, device="cpu") for pair in ends]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _joined(parts: list[Embeddings]) -> Embeddings | None:
+    """Those of all batches in one."""
+    if not parts:
+        return None
+    tensors = zip(*(part.tensors for part in parts), strict=True)
+    return parts[0].of([torch.cat(each) for each in tensors])
+
+
+class _NoProductError(Exception):
+    """The head's class scores are not the product of its input and weights."""
 
 
 def _weighty(drawn: Drawn, parameter: str) -> Drawn:

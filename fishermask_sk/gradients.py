@@ -318,6 +318,57 @@ class PerSampleGradients:
         found = [v for _, v in parts]
         return found[0] if len(found) == 1 else torch.cat(found)
 
+    def head_factors(
+        self,
+        batch: Batch,
+        names: Sequence[str],
+        weighting: Weighting = "fisher",
+        *,
+        n_top_classes: int | None = None,
+    ) -> tuple[Tensor, Tensor] | None:
+        r"""What the gradients of a linear head are the products of: R and h with
+        :math:`V_x = R_x \otimes h_x`, without any backward pass.
+
+        Parameters
+        ----------
+        batch : batch of n samples
+        names : sequence of str
+            The head's weight, or its weight and bias.
+        weighting : {"fisher", "uniform"}
+        n_top_classes : int, optional
+
+        Returns
+        -------
+        cotangents : Tensor of shape (n, c - 1, C)
+            At the head's output; m rows for c where `n_top_classes` is m.
+        inputs : Tensor of shape (n, d)
+            What the head saw.
+
+        None where the product of that with its weights is not the class scores: where
+        something lies between, or another layer is named.
+        """
+        width = None
+
+        def factors(part: Batch) -> tuple[int, Tensor]:
+            nonlocal width
+            with self._recorded(part, names) as (logits, recorded):
+                n = len(logits)
+                _, unused = self._split(names, recorded, n)
+                if not self._is_product(logits, names, unused, recorded):
+                    return n, logits.new_empty(n, 0)
+                r = reduced_cotangents(logits.detach(), weighting, n_top_classes)
+                seen = recorded[self._routes[names[0]].module][0].seen
+                width = r.shape[1:]
+                return n, torch.cat([r.flatten(1), seen.to(r)], dim=1)
+
+        wanted = dict.fromkeys(names)
+        found = [part for _, part in self._in_parts(batch, wanted, factors)]
+        if width is None or not all(part.shape[1] for part in found):
+            return None
+        both = torch.cat(found)
+        r, inputs = both.tensor_split([width.numel()], dim=1)
+        return r.unflatten(1, width), inputs
+
     def _in_parts(
         self,
         batch: Batch,

@@ -5,7 +5,10 @@ float64.
 import numpy as np
 import pytest
 import torch
+from skorch import NeuralNetClassifier
+from torch import nn
 
+from fishermask_sk import FisherMask, _query
 from fishermask_sk.embeddings import DenseEmbeddings
 from fishermask_sk.head_embeddings import HeadEmbeddings, JoinedEmbeddings, head_places
 from fishermask_sk.selection import select
@@ -103,3 +106,68 @@ def test_picks_are_those_of_the_tensor(kind, shape, blocks, monkeypatch):
     ):
         assert picks.indices.tolist() == expected.indices.tolist()
         torch.testing.assert_close(picks.trace_reductions, expected.trace_reductions)
+
+
+class Scaled(nn.Module):
+    """Something lies between the head and the scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return 2 * self.head(self.body(x).tanh())
+
+
+class SometimesScaled(Scaled):
+    """As the first samples do not show."""
+
+    def forward(self, x):
+        scores = self.head(self.body(x).tanh())
+        return torch.where(x[:, :1] > 2.5, 2 * scores, scores)
+
+
+def plain(bias=True):
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4, bias=bias))
+
+
+@pytest.mark.filterwarnings("ignore:The mask keeps k")
+@pytest.mark.parametrize(
+    ("make", "params", "kind"),
+    [
+        (plain, {"sparsity": 0.9}, JoinedEmbeddings),
+        (lambda: plain(bias=False), {"sparsity": 0.9}, JoinedEmbeddings),
+        (plain, {"layers": "last", "sparsity": 1.0}, HeadEmbeddings),
+        (plain, {"sparsity": 60}, HeadEmbeddings),
+        (plain, {"sparsity": 0.9, "max_memory": "7.3MiB"}, JoinedEmbeddings),
+        (plain, {"sparsity": 0.9, "n_information_samples": 50}, JoinedEmbeddings),
+        (plain, {"sparsity": 0.9, "candidates": 5}, JoinedEmbeddings),
+        (plain, {"layers": "last", "sparsity": 4}, DenseEmbeddings),
+        (Scaled, {"sparsity": 0.9}, DenseEmbeddings),
+        (SometimesScaled, {"sparsity": 0.9}, DenseEmbeddings),
+    ],
+)
+def test_a_query_takes_the_product_where_it_holds(make, params, kind, monkeypatch):
+    torch.manual_seed(0)
+    settings = {"criterion": nn.CrossEntropyLoss, "train_split": None, "verbose": 0}
+    net = NeuralNetClassifier(make().double(), **settings).initialize()
+    X = np.random.default_rng(0).normal(size=(400, 8))
+    X[-1, 0] = 3
+    kinds = []
+
+    def noted(pool, *args, **kwargs):
+        kinds.append(type(pool))
+        return select(pool, *args, **kwargs)
+
+    monkeypatch.setattr(_query, "select", noted)
+    strategies = []
+    for is_worth_it in (_query.is_worth_it, lambda *counts: False):
+        monkeypatch.setattr(_query, "is_worth_it", is_worth_it)
+        strategies.append(FisherMask(random_state=0, **params))
+        strategies[-1].select(net, X[20:], 12, X_labeled=X[:20])
+    product, dense = strategies
+    assert kinds == [kind, DenseEmbeddings]
+    assert product.query_idx_.tolist() == dense.query_idx_.tolist()
+    np.testing.assert_allclose(
+        product.trace_reductions_, dense.trace_reductions_, rtol=1e-10
+    )
