@@ -637,7 +637,7 @@ class Query:
                     total.add_(known, alpha=self.labeled_weight)
                 elif whole:
                     for v in rows:
-                        average(v, torch.full((v.n,), self.labeled_weight))
+                        average(v, _equal(self.labeled_weight, v.n))
             if not whole:
                 for part, weights in self._weighted_parts(drawn):
                     start = 0
@@ -667,8 +667,8 @@ class Query:
             known /= self.labeled.shard.total
         scaled = _joined(averaged)
         if scaled is not None:
-            share = torch.full((scaled.n,), 1 / drawn.total_weight, device="cpu")
-            scaled = scaled.scaled(share.double().sqrt())
+            share = _equal(1 / drawn.total_weight, scaled.n)
+            scaled = scaled.scaled(share.sqrt())
         return Embedded(stored, total, known, _joined(rows), scaled)
 
     def _room_for(self, v: Embeddings) -> Embeddings:
@@ -1125,6 +1125,11 @@ def _joined(parts: list[Embeddings]) -> Embeddings | None:
 
 class _NoProductError(Exception):
     """The head's class scores are not the product of its input and weights."""
+
+
+def _equal(weight: float, n: int) -> Tensor:
+    """The same weight for each of n samples."""
+    return torch.full((n,), weight, dtype=torch.float64, device="cpu")
 
 
 def _weighty(drawn: Drawn, parameter: str) -> Drawn:
