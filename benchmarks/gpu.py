@@ -34,8 +34,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from fishermask_sk import FisherMask, ResNet18Classifier, query_strategy
-from fishermask_sk._collectives import Group
 from fishermask_sk.datasets import load_images
+from fishermask_sk.distributed import Group
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "results" / "gpu.txt"

@@ -31,7 +31,7 @@ from query import (
 from torch import nn
 
 from fishermask_sk import FisherMask, ResNet18Classifier, as_estimator
-from fishermask_sk.skorch_adapter import fitted_net
+from fishermask_sk.nets.skorch_adapter import fitted_net
 
 TABLE = FOLDER / "price.json"
 HEADER = (

@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 from fishermask_sk import FisherMask, ResNet18Classifier
-from fishermask_sk._query import Query
 from fishermask_sk.datasets import load_images
-from fishermask_sk.embeddings import BLOCK_NUMBERS
-from fishermask_sk.fisher import information
 from fishermask_sk.gradients import PerSampleGradients
-from fishermask_sk.modules import undisturbed
+from fishermask_sk.gradients.fisher import information
+from fishermask_sk.gradients.modules import undisturbed
+from fishermask_sk.nets.skorch_adapter import fitted_net
 from fishermask_sk.selection import select
-from fishermask_sk.skorch_adapter import fitted_net
+from fishermask_sk.selection.embeddings import BLOCK_NUMBERS
+from fishermask_sk.strategy.query import Query
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 N_LABELED, N_POOL, N_PICKS, N_CLASSES = 250, 5_500, 250, 10

@@ -3,13 +3,13 @@ information.
 """
 
 from fishermask_sk._version import __version__
-from fishermask_sk.active_learning import ActiveLearningClassifier
-from fishermask_sk.comparison import compare_strategies
-from fishermask_sk.estimator import as_estimator
-from fishermask_sk.network_report import check_network
-from fishermask_sk.query_strategy import FisherMask, fisher_mask_sampling
-from fishermask_sk.resnet import ResNet18Classifier
-from fishermask_sk.results import load_results
+from fishermask_sk.loops.classifier import ActiveLearningClassifier
+from fishermask_sk.loops.comparison import compare_strategies
+from fishermask_sk.loops.results import load_results
+from fishermask_sk.nets.resnet import ResNet18Classifier
+from fishermask_sk.nets.trained import as_estimator
+from fishermask_sk.strategy.fisher_mask import FisherMask, fisher_mask_sampling
+from fishermask_sk.strategy.network_report import check_network
 
 __all__ = [
     "ActiveLearningClassifier",

@@ -38,20 +38,20 @@ except ImportError as error:
         "it, for instance by the extra: pip install 'fishermask-sk[activeml]'."
     ) from error
 
-from fishermask_sk._features import describe_samples
-from fishermask_sk._resnet_module import reproducible
 from fishermask_sk.baselines import (
     facility_location_sampling,
     power_margin_sampling,
     weighted_margin_sampling,
 )
-from fishermask_sk.estimator import CRITERION_OF
-from fishermask_sk.fisher import information
-from fishermask_sk.gains import trace_reductions
-from fishermask_sk.gradients import PerSampleGradients
-from fishermask_sk.modules import undisturbed
-from fishermask_sk.query_strategy import FisherMask
-from fishermask_sk.skorch_adapter import fitted_net, preserved_rng
+from fishermask_sk.gradients.fisher import information
+from fishermask_sk.gradients.modules import undisturbed
+from fishermask_sk.gradients.per_sample import PerSampleGradients
+from fishermask_sk.nets.resnet_module import reproducible
+from fishermask_sk.nets.skorch_adapter import fitted_net, preserved_rng
+from fishermask_sk.nets.trained import CRITERION_OF
+from fishermask_sk.scores.features import describe_samples
+from fishermask_sk.selection.gains import trace_reductions
+from fishermask_sk.strategy.fisher_mask import FisherMask
 
 __all__ = [
     "BaitQuery",

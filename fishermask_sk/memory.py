@@ -20,8 +20,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from fishermask_sk.candidates import FOLDED_PICKS
-from fishermask_sk.embeddings import BLOCK_NUMBERS
+from fishermask_sk.selection.candidates import FOLDED_PICKS
+from fishermask_sk.selection.embeddings import BLOCK_NUMBERS
 
 # Of the free memory, the share that a query may take where `max_memory` is not given.
 SHARE_OF_FREE = 0.8

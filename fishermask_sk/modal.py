@@ -21,10 +21,10 @@ from sklearn.utils import check_random_state, check_X_y
 from skorch.helper import SliceDataset
 from torch.utils.data import Dataset
 
-from fishermask_sk._loaders import predictions_in_order
 from fishermask_sk._rows import as_rows, n_rows, take_rows
 from fishermask_sk._warnings import warn_user
-from fishermask_sk._wrong_dtypes import explained
+from fishermask_sk.nets.loaders import predictions_in_order
+from fishermask_sk.nets.wrong_dtypes import explained
 
 __all__ = ["ActiveLearner"]
 

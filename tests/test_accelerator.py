@@ -13,9 +13,9 @@ from torch import nn
 
 from fishermask_sk import FisherMask, check_network, embeddings, layer_rules
 from fishermask_sk.gradients import PerSampleGradients
-from fishermask_sk.layer_rules import find_rule
+from fishermask_sk.gradients.layer_rules import find_rule
+from fishermask_sk.gradients.modules import undisturbed
 from fishermask_sk.memory import Budget
-from fishermask_sk.modules import undisturbed
 
 N_CLASSES = 5
 

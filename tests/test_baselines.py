@@ -32,7 +32,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fishermask_sk import FisherMask
-from fishermask_sk.active_learning import PoolLearner
 from fishermask_sk.baselines import (
     badge_sampling,
     bait_sampling,
@@ -45,6 +44,7 @@ from fishermask_sk.baselines import (
     random_sampling,
     weighted_margin_sampling,
 )
+from fishermask_sk.loops.classifier import PoolLearner
 
 X, Y = load_digits(return_X_y=True)
 # Grey values are multiples of 1/16, so that distances tie; the noise keeps ties out of

@@ -30,13 +30,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 from torch.utils.data import TensorDataset
 
-from fishermask_sk._results_file import differences
-from fishermask_sk._settings import describe, digest
+from fishermask_sk._describe import describe, digest
 from fishermask_sk.baselines import entropy_sampling, margin_sampling, random_sampling
-from fishermask_sk.comparison import ComparisonResults, compare_strategies, load_results
+from fishermask_sk.loops.comparison import (
+    ComparisonResults,
+    compare_strategies,
+    load_results,
+)
+from fishermask_sk.loops.results import Table, holm
+from fishermask_sk.loops.results_file import differences
 from fishermask_sk.plotting import LearningCurveDisplay
-from fishermask_sk.query_strategy import FisherMask
-from fishermask_sk.results import Table, holm
+from fishermask_sk.strategy.fisher_mask import FisherMask
 
 X, Y = load_iris(return_X_y=True)
 SPLIT = (X[::2], Y[::2], X[1::2], Y[1::2])
@@ -370,7 +374,7 @@ def test_kills_at_random_times_leave_the_table_of_an_undisturbed_run(
 
 
 def test_a_worker_of_a_killed_run_cannot_append(tmp_path):
-    from fishermask_sk._results_file import hold
+    from fishermask_sk.loops.results_file import hold
 
     path = tmp_path / "results.jsonl"
     with hold(path, {}, {}) as (left_over, _):
@@ -668,8 +672,9 @@ def test_descriptions_are_the_same_in_every_process():
     program = (
         "import json, sys; sys.path[:0] = sys.argv[1:]; import numpy as np, pandas as "
         "pd, torch\nfrom pathlib import Path\nfrom torch.utils.data import "
-        "TensorDataset\nfrom fishermask_sk._settings import digest\nfrom "
-        "fishermask_sk.query_strategy import FisherMask\ntorch.manual_seed(0)\nthings "
+        "TensorDataset\nfrom fishermask_sk._describe import digest\nfrom "
+        "fishermask_sk.strategy.fisher_mask import FisherMask\n"
+        "torch.manual_seed(0)\nthings "
         "= [TensorDataset(torch.ones(3)), torch.nn.Linear(2, 2), FisherMask(), {'a', "
         "'b', 'c'},\npd.DataFrame({'a': [1.5], 'b': ['x']}), pd.Series([1]),\nlambda "
         "x: [i in {'a', 'b', 'c'} for i in x], Path('a')]\nprint(json.dumps([digest(t) "

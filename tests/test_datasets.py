@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fishermask_sk import datasets
+from fishermask_sk.datasets import images as datasets
 from fishermask_sk.datasets import load_images
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "cifar10_jpeg.tar.xz"

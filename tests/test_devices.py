@@ -13,7 +13,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from fishermask_sk import FisherMask, check_network
-from fishermask_sk.devices import OPERATIONS, suited_to_gradients
+from fishermask_sk.gradients.devices import OPERATIONS, suited_to_gradients
 
 MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
 HAS_NEWER = hasattr(MATMUL, "fp32_precision")

@@ -13,10 +13,10 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from fishermask_sk import FisherMask
-from fishermask_sk import _query as query_module
 from fishermask_sk.baselines import bait_sampling
-from fishermask_sk.directions import leading, share_held
 from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk.strategy import query as query_module
+from fishermask_sk.strategy.directions import leading, share_held
 
 RNG = np.random.default_rng(0)
 # Most of what there is lies in few directions.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fishermask_sk import _calibration
-from fishermask_sk.comparison import load_results
+from fishermask_sk.loops.comparison import load_results
+from fishermask_sk.strategy import calibration as _calibration
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # What a tiny budget sets at the top of each tutorial.

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fishermask_sk import layer_rules
-from fishermask_sk.gradients import PerSampleGradients
-from fishermask_sk.layer_rules import find_rule
-from fishermask_sk.modules import undisturbed
+from fishermask_sk.gradients import PerSampleGradients, layer_rules
+from fishermask_sk.gradients.layer_rules import find_rule
+from fishermask_sk.gradients.modules import undisturbed
 
 N, CLASSES = 6, 3
 

@@ -9,9 +9,13 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from fishermask_sk import FisherMask, _query
-from fishermask_sk.embeddings import DenseEmbeddings
-from fishermask_sk.head_embeddings import HeadEmbeddings, JoinedEmbeddings, head_places
 from fishermask_sk.selection import select
+from fishermask_sk.selection.embeddings import DenseEmbeddings
+from fishermask_sk.selection.head_embeddings import (
+    HeadEmbeddings,
+    JoinedEmbeddings,
+    head_places,
+)
 
 
 def mask_of(kind, n_classes, d, rng):
@@ -91,7 +95,9 @@ def test_what_the_selection_asks_for_is_that_of_the_tensor(kind, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_picks_are_those_of_the_tensor(kind, shape, blocks, monkeypatch):
-    monkeypatch.setattr("fishermask_sk.embeddings.BLOCK_NUMBERS", {"cpu": blocks})
+    monkeypatch.setattr(
+        "fishermask_sk.selection.embeddings.BLOCK_NUMBERS", {"cpu": blocks}
+    )
     found, dense = embedded(kind, **shape)
     known, known_dense = embedded(kind, n=6, seed=1, **shape)
     of_labeled = DenseEmbeddings(known_dense).information()

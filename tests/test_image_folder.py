@@ -13,7 +13,7 @@ from torchvision.models import ResNet18_Weights
 
 from fishermask_sk import FisherMask, ResNet18Classifier
 from fishermask_sk.datasets import ImageFolderPool, LabelingSession
-from fishermask_sk.label_studio import (
+from fishermask_sk.datasets.label_studio import (
     label_studio_config,
     label_studio_tasks,
     read_label_studio,

@@ -31,7 +31,6 @@ from torch.utils.data import (
 )
 
 from fishermask_sk import ActiveLearningClassifier, FisherMask, check_network
-from fishermask_sk.active_learning import PoolLearner
 from fishermask_sk.baselines import (
     badge_sampling,
     bait_sampling,
@@ -41,6 +40,7 @@ from fishermask_sk.baselines import (
     margin_sampling,
     power_margin_sampling,
 )
+from fishermask_sk.loops.classifier import PoolLearner
 from fishermask_sk.modal import ActiveLearner
 from fishermask_sk.plotting import QueryDisplay
 

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fishermask_sk.layers import Layout, candidate_names, find_layout
-from fishermask_sk.masks import (
+from fishermask_sk.gradients.layers import Layout, candidate_names, find_layout
+from fishermask_sk.gradients.modules import undisturbed
+from fishermask_sk.strategy.masks import (
     custom_mask,
     n_kept,
     per_layer_mask,
@@ -19,7 +20,6 @@ from fishermask_sk.masks import (
     top_k,
     warn_if_head_fills_mask,
 )
-from fishermask_sk.modules import undisturbed
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 20])

@@ -19,8 +19,8 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from fishermask_sk import FisherMask, memory
-from fishermask_sk.generic import GenericGradients
 from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk.gradients.generic import GenericGradients
 from fishermask_sk.memory import (
     Budget,
     Needs,

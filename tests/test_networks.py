@@ -21,11 +21,11 @@ from torch import nn
 
 from fishermask_sk import FisherMask
 from fishermask_sk.gradients import PerSampleGradients
-from fishermask_sk.layers import find_layout
+from fishermask_sk.gradients.layers import find_layout
+from fishermask_sk.gradients.modules import undisturbed
 from fishermask_sk.modal import ActiveLearner
-from fishermask_sk.modules import undisturbed
+from fishermask_sk.nets.skorch_adapter import fitted_net
 from fishermask_sk.plotting import MaskDisplay
-from fishermask_sk.skorch_adapter import fitted_net
 
 pytestmark = pytest.mark.filterwarnings("ignore:The mask keeps k=")
 

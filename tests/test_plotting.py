@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 from skorch.helper import SliceDataset
 from torch.utils.data import TensorDataset
 
+from fishermask_sk.loops.results import ComparisonResults
 from fishermask_sk.plotting import LearningCurveDisplay, MaskDisplay, QueryDisplay
-from fishermask_sk.results import ComparisonResults
 
 N_LABELS = np.array([20, 40, 60])
 SCORES = {

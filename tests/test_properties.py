@@ -21,20 +21,20 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from fishermask_sk import FisherMask
-from fishermask_sk.fisher import (
+from fishermask_sk.gradients.fisher import (
     class_cotangents,
     class_logits,
     information,
     reduced_cotangents,
 )
-from fishermask_sk.masks import (
+from fishermask_sk.memory import needs
+from fishermask_sk.selection import select
+from fishermask_sk.strategy.masks import (
     n_kept,
     per_layer_mask,
     ranked_mask,
     warn_if_head_fills_mask,
 )
-from fishermask_sk.memory import needs
-from fishermask_sk.selection import select
 
 EPS = torch.finfo(torch.float64).eps
 # A gain may be off by this many units in the last place of tr(M⁻¹F̄), times M's

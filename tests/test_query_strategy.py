@@ -25,9 +25,9 @@ from skorch.helper import SliceDataset
 from torch import nn
 
 from fishermask_sk import FisherMask, fisher_mask_sampling
-from fishermask_sk import _query as query_module
 from fishermask_sk.baselines import margin_sampling
-from fishermask_sk.skorch_adapter import preserved_rng
+from fishermask_sk.nets.skorch_adapter import preserved_rng
+from fishermask_sk.strategy import query as query_module
 
 N_LABELED, N_POOL, CLASSES = 12, 30, 3
 

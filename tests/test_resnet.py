@@ -26,7 +26,7 @@ from skorch.exceptions import NotInitializedError
 from skorch.helper import SliceDataset, predefined_split
 from skorch.scoring import loss_scoring
 
-from fishermask_sk.resnet import ResNet18Classifier
+from fishermask_sk.nets.resnet import ResNet18Classifier
 
 RNG = np.random.RandomState(0)
 Y = np.arange(24) % 3
@@ -351,7 +351,7 @@ def test_crop_and_flip_is_for_training_only():
 
 
 def test_crop_and_flip_shifts_and_mirrors():
-    from fishermask_sk._resnet_module import crop_and_flip
+    from fishermask_sk.nets.resnet_module import crop_and_flip
 
     images = torch.arange(1.0, 65.0).reshape(1, 1, 8, 8).repeat(200, 2, 1, 1)
     out = crop_and_flip(images)

@@ -21,9 +21,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from fishermask_sk import FisherMask, compare_strategies, fisher_mask_sampling
-from fishermask_sk._results_file import differences
-from fishermask_sk._settings import describe
-from fishermask_sk.active_learning import ActiveLearningClassifier
+from fishermask_sk._describe import describe
 from fishermask_sk.baselines import (
     bait_sampling,
     facility_location_sampling,
@@ -31,6 +29,8 @@ from fishermask_sk.baselines import (
     random_sampling,
     weighted_margin_sampling,
 )
+from fishermask_sk.loops.classifier import ActiveLearningClassifier
+from fishermask_sk.loops.results_file import differences
 
 X, Y = load_iris(return_X_y=True)
 TARGET = X[Y == 2][:7] + 0.1

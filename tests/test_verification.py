@@ -16,8 +16,8 @@ from torch.utils.data import default_collate
 
 from fishermask_sk import FisherMask, check_network
 from fishermask_sk.gradients import PerSampleGradients
-from fishermask_sk.modules import undisturbed
-from fishermask_sk.skorch_adapter import fitted_net
+from fishermask_sk.gradients.modules import undisturbed
+from fishermask_sk.nets.skorch_adapter import fitted_net
 
 N, LABELED, K = 15, 4, 25
 pytestmark = pytest.mark.filterwarnings(

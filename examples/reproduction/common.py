@@ -239,7 +239,7 @@ class PickWeighsOne(FisherMask):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Pick as FisherMask does."""
-        with patch("fishermask_sk._query.select", _select_with_weight_one):
+        with patch("fishermask_sk.strategy.query.select", _select_with_weight_one):
             return super().__call__(*args, **kwargs)
 
 

@@ -25,7 +25,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 import torch
 
 from fishermask_sk import ActiveLearningClassifier, FisherMask
-from fishermask_sk.masks import ranked_mask
+from fishermask_sk.strategy.masks import ranked_mask
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))

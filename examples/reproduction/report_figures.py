@@ -11,8 +11,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import matplotlib.pyplot as plt
 from report_tables import Rows, n_seeds, ordered, strategies_in, variants_in
 
+from fishermask_sk.loops.results import ComparisonResults
 from fishermask_sk.plotting import LearningCurveDisplay
-from fishermask_sk.results import ComparisonResults
 
 # The same file from the same numbers, whenever it is drawn.
 plt.rcParams["svg.hashsalt"] = "fishermask_sk"

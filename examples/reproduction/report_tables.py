@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fishermask_sk.results import ComparisonResults, holm
+from fishermask_sk.loops.results import ComparisonResults, holm
 
 # In the order of the pages; what else is in a file are variants of FisherMask.
 STRATEGIES = (

@@ -42,8 +42,8 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 import torch
 
 from fishermask_sk import compare_strategies
-from fishermask_sk._settings import describe
-from fishermask_sk.comparison import load_results
+from fishermask_sk._describe import describe
+from fishermask_sk.loops.comparison import load_results
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parents[1] / "docs" / "results"

@@ -1,0 +1,300 @@
+"""Random sampling, and the strategies that ask for what the model is least sure of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from fishermask_sk.baselines.shared import check_pool, log_uncertainty, most_uncertain
+from fishermask_sk.strategy.fisher_mask import (
+    answer,
+)
+
+
+def random_sampling(
+    learner: Any,
+    X_pool: Any,
+    n_instances: int = 1,
+    *,
+    random_state: Any = None,
+    random_tie_break: bool = False,
+    return_metrics: Any = None,
+) -> Any:
+    """Pick samples at random, every one as likely as any other.
+
+    Parameters
+    ----------
+    learner : modAL learner or estimator
+        Only asked which modAL it belongs to.
+    X_pool : samples of shape (n_samples, ...)
+        The unlabelled samples.
+    n_instances : int, default=1
+        How many to pick.
+    random_state : int, RandomState instance or None, default=None
+        None draws from NumPy's global generator, as in scikit-learn.
+    random_tie_break, return_metrics
+        Accepted because modAL forwards them.
+
+    Returns
+    -------
+    query_idx : ndarray of shape (n_instances,)
+        Positions in `X_pool`; under modAL 0.4.2 a pair of these and zeros.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an `n_instances` that is no integer from 1 to the size of the pool.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fishermask_sk.baselines import random_sampling
+    >>> random_sampling(None, np.zeros((50, 3)), n_instances=4, random_state=0).shape
+    (4,)
+    """
+    n_pool = check_pool(X_pool, n_instances)
+    query_idx = check_random_state(random_state).permutation(n_pool)[:n_instances]
+    return answer(learner, query_idx, np.zeros(n_instances))
+
+
+def least_confidence_sampling(
+    learner: Any,
+    X_pool: Any,
+    n_instances: int = 1,
+    *,
+    random_state: Any = None,
+    random_tie_break: bool = False,
+    return_metrics: Any = None,
+) -> Any:
+    """Pick the samples whose most likely class is least likely: largest 1 − max_c p_c
+    (modAL's measure).
+
+    Parameters
+    ----------
+    learner : modAL learner or fitted classifier
+        Anything with `predict_proba`.
+    X_pool : samples of shape (n_samples, ...)
+        The unlabelled samples.
+    n_instances : int, default=1
+        How many to pick.
+    random_state : int, RandomState instance or None, default=None
+        Seeds `random_tie_break`.
+    random_tie_break : bool, default=False
+        Settle ties at random instead of by the lowest index.
+    return_metrics
+        Accepted because modAL forwards it.
+
+    Returns
+    -------
+    query_idx : ndarray of shape (n_instances,)
+        Positions in `X_pool`, the least certain first; under modAL 0.4.2 a pair of
+        these and the measure.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an `n_instances` that is no integer from 1 to the size of the pool, or
+        probabilities that are NaN.
+
+    References
+    ----------
+    .. [1] D. D. Lewis and W. A. Gale, "A Sequential Algorithm for Training Text
+       Classifiers", SIGIR 1994.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from fishermask_sk.baselines import least_confidence_sampling
+    >>> X, y = load_iris(return_X_y=True)
+    >>> fitted = LogisticRegression(max_iter=500).fit(X, y)
+    >>> least_confidence_sampling(fitted, X, n_instances=2)
+    array([106,  77])
+    """
+    from modAL.uncertainty import classifier_uncertainty
+
+    return most_uncertain(
+        classifier_uncertainty,
+        1,
+        learner,
+        X_pool,
+        n_instances,
+        random_tie_break,
+        random_state,
+    )
+
+
+def margin_sampling(
+    learner: Any,
+    X_pool: Any,
+    n_instances: int = 1,
+    *,
+    random_state: Any = None,
+    random_tie_break: bool = False,
+    return_metrics: Any = None,
+) -> Any:
+    """Pick the samples whose two likeliest classes are closest: smallest p_(1) − p_(2)
+    (modAL's measure).
+
+    Parameters
+    ----------
+    learner, X_pool, n_instances, random_state, random_tie_break, return_metrics
+        See `least_confidence_sampling`.
+
+    Returns
+    -------
+    query_idx : ndarray of shape (n_instances,)
+        Positions in `X_pool`, the smallest margin first; under modAL 0.4.2 a pair of
+        these and the margins.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `least_confidence_sampling`.
+
+    References
+    ----------
+    .. [1] T. Scheffer, C. Decomain and S. Wrobel, "Active Hidden Markov Models for
+       Information Extraction", IDA 2001.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from fishermask_sk.baselines import margin_sampling
+    >>> X, y = load_iris(return_X_y=True)
+    >>> margin_sampling(LogisticRegression(max_iter=500).fit(X, y), X, n_instances=2)
+    array([106,  77])
+    """
+    from modAL.uncertainty import classifier_margin
+
+    return most_uncertain(
+        classifier_margin,
+        -1,
+        learner,
+        X_pool,
+        n_instances,
+        random_tie_break,
+        random_state,
+    )
+
+
+def entropy_sampling(
+    learner: Any,
+    X_pool: Any,
+    n_instances: int = 1,
+    *,
+    random_state: Any = None,
+    random_tie_break: bool = False,
+    return_metrics: Any = None,
+) -> Any:
+    """Pick the samples whose prediction has the largest entropy −Σ_c p_c log p_c
+    (modAL's measure).
+
+    Parameters
+    ----------
+    learner, X_pool, n_instances, random_state, random_tie_break, return_metrics
+        See `least_confidence_sampling`.
+
+    Returns
+    -------
+    query_idx : ndarray of shape (n_instances,)
+        Positions in `X_pool`, the largest entropy first; under modAL 0.4.2 a pair of
+        these and the entropies.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `least_confidence_sampling`.
+
+    References
+    ----------
+    .. [1] B. Settles, "Active Learning Literature Survey", 2009, section 3.1.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from fishermask_sk.baselines import entropy_sampling
+    >>> X, y = load_iris(return_X_y=True)
+    >>> entropy_sampling(LogisticRegression(max_iter=500).fit(X, y), X, n_instances=1)
+    array([106])
+    """
+    from modAL.uncertainty import classifier_entropy
+
+    return most_uncertain(
+        classifier_entropy,
+        1,
+        learner,
+        X_pool,
+        n_instances,
+        random_tie_break,
+        random_state,
+    )
+
+
+def power_margin_sampling(
+    learner: Any,
+    X_pool: Any,
+    n_instances: int = 1,
+    *,
+    random_state: Any = None,
+    random_tie_break: bool = False,
+    return_metrics: Any = None,
+) -> Any:
+    """Draw samples without replacement, in proportion to 1 − (p_(1) − p_(2)): margin
+    sampling that does not buy the same uncertain sample many times.
+
+    The largest values of ``log(1 − margin) + g``, with g from the standard Gumbel
+    distribution, are such a draw.
+
+    Parameters
+    ----------
+    learner : modAL learner or fitted classifier
+        Anything with `predict_proba`.
+    X_pool : samples of shape (n_samples, ...)
+        The unlabelled samples.
+    n_instances : int, default=1
+        How many to pick.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the draw; None draws from NumPy's global generator.
+    random_tie_break, return_metrics
+        Accepted because modAL forwards them.
+
+    Returns
+    -------
+    query_idx : ndarray of shape (n_instances,)
+        Positions in `X_pool`, in the order of the draw; under modAL 0.4.2 a pair of
+        these and the perturbed logarithms.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `least_confidence_sampling`.
+
+    References
+    ----------
+    .. [1] A. Kirsch et al., "Stochastic Batch Acquisition: A Simple Baseline for Deep
+       Active Learning", arXiv:2106.12059: power acquisition with β = 1.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from fishermask_sk.baselines import power_margin_sampling
+    >>> X, y = load_iris(return_X_y=True)
+    >>> regression = LogisticRegression(max_iter=500).fit(X, y)
+    >>> power_margin_sampling(regression, X, n_instances=3, random_state=0).shape
+    (3,)
+    """
+
+    def measure(learner: Any, X_pool: Any) -> np.ndarray:
+        from modAL.uncertainty import classifier_margin
+
+        uncertainty = log_uncertainty(classifier_margin(learner, X_pool))
+        rng = check_random_state(random_state)
+        return uncertainty + rng.gumbel(size=len(uncertainty))
+
+    return most_uncertain(measure, 1, learner, X_pool, n_instances, False, None)

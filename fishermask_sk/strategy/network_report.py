@@ -1,0 +1,411 @@
+"""What a query on a net would do and cost, told before anything is spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import torch
+from sklearn.base import clone
+
+from fishermask_sk.gradients.modules import undisturbed
+from fishermask_sk.memory import duration, free_bytes, readable
+from fishermask_sk.nets.skorch_adapter import fitted_net, preserved_rng
+from fishermask_sk.strategy.calibration import calibrate
+from fishermask_sk.strategy.fisher_mask import FisherMask, check_n_instances
+from fishermask_sk.strategy.net_checks import check_module
+from fishermask_sk.strategy.query import Plan, Query
+from fishermask_sk.strategy.settings import Settings
+
+# From so many classes on they are what costs.
+MANY_CLASSES = 20
+
+
+class ParameterReport(NamedTuple):
+    """One parameter: its size, its place in the net, whether a mask may touch it, how
+    its gradients are found.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    candidate: bool
+    gradients: str
+
+    @property
+    def n_weights(self) -> int:
+        """How many numbers it holds."""
+        return int(torch.Size(self.shape).numel())
+
+
+class Alternative(NamedTuple):
+    """A cheaper setting, with what it would take here."""
+
+    setting: str
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, repr=False)
+class NetworkReport:
+    """What `check_network` found; `print` shows it as a table.
+
+    Attributes
+    ----------
+    parameters : tuple of ParameterReport
+        Each with `name`, `shape`, `role` ("head", "stem" or "middle"), `candidate`
+        (whether a mask may touch it) and `gradients` ("rule of Linear" and the like,
+        "vmap", "one by one", or "frozen").
+    head, stem : tuple of str
+        Their parameters; empty where there are none.
+    k : int
+        How many weights the mask keeps.
+    n_classes, n_pool, n_labeled, n_instances : int
+        What the query would see, and pick.
+    bytes : dict of str to int
+        What "embeddings" and "matrices" take, and their sum, "total".
+    free_bytes : int or None
+        Memory that is free now, where the system says.
+    seconds : dict of str to float
+        Estimates for "mask", "embeddings" and "selection", and their sum, "total".
+    verdict : str
+        "runs", "runs by streaming" with where embeddings lie, or "would be refused"
+        with what `select` would say.
+    alternatives : tuple of Alternative
+        Cheaper settings, each with `setting`, `seconds` and `bytes`.
+    notes : tuple of str
+        What may surprise.
+    """
+
+    parameters: tuple[ParameterReport, ...]
+    head: tuple[str, ...]
+    stem: tuple[str, ...]
+    k: int
+    n_classes: int
+    n_pool: int
+    n_labeled: int
+    n_instances: int
+    bytes: dict[str, int]
+    free_bytes: int | None
+    seconds: dict[str, float]
+    verdict: str
+    alternatives: tuple[Alternative, ...]
+    notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{'role':8}{'gradients by':24}{'weights':>12}{'may be masked':>15}  "
+            "parameters",
+            *self._groups(),
+            "",
+            f"mask     k = {self.k:,} of {self._n_weights(candidates=True):,} "
+            f"candidates, {self._n_weights():,} weights in all",
+            f"query    {self.n_instances:,} of {self.n_pool:,} samples, "
+            f"{self.n_labeled:,} labelled, {self.n_classes} classes",
+            f"memory   about {readable(self.bytes['total'])} (embeddings "
+            f"{readable(self.bytes['embeddings'])}, matrices "
+            f"{readable(self.bytes['matrices'])})"
+            + (
+                ""
+                if self.free_bytes is None
+                else f"; {readable(self.free_bytes)} are free"
+            ),
+            f"time     about {duration(self.seconds['total'])} (mask "
+            f"{duration(self.seconds['mask'])}, embeddings "
+            f"{duration(self.seconds['embeddings'])}, selection "
+            f"{duration(self.seconds['selection'])})",
+            f"verdict  {self.verdict}",
+            *(
+                f"or       {setting}: about {duration(seconds)}, {readable(n_bytes)}"
+                for setting, seconds, n_bytes in self.alternatives
+            ),
+            *(f"note     {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+    def _groups(self) -> list[str]:
+        """A line for the parameters of one role whose gradients are found in one
+        way.
+        """
+        groups: dict[tuple[str, str], list[ParameterReport]] = {}
+        for role in ("stem", "middle", "head"):
+            for p in self.parameters:
+                if p.role == role:
+                    groups.setdefault((role, p.gradients), []).append(p)
+        return [
+            f"{role:8}{gradients:24}{sum(p.n_weights for p in group):>12,}"
+            f"{sum(p.n_weights for p in group if p.candidate):>15,}  {_names(group)}"
+            for (role, gradients), group in groups.items()
+        ]
+
+    def _n_weights(self, candidates: bool = False) -> int:
+        return sum(
+            p.n_weights for p in self.parameters if p.candidate or not candidates
+        )
+
+
+def check_network(
+    estimator: Any,
+    X: Any,
+    n_instances: int = 1,
+    *,
+    query_strategy: FisherMask | None = None,
+    X_labeled: Any = None,
+    n_pool: int | None = None,
+    n_target: int | None = None,
+) -> NetworkReport:
+    """Tell what a query on this net would do and cost, from a short calibration.
+
+    Parameters
+    ----------
+    estimator : fitted skorch net, pipeline or search around one, or modAL learner
+    X : array of shape (n_samples, ...), tensor, DataFrame, dict of arrays or Dataset
+        The pool, or some of it. A batch of it is enough, and no more than a batch is
+        computed on.
+    n_instances : int, default=1
+        How many samples the query would pick.
+    query_strategy : FisherMask, optional
+        Whose parameters to use; by default the learner's own where that is a
+        FisherMask, else ``FisherMask()``.
+    X_labeled : like X, optional
+        The samples that have labels; by default the learner's `X_training`, else none.
+    n_pool : int, optional
+        The pool's size where it is not that of `X`.
+    n_target : int, optional
+        How many samples `X_target` would hold; by default there is none.
+
+    Returns
+    -------
+    NetworkReport
+        Prints as a table.
+
+    Raises
+    ------
+    sklearn.exceptions.NotFittedError
+        Where the net is not fitted.
+    TypeError, ValueError
+        Where the net, the samples or a parameter would make a query raise.
+
+    Notes
+    -----
+    The estimates hold for this machine as busy as it is now. How near they came is in
+    the page "Any network".
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from skorch import NeuralNetClassifier
+    >>> from fishermask_sk import FisherMask, check_network
+    >>> X = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
+    >>> module = torch.nn.Sequential(
+    ...     torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
+    ... )
+    >>> net = NeuralNetClassifier(module, criterion=torch.nn.CrossEntropyLoss)
+    >>> report = check_network(
+    ...     net.initialize(), X, 10, query_strategy=FisherMask(0.5), n_pool=10_000
+    ... )
+    >>> print(report)
+    role    gradients by                 weights  may be masked  parameters
+    stem    rule of Linear                    40             40  0.weight, 0.bias
+    head    rule of Linear                    27             27  2.weight, 2.bias
+    <BLANKLINE>
+    mask     k = 33 of 67 candidates, 67 weights in all
+    query    10 of 10,000 samples, 0 labelled, 3 classes
+    memory   about ...
+    time     about ...
+    verdict  runs
+    or       candidates=10: about ...
+    >>> report.head
+    ('2.weight', '2.bias')
+    """
+    # Of a copy: a RandomState in it is not drawn from.
+    params = clone(_strategy(estimator, query_strategy)).settings()
+    fitted = fitted_net(estimator)
+    check_module(fitted.module)
+    check_n_instances(n_instances)
+    if n_pool is not None:
+        check_n_instances(n_instances, _checked_size("n_pool", n_pool, "the pool"))
+    if n_target is not None:
+        _checked_size("n_target", n_target, "the target")
+    if X_labeled is None:
+        X_labeled = getattr(estimator, "X_training", None)
+    with torch.inference_mode(False), preserved_rng(), undisturbed(fitted.module):
+        pool, n_given = fitted.dataset(X, "X")
+        check_n_instances(
+            min(int(n_instances), n_given) if n_pool else n_instances, n_given
+        )
+        labeled, n_labeled = (
+            (None, 0) if X_labeled is None else fitted.dataset(X_labeled, "X_labeled")
+        )
+        query = Query(
+            params, fitted, pool, labeled, n_given, n_labeled, int(n_instances)
+        )
+        plan = query.plan(within=params.batch_size)
+        target = None if n_target is None else (None, int(n_target))
+
+        def of_size(chosen: Settings) -> Query:
+            """The query that is asked about, by these parameters."""
+            n = int(n_pool or n_given)
+            sized = Query(
+                chosen,
+                fitted,
+                None,
+                None,
+                n,
+                n_labeled,
+                int(n_instances),
+                target=target,
+            )
+            if isinstance(chosen.candidates, Integral):
+                sized.propose(chosen.candidates, estimator, None)
+            return sized
+
+        sized = of_size(params)
+        mask_indices, costs = calibrate(query, plan)
+        k = len(mask_indices)
+        seconds = costs.seconds(sized, plan.n_rows)
+        needed = sized.needs(k, plan.n_rows)
+        verdict = _verdict(sized, k, plan.n_rows)
+        alternatives = []
+        for changes in _cheaper(params, plan.n_classes):
+            other = of_size(replace(params, **changes))
+            n_top = int(other.params.n_top_classes or plan.n_classes)
+            n_rows = min(plan.n_rows, n_top - 1)
+            alternatives.append(
+                Alternative(
+                    ", ".join(f"{name}={value}" for name, value in changes.items()),
+                    sum(costs.seconds(other, n_rows).values()),
+                    sum(other.needs(k, n_rows)),
+                )
+            )
+    return NetworkReport(
+        parameters=_parameters(plan),
+        head=plan.layout.head,
+        stem=plan.layout.stem,
+        k=k,
+        n_classes=plan.n_classes,
+        n_pool=sized.n_pool,
+        n_labeled=n_labeled,
+        n_instances=int(n_instances),
+        bytes={**needed._asdict(), "total": sum(needed)},
+        free_bytes=free_bytes(mask_indices.device),
+        seconds={**seconds, "total": sum(seconds.values())},
+        verdict=verdict,
+        alternatives=tuple(alternatives),
+        notes=_notes(params, plan, k),
+    )
+
+
+def _verdict(sized: Query, k: int, n_rows: int) -> str:
+    """What would become of the query, by the memory that it may use."""
+    try:
+        sized.check_memory(k, n_rows)
+    except MemoryError as error:
+        return f"would be refused: {error}"
+    place = sized.budget.place(sized.needs(k, n_rows))
+    if place == "device":
+        return "runs"
+    where = "main memory" if place == "host" else "a mapped file"
+    return f"runs by streaming: the embeddings lie in {where}"
+
+
+def _cheaper(params: Settings, n_classes: int) -> list[dict[str, Any]]:
+    """Changes of the parameters that make a query cheaper, the smallest first; those
+    that are in force already are left out.
+    """
+    two_stages = {"candidates": 10, "n_information_samples": 2048}
+    last = {**two_stages, "n_mask_samples": 256}
+    if (params.n_top_classes or n_classes) > MANY_CLASSES:
+        last = {**two_stages, "n_top_classes": 5}
+    return [
+        changes
+        for changes in ({"candidates": 10}, two_stages, last)
+        if any(getattr(params, name) != value for name, value in changes.items())
+    ]
+
+
+def _strategy(estimator: Any, query_strategy: Any) -> FisherMask:
+    chosen = (
+        getattr(estimator, "query_strategy", None)
+        if query_strategy is None
+        else query_strategy
+    )
+    if isinstance(chosen, FisherMask):
+        return chosen
+    if query_strategy is None:
+        return FisherMask()
+    raise TypeError(
+        f"query_strategy={query_strategy!r:.60} is no FisherMask; pass FisherMask(...) "
+        "with the parameters to check."
+    )
+
+
+def _checked_size(name: str, n: Any, where: str) -> int:
+    if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
+        raise ValueError(
+            f"{name}={n!r} must be an int >= 1, the number of samples in {where}."
+        )
+    return int(n)
+
+
+def _parameters(plan: Plan) -> tuple[ParameterReport, ...]:
+    ways, candidates = plan.gradients.ways(), set(plan.names)
+    roles = {
+        **dict.fromkeys(plan.gradients.parameters, "middle"),
+        **dict.fromkeys(plan.layout.stem, "stem"),
+        **dict.fromkeys(plan.layout.head, "head"),
+    }
+    return tuple(
+        ParameterReport(
+            name,
+            tuple(p.shape),
+            roles[name],
+            name in candidates,
+            ways.get(name, "frozen"),
+        )
+        for name, p in plan.gradients.parameters.items()
+    )
+
+
+def _notes(params: Settings, plan: Plan, k: int) -> tuple[str, ...]:
+    notes = []
+    sizes = {name: p.numel() for name, p in plan.gradients.parameters.items()}
+    n_head = sum(sizes[name] for name in plan.layout.head if name in plan.names)
+    if not plan.layout.head:
+        notes.append(
+            "no layer's output dimension is the number of classes: name the head with "
+            "head='...'."
+        )
+    elif (
+        params.keep_head
+        and k <= n_head < len(plan.candidates)
+        and params.mask in ("fisher", "random")
+    ):
+        notes.append(
+            f"the head alone has {n_head:,} weights, so the mask is "
+            f"{'all' if k == n_head else 'a part'} of it and no other layer is seen: "
+            "raise sparsity, or set keep_head=False."
+        )
+    if (params.n_top_classes or plan.n_classes) > MANY_CLASSES:
+        notes.append(
+            f"{plan.n_rows} of {plan.n_rows + 1} passes a sample are backward, one for "
+            "each class but one: n_top_classes=5 takes the most probable alone."
+        )
+    slow = [name for name, way in plan.gradients.ways().items() if way == "one by one"]
+    if slow:
+        notes.append(
+            f"{sum(sizes[name] for name in slow):,} weights take a backward pass for "
+            f"every sample and class, since {plan.gradients.reasons[slow[0]]}; layers= "
+            "can leave them out."
+        )
+    return tuple(notes)
+
+
+def _names(group: list[ParameterReport]) -> str:
+    names = [p.name for p in group]
+    return (
+        ", ".join(names)
+        if len(names) <= 3
+        else f"{names[0]}, ... {names[-1]} ({len(names)})"
+    )
