@@ -1,1 +1,0 @@
-"""Benchmarks: for asv in bench_*.py (`make bench`), and scripts that print tables."""
