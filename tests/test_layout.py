@@ -86,6 +86,14 @@ def test_old_paths_still_load(old, new):
     assert before.__spec__.name == before.__name__ == f"fishermask_sk.{new}"
 
 
+def test_old_paths_load_once_the_package_is_imported():
+    code = "import fishermask_sk.query_strategy as old; print(old.FisherMask())"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "FisherMask()"
+
+
 def test_what_was_pickled_by_an_old_path_loads():
     by_old_path = pickle.dumps(fishermask_sk.FisherMask(0.01), protocol=0).replace(
         b"fishermask_sk.strategy.fisher_mask", b"fishermask_sk.query_strategy"
