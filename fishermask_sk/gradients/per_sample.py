@@ -500,7 +500,9 @@ class PerSampleGradients:
                 roots = weights[: len(logits)].to(cotangents).sqrt()
                 cotangents = cotangents * roots[:, None, None]
             ruled, unused = self._split(names, recorded, len(logits))
-            compared = self._plain_sums(logits, cotangents, everything)
+            # Of the rules' rows one is compared: a rule does the same to all.
+            checked = self._verification.row(cotangents.shape[1])
+            compared = self._plain_sums(logits, cotangents, everything, checked)
             squared = _Squares(compared.expected)
 
             def functions_of(route: _Route, seen: Tensor, name: str) -> _Both:
@@ -513,6 +515,8 @@ class PerSampleGradients:
                 squares, entries = functions[name]
                 of_row = squares(g).flatten()
                 total[self.slices[name]] += of_row
+                if row != checked:
+                    return
                 start = perf_counter()
                 rows = entries(g)
                 compared.add(name, slice(None), slice(row, row + 1), rows[:, None])
@@ -781,23 +785,36 @@ class PerSampleGradients:
             )
         self.check_seconds += perf_counter() - start
 
-    def _plain_sums(self, logits: Tensor, cotangents: Tensor, wanted: Wanted) -> _Sums:
+    def _plain_sums(
+        self,
+        logits: Tensor,
+        cotangents: Tensor,
+        wanted: Wanted,
+        row: int | None = None,
+    ) -> _Sums:
         """Plain autograd's sums over samples and rows, each with a weight of its own:
-        what every way but one by one is compared with.
+        what every way but one by one is compared with. Where a row is given, what has a
+        rule is compared on that row alone.
         """
         start = perf_counter()
-        ways = self._verification.ways
-        names = [name for name in wanted if ways[name] != ONE_BY_ONE]
         weights = self._verification.weights(*cotangents.shape[:2])
         weights = weights.to(cotangents, non_blocking=True)
-        cotangent = (weights[..., None] * cotangents).sum(1)
-        sums = _Sums(weights)
-        gradients = self._plain(logits, names, cotangent)
-        for name in names:
-            flat, places = gradients.pop(name).flatten(), wanted[name]
-            if places is None:
-                places = self._verification.telling_entries(flat)
-            sums.expect(name, places, flat[places])
+        of_row = weights
+        if row is not None:
+            of_row = torch.zeros_like(weights)
+            of_row[:, row] = weights[:, row]
+        ways = self._verification.ways
+        sums = _Sums()
+        apart = [(weights, (VMAP,)), (of_row, (RULE,))]
+        for own, kinds in [(weights, (RULE, VMAP))] if row is None else apart:
+            names = [name for name in wanted if ways[name] in kinds]
+            cotangent = (own[..., None] * cotangents).sum(1)
+            gradients = self._plain(logits, names, cotangent)
+            for name in names:
+                flat, places = gradients.pop(name).flatten(), wanted[name]
+                if places is None:
+                    places = self._verification.telling_entries(flat)
+                sums.expect(name, places, flat[places], own)
         if None in wanted.values():
             sums.fetch_places()
         self.check_seconds += perf_counter() - start
@@ -935,16 +952,20 @@ class _Sums:
     every parameter's gradients: what they should be, and what has come so far.
     """
 
-    def __init__(self, weights: Tensor) -> None:
-        self.weights = weights  # (n, rows)
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}  # (n, rows)
         self.places: dict[str, Tensor] = {}
         self.on_host: dict[str, Tensor] = {}
         self.expected: dict[str, Tensor] = {}
         self.clear()
 
-    def expect(self, name: str, places: Tensor, expected: Tensor) -> None:
-        """These entries of a parameter, and the sum that autograd gives there."""
-        self.places[name] = places
+    def expect(
+        self, name: str, places: Tensor, expected: Tensor, weights: Tensor
+    ) -> None:
+        """These entries of a parameter, and the weighted sum that autograd gives
+        there.
+        """
+        self.places[name], self.weights[name] = places, weights
         self.expected[name] = _at_least_float32(expected, expected.dtype)
 
     def fetch_places(self) -> None:
@@ -960,7 +981,7 @@ class _Sums:
 
     def add(self, name: str, part: slice, of_rows: slice, rows: Tensor) -> None:
         """Rows (n_part, n_rows, m) of one parameter."""
-        weights = self.weights[part, of_rows].flatten().to(rows.dtype)
+        weights = self.weights[name][part, of_rows].flatten().to(rows.dtype)
         rows = rows.flatten(0, 1)
         summed, squared = weights @ rows, weights.square() @ rows.square()
         if name in self.found:

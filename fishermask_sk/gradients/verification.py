@@ -31,7 +31,7 @@ HALF_TOLERANCE = 5e-2
 ROUNDINGS = 30
 # Entries of a large parameter that are compared: the largest of each of so many parts
 # of it, and as many drawn.
-N_PARTS = 32
+N_PARTS = 8
 
 
 class Comparison(NamedTuple):
@@ -83,6 +83,10 @@ class Verification:
         """Weights between 1 and 2 of either sign, no two the same."""
         size = 1 + torch.rand(shape, **self._drawn)
         return size * (2 * torch.randint(2, shape, **self._drawn) - 1)
+
+    def row(self, n_rows: int) -> int:
+        """One of so many rows, drawn."""
+        return int(torch.randint(n_rows, (), **self._drawn))
 
     def telling_entries(self, expected: Tensor) -> Tensor:
         """A bounded number of a parameter's entries, sorted: large gradients from all
