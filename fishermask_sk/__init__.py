@@ -2,7 +2,7 @@
 information.
 """
 
-import fishermask_sk._moved  # old paths of modules load, for one release
+from fishermask_sk import _moved as _moved  # old paths load, for one release
 from fishermask_sk._version import __version__
 from fishermask_sk.loops.classifier import ActiveLearningClassifier
 from fishermask_sk.loops.comparison import compare_strategies
