@@ -11,11 +11,17 @@ from pretend_device import OnDevice, PretendDevice
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, check_network, embeddings, layer_rules
+from fishermask_sk import (
+    FisherMask,
+    check_network,
+    embeddings,
+    layer_rules,
+)
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.gradients.layer_rules import find_rule
 from fishermask_sk.gradients.modules import undisturbed
 from fishermask_sk.memory import Budget
+from fishermask_sk.strategy import query
 
 N_CLASSES = 5
 
@@ -229,17 +235,27 @@ def asked_for_picks(device, few=3, many=11, **params):
 
 
 @pytest.mark.parametrize("settings", [{}, {"layers": "last"}, {"damping": 1e-3}])
-def test_a_pick_asks_little_of_a_device(settings):
-    """Once for which sample it is, once for what rounding has left in the gains."""
+@pytest.mark.parametrize(("product", "most"), [(False, 40), (True, 50)])
+def test_a_pick_asks_little_of_a_device(product, most, settings, monkeypatch):
+    """Once for which sample it is, once for what rounding has left in the gains. With
+    the head as a product, each of its two factors and the rest take a launch.
+    """
+    if not product:
+        monkeypatch.setattr(query, "is_worth_it", lambda *counts: False)
     with PretendDevice() as device:
         launches, syncs, counts = asked_for_picks(device, **settings)
     assert syncs == 2, counts
-    assert launches <= 40, counts
+    assert launches <= most, counts
 
 
 @pytest.mark.parametrize(("in_main_memory", "waits"), [(False, 2), (True, 3)])
-def test_embeddings_in_blocks_ask_for_each_block(monkeypatch, in_main_memory, waits):
+@pytest.mark.parametrize(("product", "most"), [(False, 9), (True, 14)])
+def test_embeddings_in_blocks_ask_for_each_block(
+    monkeypatch, product, most, in_main_memory, waits
+):
     """And wait for none of them. From main memory the pick's own rows are fetched."""
+    if not product:
+        monkeypatch.setattr(query, "is_worth_it", lambda *counts: False)
     with PretendDevice() as device:
         whole = asked_for_picks(device)
         # k = 61 of 65 weights and 4 rows: 20 samples a block, of 60.
@@ -248,7 +264,7 @@ def test_embeddings_in_blocks_ask_for_each_block(monkeypatch, in_main_memory, wa
             monkeypatch.setattr(Budget, "place", lambda self, needed: "host")
         in_blocks = asked_for_picks(device)
     assert in_blocks[1] == waits, in_blocks[2]
-    assert in_blocks[0] - whole[0] <= 2 * 9, in_blocks[2]  # two blocks more
+    assert in_blocks[0] - whole[0] <= 2 * most, in_blocks[2]  # two blocks more
 
 
 @pytest.mark.parametrize("shared", [5, 1], ids=["tokens", "pixels in groups"])

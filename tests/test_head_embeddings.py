@@ -8,14 +8,15 @@ import torch
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, _query
+from fishermask_sk import FisherMask
 from fishermask_sk.selection import select
 from fishermask_sk.selection.embeddings import DenseEmbeddings
 from fishermask_sk.selection.head_embeddings import (
     HeadEmbeddings,
     JoinedEmbeddings,
-    head_places,
+    head_mask,
 )
+from fishermask_sk.strategy import query
 
 
 def mask_of(kind, n_classes, d, rng):
@@ -40,10 +41,10 @@ def embedded(kind, n=40, n_classes=4, d=6, n_rows=None, n_rest=0, seed=0):
     h = np.concatenate([rng.normal(size=(n, d)), np.ones((n, 1))], axis=1)
     positions = torch.as_tensor(mask_of(kind, n_classes, d, rng))
     weight, bias = slice(0, n_classes * d), slice(n_classes * d, n_classes * (d + 1))
-    _, classes, columns = head_places(positions, weight, bias, d)
+    _, mask = head_mask(positions, weight, bias, d)
     r, h = torch.as_tensor(r), torch.as_tensor(h)
-    head = HeadEmbeddings(r, h, classes, columns)
-    dense = r[:, :, classes] * h[:, None, columns]
+    head = HeadEmbeddings(r, h, mask)
+    dense = r[:, :, mask.classes] * h[:, None, mask.columns]
     if not n_rest:
         return head, dense
     values = torch.as_tensor(rng.normal(size=(n, r.shape[1], n_rest)))
@@ -165,10 +166,10 @@ def test_a_query_takes_the_product_where_it_holds(make, params, kind, monkeypatc
         kinds.append(type(pool))
         return select(pool, *args, **kwargs)
 
-    monkeypatch.setattr(_query, "select", noted)
+    monkeypatch.setattr(query, "select", noted)
     strategies = []
-    for is_worth_it in (_query.is_worth_it, lambda *counts: False):
-        monkeypatch.setattr(_query, "is_worth_it", is_worth_it)
+    for is_worth_it in (query.is_worth_it, lambda *counts: False):
+        monkeypatch.setattr(query, "is_worth_it", is_worth_it)
         strategies.append(FisherMask(random_state=0, **params))
         strategies[-1].select(net, X[20:], 12, X_labeled=X[:20])
     product, dense = strategies

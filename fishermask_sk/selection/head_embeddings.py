@@ -20,11 +20,36 @@ over what it holds. This file sees tensors only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fishermask_sk.selection.embeddings import DenseEmbeddings, blocks
+
+
+@dataclass(frozen=True)
+class HeadMask:
+    """Which of a head's weights are masked: of each its y, its j, and where it is among
+    all of the head, inputs first (k,).
+    """
+
+    classes: Tensor
+    columns: Tensor
+    places: Tensor
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, Tensor, Tensor]]:
+        """Each masked class with its own weights, and those of it and later classes."""
+        return [
+            (
+                y,
+                (self.classes == y).nonzero()[:, 0],
+                (self.classes >= y).nonzero()[:, 0],
+            )
+            for y in self.classes.unique().tolist()
+        ]
 
 
 class HeadEmbeddings:
@@ -36,8 +61,7 @@ class HeadEmbeddings:
         R.
     inputs : Tensor of shape (n, d)
         h, with a last column of ones where the bias is masked.
-    classes, columns : Tensors of shape (k,), int64
-        For each masked weight its y and its j.
+    mask : HeadMask
     device : torch.device, optional
         Where arithmetic is done; by default where the cotangents are.
     """
@@ -46,14 +70,13 @@ class HeadEmbeddings:
         self,
         cotangents: Tensor,
         inputs: Tensor,
-        classes: Tensor,
-        columns: Tensor,
+        mask: HeadMask,
         device: torch.device | None = None,
     ) -> None:
-        self.cotangents, self.inputs = cotangents, inputs
-        self.classes, self.columns = classes, columns
+        self.cotangents, self.inputs, self.mask = cotangents, inputs, mask
+        self.classes, self.columns = mask.classes, mask.columns
         self.n, self.c, self.n_classes = cotangents.shape
-        self.k = len(classes)
+        self.k = len(self.classes)
         self.dtype, self.device = cotangents.dtype, device or cotangents.device
 
     @property
@@ -64,8 +87,7 @@ class HeadEmbeddings:
     def of(self, tensors: Sequence[Tensor]) -> HeadEmbeddings:
         """The same weights of other samples."""
         cotangents, inputs = tensors
-        places = self.classes, self.columns
-        return HeadEmbeddings(cotangents, inputs, *places, self.device)
+        return HeadEmbeddings(cotangents, inputs, self.mask, self.device)
 
     def scaled(self, factors: Tensor) -> HeadEmbeddings:
         """Each sample's V times a number (n,)."""
@@ -74,12 +96,14 @@ class HeadEmbeddings:
 
     def times(self, u: Tensor) -> Tensor:
         """As of all `Embeddings`."""
+        whole = u.new_zeros(self.inputs.shape[1] * self.n_classes, u.shape[1])
+        return self.times_whole(whole.index_copy_(0, self.mask.places, u))
+
+    def times_whole(self, u: Tensor) -> Tensor:
+        """V_x U, for U (d·C, r) of the whole head, inputs first."""
         r, h = self._here(u.dtype)
-        d = h.shape[1]
-        spread = u.new_zeros(d, self.n_classes, u.shape[1])
-        spread[self.columns, self.classes] = u
-        of_classes = (h @ spread.flatten(1)).unflatten(1, (self.n_classes, -1))
-        return r @ of_classes
+        of_classes = h @ u.view(h.shape[1], -1)
+        return r @ of_classes.view(self.n, self.n_classes, -1)
 
     def transposed(self, values: Tensor) -> Tensor:
         """The sum of V_xᵀ X_x (k, r), for X (n, c, r)."""
@@ -90,9 +114,13 @@ class HeadEmbeddings:
 
     def rows(self, samples: Tensor) -> Tensor:
         """As of all `Embeddings`."""
-        some = self.of([t[samples.to(t.device)] for t in self.tensors])
-        r, h = some._here(self.dtype)
-        return r[:, :, self.classes] * h[:, None, self.columns]
+        return self.whole_rows(samples)[..., self.mask.places]
+
+    def whole_rows(self, samples: Tensor) -> Tensor:
+        """V_i of the whole head (m, c, d·C), inputs first."""
+        here = samples.to(self.inputs.device)
+        r, h = self.of([tensor[here] for tensor in self.tensors])._here(self.dtype)
+        return (h[:, None, :, None] * r[:, :, None]).flatten(2)
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""
@@ -100,12 +128,12 @@ class HeadEmbeddings:
         for part in blocks(self, self.k):
             r, h = self.part(part)._here(dtype)
             weights = r.mT @ r
-            for y, own, later in self._pairs():
+            for y, own, later in self.mask.pairs:
                 of_later = h[:, self.columns[later]]
                 of_later = of_later * weights[:, y, self.classes[later]]
                 product = (h[:, self.columns[own]].mT @ of_later).double()
                 total[own[:, None], later] += product
-        for _, own, later in self._pairs():
+        for _, own, later in self.mask.pairs:
             total[later[:, None], own] = total[own[:, None], later].mT
         return total
 
@@ -117,7 +145,7 @@ class HeadEmbeddings:
             squares.index_add_(1, self.classes, h[:, self.columns].square())
             return (r * squares[:, None]) @ r.mT
         middle = h.new_zeros(self.n, self.n_classes, self.n_classes)
-        for y, own, later in self._pairs():
+        for y, own, later in self.mask.pairs:
             products = h[:, self.columns[own]] @ m[own[:, None], later]
             products *= h[:, self.columns[later]]
             middle[:, y].index_add_(1, self.classes[later], products)
@@ -130,20 +158,9 @@ class HeadEmbeddings:
         return self.of([tensor[samples] for tensor in self.tensors])
 
     def _here(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return (
-            self.cotangents.to(self.device, dtype),
-            self.inputs.to(self.device, dtype),
-        )
-
-    def _pairs(self) -> list[tuple[int, Tensor, Tensor]]:
-        """Each class in the mask with its own weights and those of it and later
-        classes.
-        """
-        return [
-            (int(y), (self.classes == y).nonzero()[:, 0], later.nonzero()[:, 0])
-            for y in self.classes.unique()
-            if bool((later := self.classes >= y).any())
-        ]
+        """R and h where arithmetic is done; nobody waits for the copies."""
+        r, h = (t.to(self.device, dtype, non_blocking=True) for t in self.tensors)
+        return r, h
 
 
 class JoinedEmbeddings:
@@ -155,6 +172,8 @@ class JoinedEmbeddings:
     rest : DenseEmbeddings
     in_head, in_rest : Tensors of int64
         Which of the k weights are whose.
+    places : Tensor of shape (k,), int64, optional
+        Where a weight is among all of the head and then the rest; made from the others.
     """
 
     def __init__(
@@ -163,11 +182,18 @@ class JoinedEmbeddings:
         rest: DenseEmbeddings,
         in_head: Tensor,
         in_rest: Tensor,
+        places: Tensor | None = None,
     ) -> None:
         self.head, self.rest = head, rest
         self.in_head, self.in_rest = in_head, in_rest
         self.n, self.c, self.k = head.n, head.c, head.k + rest.k
         self.dtype, self.device = rest.dtype, head.device
+        self._n_whole = head.inputs.shape[1] * head.n_classes
+        if places is None:
+            of_rest = torch.arange(rest.k, device=in_rest.device) + self._n_whole
+            places = torch.empty_like(torch.cat([in_head, in_rest]))
+            places[in_head], places[in_rest] = head.mask.places, of_rest
+        self.places = places
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -178,25 +204,30 @@ class JoinedEmbeddings:
         """The same weights of other samples."""
         *of_head, values = tensors
         rest = DenseEmbeddings(values, self.rest.device)
-        places = self.in_head, self.in_rest
+        places = self.in_head, self.in_rest, self.places
         return JoinedEmbeddings(self.head.of(of_head), rest, *places)
 
     def scaled(self, factors: Tensor) -> JoinedEmbeddings:
         """Each sample's V times a number (n,)."""
         scaled = self.head.scaled(factors), self.rest.scaled(factors)
-        return JoinedEmbeddings(*scaled, self.in_head, self.in_rest)
+        return JoinedEmbeddings(*scaled, self.in_head, self.in_rest, self.places)
 
     def times(self, u: Tensor) -> Tensor:
         """As of all `Embeddings`."""
-        product = self.head.times(u[self.in_head])
-        return product.add_(self.rest.times(u[self.in_rest]))
+        whole = u.new_zeros(self._n_whole + self.rest.k, u.shape[1])
+        whole.index_copy_(0, self.places, u)
+        of_head = self.head.times_whole(whole[: self._n_whole])
+        values = self.rest.values.to(self.device, u.dtype, non_blocking=True)
+        product = torch.addmm(
+            of_head.flatten(0, 1), values.flatten(0, 1), whole[self._n_whole :]
+        )
+        return product.view_as(of_head)
 
     def rows(self, samples: Tensor) -> Tensor:
         """As of all `Embeddings`."""
-        of_head, of_rest = self.head.rows(samples), self.rest.rows(samples)
-        rows = of_head.new_empty(*of_head.shape[:2], self.k)
-        rows[..., self.in_head], rows[..., self.in_rest] = of_head, of_rest
-        return rows
+        here = samples.to(self.rest.values.device)
+        parts = [self.head.whole_rows(here), self.rest.rows(here)]
+        return torch.cat(parts, dim=2)[..., self.places]
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""
@@ -235,10 +266,10 @@ def is_worth_it(k: int, c: int, n_classes: int, d: int) -> bool:
     return n_classes * d + c * n_classes < c * k
 
 
-def head_places(
+def head_mask(
     positions: Tensor, weight: slice, bias: slice | None, d: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Which masked weights are of a head, and for these class and column; of a bias the
+) -> tuple[Tensor, HeadMask]:
+    """Which masked weights are a head's (k,), and what they are of it; of a bias the
     column is d.
 
     Parameters
@@ -248,13 +279,14 @@ def head_places(
         Where the weight (C, d) and the bias (C,) lie among all parameters.
     d : int
     """
-    in_weight = (positions >= weight.start) & (positions < weight.stop)
+    in_head = (positions >= weight.start) & (positions < weight.stop)
     classes = (positions - weight.start) // d
     columns = (positions - weight.start) % d
-    in_head = in_weight
     if bias is not None:
         in_bias = (positions >= bias.start) & (positions < bias.stop)
         classes = torch.where(in_bias, positions - bias.start, classes)
         columns = torch.where(in_bias, d, columns)
-        in_head = in_weight | in_bias
-    return in_head, classes[in_head], columns[in_head]
+        in_head = in_head | in_bias
+    classes, columns = classes[in_head], columns[in_head]
+    n_classes = (weight.stop - weight.start) // d
+    return in_head, HeadMask(classes, columns, columns * n_classes + classes)

@@ -35,8 +35,9 @@ from fishermask_sk.selection.embeddings import DenseEmbeddings, Embeddings
 from fishermask_sk.selection.greedy import FLOAT32_DAMPING, select
 from fishermask_sk.selection.head_embeddings import (
     HeadEmbeddings,
+    HeadMask,
     JoinedEmbeddings,
-    head_places,
+    head_mask,
     is_worth_it,
 )
 from fishermask_sk.strategy.cures import fitting_settings
@@ -541,10 +542,12 @@ class Query:
         head = self._head_in(gradients, mask_indices, n_rows)
         if head is None:
             return None
-        names, in_head, classes, columns = head
+        names, in_head, mask = head
         rest = mask_indices[~in_head]
         places = in_head.nonzero()[:, 0], (~in_head).nonzero()[:, 0]
-        uses_bias = bool((columns == gradients.parameters[names[0]].shape[1]).any())
+        uses_bias = bool(
+            (mask.columns == gradients.parameters[names[0]].shape[1]).any()
+        )
 
         def embedded(batch: Any) -> Embeddings:
             factors = gradients.head_factors(
@@ -558,7 +561,7 @@ class Query:
             r, h = factors
             if uses_bias:
                 h = torch.cat([h, h.new_ones(len(h), 1)], dim=1)
-            of_head = HeadEmbeddings(r, h, classes, columns)
+            of_head = HeadEmbeddings(r, h, mask)
             if not len(rest):
                 return of_head
             of_rest = DenseEmbeddings(self._embeddings(gradients, batch, rest))
@@ -581,9 +584,9 @@ class Query:
 
     def _head_in(
         self, gradients: PerSampleGradients, mask_indices: Tensor, n_rows: int
-    ) -> tuple[list[str], Tensor, Tensor, Tensor] | None:
-        """Names of the head's masked parameters, which masked weights they are, and of
-        these the class and the column; None where a product would not pay.
+    ) -> tuple[list[str], Tensor, HeadMask] | None:
+        """Names of the head's masked parameters, which masked weights they are, and
+        what these are of the head; None where a product would not pay.
         """
         slices, head = gradients.slices, self.head
         weights = [n for n in head if gradients.parameters[n].ndim == 2]
@@ -592,14 +595,12 @@ class Query:
             return None
         n_classes, d = gradients.parameters[weights[0]].shape
         bias = slices[biases[0]] if biases else None
-        in_head, classes, columns = head_places(
-            mask_indices, slices[weights[0]], bias, d
-        )
-        k = len(classes)
+        in_head, mask = head_mask(mask_indices, slices[weights[0]], bias, d)
+        k = len(mask.classes)
         trainable = all(gradients.parameters[n].requires_grad for n in head)
         if not trainable or not is_worth_it(k, n_rows, n_classes, d + 1):
             return None
-        return weights + biases, in_head, classes, columns
+        return weights + biases, in_head, mask
 
     def _embed_own(
         self, embed: Callable[[Any], Embeddings], n_rows: int, drawn: Drawn
