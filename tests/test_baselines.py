@@ -621,13 +621,11 @@ def test_targets_that_cannot_be(net, learner, regression, strategy):
     broken[1, 3] = np.nan
     with pytest.raises(ValueError, match="X_target holds NaN or infinite values"):
         strategy(learner, X_POOL, 2, X_target=broken)
+    without_net = PoolLearner(regression, None, X_LABELED, Y_LABELED)
+    with pytest.raises(ValueError, match=r"those of X_target of shape \(63,\); pass"):
+        strategy(without_net, X_POOL, 2, X_target=X_TARGET[:, 1:])
     with pytest.raises(ValueError, match="have 64 features and X_target's 63; pass"):
-        strategy(
-            PoolLearner(regression, None, X_LABELED, Y_LABELED),
-            X_POOL,
-            2,
-            X_target=X_TARGET[:, 1:],
-        )
+        strategy(without_net, X_POOL, 2, X_target=X_TARGET[:, 1:].tolist())
 
 
 @pytest.mark.parametrize("strategy", TARGETED)
