@@ -133,12 +133,12 @@ def test_nccl_takes_one_process_a_gpu_and_gloo_two_on_one(gpu, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_make_gpu_runs_runs_on_a_cpu(gpu, capfd):
-    gpu.bench("cpu", 0.001)
-    gpu.distributed("cpu", 0.001)
-    told = capfd.readouterr().out
+def test_what_make_gpu_runs_runs_on_a_cpu(gpu):
+    for part in ("bench", "distributed"):
+        assert gpu.run(part, "cpu", 0.001, gpu.OUT)
+    told = gpu.OUT.read_text()
     for name in ("the last layer", "two stages", "all layers, exact"):
         assert f"{name}: k = " in told
-    assert "a pick of 200 samples" in told
+    assert "a pick of 60 samples" in told
     assert "gloo, 1 process: the same picks" in told
     assert "gloo, 2 processes: the same picks" in told
