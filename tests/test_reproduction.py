@@ -321,6 +321,12 @@ def test_report_from_files_alone(docs, tmp_path, monkeypatch):
     assert (output / "studies" / "toy.md").read_text() == page
     assert (output / "images" / images[2]).read_bytes() == first
 
+    made = json.loads((docs / "results" / "toy.json").read_text())
+    (docs / "results" / "toy.json").write_text(json.dumps(made | {"seeds": 3}))
+    report.main()
+    assert "| small | " not in (output / "results.md").read_text()
+    assert "So far 2 of 3 seeds" in (output / "studies" / "toy.md").read_text()
+
 
 def test_tables_of_costs_and_masks(docs):
     tables = importlib.import_module("report_tables")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -47,14 +48,15 @@ def strategies_figure(rows: Rows) -> Any:
     left.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.16),
-        ncols=4,
+        ncols=4 if len(curves.curves) <= 8 else 3,
         fontsize=8,
         frameon=False,
     )
     balanced = results[0]["dataset"] in BALANCED_TESTS
     left.set_ylabel("accuracy on balanced test images" if balanced else "test accuracy")
     setting = f"{rows[0]['dataset']}, {rows[0]['setting']}"
-    left.set_title(f"{setting}: mean of {n_seeds(rows)} seeds, ±1 SE", fontsize=11)
+    title = f"{setting}: mean of {n_seeds(rows)} seeds, ±1 SE"
+    left.set_title(textwrap.fill(title, 55), fontsize=11)
     colours = {name: line.get_color() for name, line in curves.lines_.items()}
     forest(right, results, "margin", "mean accuracy minus margin sampling's", colours)
     return figure
