@@ -11,10 +11,12 @@ unwrapped to the net inside; missing labels say what is labelled and what is the
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import normalize
@@ -38,12 +40,13 @@ except ImportError as error:
         "it, for instance by the extra: pip install 'fishermask-sk[activeml]'."
     ) from error
 
+from fishermask_sk._types import Estimator, Labels, Proposer, RandomState
 from fishermask_sk.baselines import (
     facility_location_sampling,
     power_margin_sampling,
     weighted_margin_sampling,
 )
-from fishermask_sk.gradients.fisher import information
+from fishermask_sk.gradients.fisher import Weighting, information
 from fishermask_sk.gradients.modules import undisturbed
 from fishermask_sk.gradients.per_sample import PerSampleGradients
 from fishermask_sk.nets.resnet_module import reproducible
@@ -52,6 +55,7 @@ from fishermask_sk.nets.trained import CRITERION_OF
 from fishermask_sk.scores.features import describe_samples
 from fishermask_sk.selection.gains import trace_reductions
 from fishermask_sk.strategy.fisher_mask import FisherMask
+from fishermask_sk.strategy.masks import MaskRule
 
 __all__ = [
     "BaitQuery",
@@ -67,11 +71,11 @@ class _PoolQuery(SingleAnnotatorPoolQueryStrategy):
 
     def query(
         self,
-        X: Any,
-        y: Any,
-        clf: Any,
+        X: ArrayLike,
+        y: Labels,
+        clf: Estimator,
         fit_clf: bool = True,
-        candidates: Any = None,
+        candidates: ArrayLike | None = None,
         batch_size: int = 1,
         return_utilities: bool = False,
     ) -> Any:
@@ -189,14 +193,14 @@ class _TargetQuery(_PoolQuery):
 
     def query(
         self,
-        X: Any,
-        y: Any,
-        clf: Any,
+        X: ArrayLike,
+        y: Labels,
+        clf: Estimator,
         fit_clf: bool = True,
-        candidates: Any = None,
+        candidates: ArrayLike | None = None,
         batch_size: int = 1,
         return_utilities: bool = False,
-        X_target: Any = None,
+        X_target: ArrayLike | None = None,
     ) -> Any:
         """Pick the samples to label next.
 
@@ -320,22 +324,22 @@ n_top_classes, n_components
         self,
         sparsity: float = 0.002,
         *,
-        layers: Any = "all",
-        mask: Any = "fisher",
+        layers: str | Sequence[str] = "all",
+        mask: str | MaskRule = "fisher",
         keep_head: bool = True,
         head: str | None = None,
-        weighting: Any = "fisher",
+        weighting: Weighting = "fisher",
         n_mask_samples: int = 1024,
         n_information_samples: int | None = None,
-        candidates: Any = None,
+        candidates: int | Proposer | None = None,
         damping: float = 1.0,
         oversample: float = 1.0,
         batch_size: int = 128,
         max_memory: int | str | None = None,
         n_top_classes: int | None = None,
         n_components: int | str | None = "auto",
-        missing_label: Any = MISSING_LABEL,
-        random_state: Any = None,
+        missing_label: float | str | None = MISSING_LABEL,
+        random_state: RandomState = None,
     ) -> None:
         super().__init__(missing_label=missing_label, random_state=random_state)
         self.sparsity = sparsity
@@ -394,8 +398,8 @@ class BaitQuery(_FisherQuery):
         damping: float = 1.0,
         oversample: float = 2.0,
         batch_size: int = 128,
-        missing_label: Any = MISSING_LABEL,
-        random_state: Any = None,
+        missing_label: float | str | None = MISSING_LABEL,
+        random_state: RandomState = None,
     ) -> None:
         super().__init__(missing_label=missing_label, random_state=random_state)
         self.head = head
@@ -436,7 +440,10 @@ class PowerMarginQuery(_PoolQuery):
     """
 
     def __init__(
-        self, *, missing_label: Any = MISSING_LABEL, random_state: Any = None
+        self,
+        *,
+        missing_label: float | str | None = MISSING_LABEL,
+        random_state: RandomState = None,
     ) -> None:
         super().__init__(missing_label=missing_label, random_state=random_state)
 
@@ -480,8 +487,8 @@ class WeightedMarginQuery(_TargetQuery):
         *,
         head: str | None = None,
         batch_size: int = 128,
-        missing_label: Any = MISSING_LABEL,
-        random_state: Any = None,
+        missing_label: float | str | None = MISSING_LABEL,
+        random_state: RandomState = None,
     ) -> None:
         super().__init__(missing_label=missing_label, random_state=random_state)
         self.head = head
@@ -581,7 +588,8 @@ class _Asking:
     """A learner of whom strategies know that it wants their metrics too."""
 
     def __init__(self, clf: Any) -> None:
-        self.estimator, self.predict_proba = clf, clf.predict_proba
+        self.estimator, self.predict = clf, clf.predict
+        self.predict_proba = clf.predict_proba
 
     def query(self, X: Any, return_metrics: bool = True) -> None:
         """Only looked at for its signature."""

@@ -35,11 +35,11 @@ class Processes:
         """Inside, each process works for itself; if one raises, all do."""
         return nullcontext()
 
-    def objects(self, value: Any) -> list[Any]:
+    def objects(self, value: object) -> list[Any]:
         """Every process's value, a small object that can be pickled."""
         return [value]
 
-    def object_of(self, source: int, value: Any) -> Any:
+    def object_of(self, source: int, value: object) -> Any:
         """The value that the process `source` has."""
         return value
 
@@ -93,13 +93,13 @@ class Group(Processes):
                     f"{message}"
                 )
 
-    def objects(self, value: Any) -> list[Any]:
+    def objects(self, value: object) -> list[Any]:
         found: list[Any] = [None] * self.size
         with self._naming_the_step():
             dist.all_gather_object(found, value)
         return found
 
-    def object_of(self, source: int, value: Any) -> Any:
+    def object_of(self, source: int, value: object) -> Any:
         found = [value]
         with self._naming_the_step():
             dist.broadcast_object_list(found, source)

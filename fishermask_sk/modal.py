@@ -8,7 +8,7 @@ removed. Only this module, and the baselines inside functions, import modAL.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from skorch.helper import SliceDataset
 from torch.utils.data import Dataset
 
 from fishermask_sk._rows import as_rows, n_rows, take_rows
+from fishermask_sk._types import Estimator, Labels, RandomState, Samples
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.nets.loaders import predictions_in_order
 from fishermask_sk.nets.wrong_dtypes import explained
@@ -39,7 +40,7 @@ _NEW_NAME = "ensure_all_finite" in signature(check_X_y).parameters
 _FINITE = "ensure_all_finite" if _NEW_NAME else "force_all_finite"
 
 
-class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  # modAL is untyped
+class ActiveLearner(_ModALActiveLearner):
     """modAL's ActiveLearner, the same with modAL 0.4.1 and 0.4.2.1 and scikit-learn
     from 1.5 on.
 
@@ -124,15 +125,15 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
 
     def __init__(
         self,
-        estimator: Any,
+        estimator: Estimator,
         query_strategy: Callable[..., Any] = uncertainty_sampling,
-        X_training: Any = None,
-        y_training: Any = None,
+        X_training: Samples | None = None,
+        y_training: Labels | None = None,
         bootstrap_init: bool = False,
         on_transformed: bool = False,
         *,
         force_all_finite: bool | str = True,
-        random_state: Any = None,
+        random_state: RandomState = None,
         **fit_kwargs: Any,
     ) -> None:
         if not callable(query_strategy) or isinstance(query_strategy, type):
@@ -150,10 +151,16 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
         self.force_all_finite = force_all_finite
         self.random_state = random_state
         if X_training is not None:
-            self.fit(X_training, y_training, bootstrap=bootstrap_init, **fit_kwargs)
+            # no labels: refused there, in words
+            self.fit(
+                X_training,
+                cast(Labels, y_training),
+                bootstrap=bootstrap_init,
+                **fit_kwargs,
+            )
 
     def fit(
-        self, X: Any, y: Any, bootstrap: bool = False, **fit_kwargs: Any
+        self, X: Samples, y: Labels, bootstrap: bool = False, **fit_kwargs: Any
     ) -> "ActiveLearner":
         """Forget what was taught, remember these samples and fit the estimator on them.
 
@@ -187,8 +194,8 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
 
     def teach(
         self,
-        X: Any,
-        y: Any,
+        X: Samples,
+        y: Labels,
         bootstrap: bool = False,
         only_new: bool = False,
         **fit_kwargs: Any,
@@ -227,7 +234,7 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
 
     def query(
         self,
-        X_pool: Any,
+        X_pool: Samples,
         *query_args: Any,
         return_metrics: bool = False,
         **query_kwargs: Any,
@@ -270,19 +277,19 @@ class ActiveLearner(_ModALActiveLearner):  # type: ignore[misc, unused-ignore]  
             )
         return query_idx, X_query, metrics
 
-    def predict(self, X: Any, **predict_kwargs: Any) -> Any:
+    def predict(self, X: Samples, **predict_kwargs: Any) -> Any:
         """Predict with the estimator, in the order of the samples whatever a net's
         loader does.
         """
         with predictions_in_order(self.estimator):
             return super().predict(X, **predict_kwargs)
 
-    def predict_proba(self, X: Any, **predict_proba_kwargs: Any) -> Any:
+    def predict_proba(self, X: Samples, **predict_proba_kwargs: Any) -> Any:
         """Class probabilities from the estimator, in the order of the samples."""
         with predictions_in_order(self.estimator):
             return super().predict_proba(X, **predict_proba_kwargs)
 
-    def score(self, X: Any, y: Any, **score_kwargs: Any) -> Any:
+    def score(self, X: Samples, y: Labels, **score_kwargs: Any) -> Any:
         """Score of the estimator, each sample's prediction against its own label."""
         with predictions_in_order(self.estimator):
             return super().score(X, y, **score_kwargs)

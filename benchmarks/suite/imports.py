@@ -1,21 +1,30 @@
 """What importing the package costs beyond what it is built on, for asv."""
 
+import statistics
 import subprocess
 import sys
 import time
 
-BELOW = "import numpy, scipy, sklearn.pipeline, skorch, torch, tqdm"
+BELOW = "import torch, sklearn.pipeline, skorch"
+N_PROCESSES = 5
+
+
+def processor_seconds(statement, after=""):
+    """Of one statement: the median of fresh processes, one after the other."""
+    code = (
+        f"import time\n{after}\nstart = time.process_time()\n{statement}\n"
+        "print(time.process_time() - start)"
+    )
+    runs = [
+        float(subprocess.check_output([sys.executable, "-c", code], text=True))
+        for _ in range(N_PROCESSES)
+    ]
+    return statistics.median(runs)
 
 
 def track_import_seconds():
-    """Seconds of `import fishermask_sk` in a process that has the rest already."""
-    code = (
-        f"import time; {BELOW}; start = time.process_time(); import fishermask_sk; "
-        "print(time.process_time() - start)"
-    )
-    command = [sys.executable, "-c", code]
-    runs = [subprocess.check_output(command, text=True) for _ in range(3)]
-    return min(map(float, runs))
+    """Processor seconds of `import fishermask_sk` in a process that has the rest."""
+    return processor_seconds("import fishermask_sk", after=BELOW)
 
 
 def track_import_seconds_in_all():

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from fishermask_sk._types import Labels, Learner, RandomState, Samples
 from fishermask_sk.strategy.fisher_mask import (
     FisherMask,
 )
 
 
 def bait_sampling(
-    learner: Any,
-    X_pool: Any,
+    learner: Learner,
+    X_pool: Samples,
     n_instances: int = 1,
     *,
-    X_labeled: Any = None,
-    X_target: Any = None,
-    target_weight: Any = None,
+    X_labeled: Samples | None = None,
+    X_target: Samples | None = None,
+    target_weight: Labels | None = None,
     head: str | None = None,
     damping: float = 1.0,
     oversample: float = 2.0,
     batch_size: int = 128,
-    random_state: Any = None,
+    random_state: RandomState = None,
     random_tie_break: bool = False,
-    return_metrics: Any = None,
+    return_metrics: object = None,
 ) -> Any:
     """Pick samples by the Fisher information of the whole head: BAIT.
 

@@ -11,6 +11,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.extmath import row_norms
 
 from fishermask_sk._rows import as_rows, n_rows
+from fishermask_sk._types import Learner, RandomState, Samples
 from fishermask_sk.baselines.shared import check_pool, first_or_any
 from fishermask_sk.scores.features import describe_samples
 from fishermask_sk.strategy.fisher_mask import (
@@ -20,16 +21,16 @@ from fishermask_sk.strategy.fisher_mask import (
 
 
 def kcenter_sampling(
-    learner: Any,
-    X_pool: Any,
+    learner: Learner,
+    X_pool: Samples,
     n_instances: int = 1,
     *,
-    X_labeled: Any = None,
+    X_labeled: Samples | None = None,
     head: str | None = None,
     batch_size: int = 128,
-    random_state: Any = None,
+    random_state: RandomState = None,
     random_tie_break: bool = False,
-    return_metrics: Any = None,
+    return_metrics: object = None,
 ) -> Any:
     """Pick, one by one, the sample that is farthest from all labelled and picked ones:
     core-set, k-center greedy.
@@ -125,15 +126,15 @@ def kcenter_sampling(
 
 
 def badge_sampling(
-    learner: Any,
-    X_pool: Any,
+    learner: Learner,
+    X_pool: Samples,
     n_instances: int = 1,
     *,
     head: str | None = None,
     batch_size: int = 128,
-    random_state: Any = None,
+    random_state: RandomState = None,
     random_tie_break: bool = False,
-    return_metrics: Any = None,
+    return_metrics: object = None,
 ) -> Any:
     """Pick samples by k-means++ seeding on the gradients at the head's weights: BADGE.
 

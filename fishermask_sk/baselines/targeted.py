@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.utils import check_random_state
 
 from fishermask_sk._rows import as_rows, n_rows
+from fishermask_sk._types import Learner, RandomState, Samples
 from fishermask_sk.baselines.shared import (
     check_pool,
     first_or_any,
@@ -25,16 +26,16 @@ from fishermask_sk.strategy.fisher_mask import (
 
 
 def weighted_margin_sampling(
-    learner: Any,
-    X_pool: Any,
+    learner: Learner,
+    X_pool: Samples,
     n_instances: int = 1,
     *,
-    X_target: Any,
+    X_target: Samples,
     head: str | None = None,
     batch_size: int = 128,
-    random_state: Any = None,
+    random_state: RandomState = None,
     random_tie_break: bool = False,
-    return_metrics: Any = None,
+    return_metrics: object = None,
 ) -> Any:
     """Pick the uncertain samples that look like the target: largest
     (1 − (p_(1) − p_(2)))·r(x).
@@ -99,7 +100,7 @@ def weighted_margin_sampling(
     (2,)
     """
 
-    def measure(learner: Any, X_pool: Any) -> np.ndarray:
+    def measure(learner: Learner, X_pool: Samples) -> np.ndarray:
         pool, target, p = _pool_and_target(
             learner, X_pool, X_target, head, batch_size, probabilities=True
         )
@@ -114,16 +115,16 @@ def weighted_margin_sampling(
 
 
 def facility_location_sampling(
-    learner: Any,
-    X_pool: Any,
+    learner: Learner,
+    X_pool: Samples,
     n_instances: int = 1,
     *,
-    X_target: Any,
+    X_target: Samples,
     head: str | None = None,
     batch_size: int = 128,
-    random_state: Any = None,
+    random_state: RandomState = None,
     random_tie_break: bool = False,
-    return_metrics: Any = None,
+    return_metrics: object = None,
 ) -> Any:
     """Pick samples that resemble the target and cover it: facility-location mutual
     information, SIMILAR's FLQMI.
@@ -209,9 +210,9 @@ def facility_location_sampling(
 
 
 def _pool_and_target(
-    learner: Any,
-    X_pool: Any,
-    X_target: Any,
+    learner: Learner,
+    X_pool: Samples,
+    X_target: Samples,
     head: str | None,
     batch_size: int,
     probabilities: bool = False,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
+from fishermask_sk._types import Learner, RandomState, Samples
 from fishermask_sk.baselines.shared import check_pool, log_uncertainty, most_uncertain
 from fishermask_sk.strategy.fisher_mask import (
     answer,
@@ -14,13 +15,13 @@ from fishermask_sk.strategy.fisher_mask import (
 
 
 def random_sampling(
-    learner: Any,
-    X_pool: Any,
+    learner: Learner,
+    X_pool: Samples,
     n_instances: int = 1,
     *,
-    random_state: Any = None,
+    random_state: RandomState = None,
     random_tie_break: bool = False,
-    return_metrics: Any = None,
+    return_metrics: object = None,
 ) -> Any:
     """Pick samples at random, every one as likely as any other.
 
@@ -60,13 +61,13 @@ def random_sampling(
 
 
 def least_confidence_sampling(
-    learner: Any,
-    X_pool: Any,
+    learner: Learner,
+    X_pool: Samples,
     n_instances: int = 1,
     *,
-    random_state: Any = None,
+    random_state: RandomState = None,
     random_tie_break: bool = False,
-    return_metrics: Any = None,
+    return_metrics: object = None,
 ) -> Any:
     """Pick the samples whose most likely class is least likely: largest 1 − max_c p_c
     (modAL's measure).
@@ -127,13 +128,13 @@ def least_confidence_sampling(
 
 
 def margin_sampling(
-    learner: Any,
-    X_pool: Any,
+    learner: Learner,
+    X_pool: Samples,
     n_instances: int = 1,
     *,
-    random_state: Any = None,
+    random_state: RandomState = None,
     random_tie_break: bool = False,
-    return_metrics: Any = None,
+    return_metrics: object = None,
 ) -> Any:
     """Pick the samples whose two likeliest classes are closest: smallest p_(1) − p_(2)
     (modAL's measure).
@@ -182,13 +183,13 @@ def margin_sampling(
 
 
 def entropy_sampling(
-    learner: Any,
-    X_pool: Any,
+    learner: Learner,
+    X_pool: Samples,
     n_instances: int = 1,
     *,
-    random_state: Any = None,
+    random_state: RandomState = None,
     random_tie_break: bool = False,
-    return_metrics: Any = None,
+    return_metrics: object = None,
 ) -> Any:
     """Pick the samples whose prediction has the largest entropy −Σ_c p_c log p_c
     (modAL's measure).
@@ -236,13 +237,13 @@ def entropy_sampling(
 
 
 def power_margin_sampling(
-    learner: Any,
-    X_pool: Any,
+    learner: Learner,
+    X_pool: Samples,
     n_instances: int = 1,
     *,
-    random_state: Any = None,
+    random_state: RandomState = None,
     random_tie_break: bool = False,
-    return_metrics: Any = None,
+    return_metrics: object = None,
 ) -> Any:
     """Draw samples without replacement, in proportion to 1 − (p_(1) − p_(2)): margin
     sampling that does not buy the same uncertain sample many times.
@@ -290,7 +291,7 @@ def power_margin_sampling(
     (3,)
     """
 
-    def measure(learner: Any, X_pool: Any) -> np.ndarray:
+    def measure(learner: Learner, X_pool: Samples) -> np.ndarray:
         from modAL.uncertainty import classifier_margin
 
         uncertainty = log_uncertainty(classifier_margin(learner, X_pool))

@@ -24,6 +24,7 @@ from sklearn.datasets import get_data_home, load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.utils import Bunch, check_random_state
 
+from fishermask_sk._types import RandomState
 from fishermask_sk.datasets.image_folder import ImageFolderPool
 from fishermask_sk.datasets.labeling import LabelingSession
 
@@ -103,9 +104,9 @@ class _Found(NamedTuple):
 def load_images(
     name: str,
     *,
-    data_home: Any = None,
+    data_home: str | Path | None = None,
     subset: Mapping[Any, int] | None = None,
-    random_state: Any = None,
+    random_state: RandomState = None,
     download_if_missing: bool = True,
 ) -> Bunch:
     """Load an image data set, whole or as an imbalanced pool.

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.utils.data import Subset
 
+from fishermask_sk._types import Positions
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.datasets.image_folder import ImageFolderPool
 from fishermask_sk.datasets.label_studio import (
@@ -136,9 +137,9 @@ class LabelingSession:
 
     def ask(
         self,
-        picks: Any,
+        picks: Positions,
         *,
-        guesses: Any = None,
+        guesses: Sequence[Any] | np.ndarray | None = None,
         url: str | None = None,
     ) -> Path:
         """Write the next batch: a CSV file to fill in, a contact sheet and Label Studio

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +26,15 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from fishermask_sk._rows import as_rows, n_rows, take_rows
+from fishermask_sk._types import (
+    Estimator,
+    Labels,
+    Learner,
+    Positions,
+    QueryStrategy,
+    RandomState,
+    Samples,
+)
 from fishermask_sk.nets.loaders import predictions_in_order
 from fishermask_sk.nets.skorch_adapter import preserved_rng
 from fishermask_sk.nets.wrong_dtypes import explained
@@ -67,29 +76,29 @@ class PoolLearner:
 
     def __init__(
         self,
-        estimator: Any,
-        query_strategy: Callable[..., Any],
-        X_training: Any,
-        y_training: Any,
+        estimator: Learner,
+        query_strategy: QueryStrategy,
+        X_training: Samples,
+        y_training: Labels,
     ):
-        self.estimator = estimator
+        self.estimator: Any = estimator
         self.query_strategy = query_strategy
         self.X_training = X_training
         self.y_training = y_training
 
-    def predict(self, X: Any, **predict_kwargs: Any) -> Any:
+    def predict(self, X: Samples, **predict_kwargs: Any) -> Any:
         """Predict with the estimator, in the order of the samples whatever a net's
         loader does.
         """
         with predictions_in_order(self.estimator):
             return self.estimator.predict(X, **predict_kwargs)
 
-    def predict_proba(self, X: Any, **predict_proba_kwargs: Any) -> Any:
+    def predict_proba(self, X: Samples, **predict_proba_kwargs: Any) -> Any:
         """Class probabilities from the estimator, in the order of the samples."""
         with predictions_in_order(self.estimator):
             return self.estimator.predict_proba(X, **predict_proba_kwargs)
 
-    def score(self, X: Any, y: Any, **score_kwargs: Any) -> Any:
+    def score(self, X: Samples, y: Labels, **score_kwargs: Any) -> Any:
         """Score of the estimator, each sample's prediction against its own label."""
         with predictions_in_order(self.estimator):
             return self.estimator.score(X, y, **score_kwargs)
@@ -99,7 +108,7 @@ class PoolLearner:
     # 0.4.1, which expects indices alone.
     def query(
         self,
-        X_pool: Any,
+        X_pool: Samples,
         n_instances: int = 1,
         *,
         return_metrics: bool = False,
@@ -296,14 +305,14 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
 
     def __init__(
         self,
-        estimator: Any,
-        query_strategy: Callable[..., Any],
+        estimator: Estimator,
+        query_strategy: QueryStrategy,
         *,
         n_initial: int = 100,
         n_instances: int = 100,
         n_queries: int = 10,
-        initial: Any = "random",
-        random_state: Any = None,
+        initial: str | Positions = "random",
+        random_state: RandomState = None,
         verbose: int = 0,
     ) -> None:
         self.estimator = estimator
@@ -317,13 +326,13 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
 
     def fit(
         self,
-        X: Any,
-        y: Any,
+        X: Samples,
+        y: Labels,
         *,
-        eval_set: Any = None,
-        X_target: Any = None,
-        target_weight: Any = None,
-        **unsupported: Any,
+        eval_set: tuple[Samples, Labels] | None = None,
+        X_target: Samples | None = None,
+        target_weight: Labels | None = None,
+        **unsupported: object,
     ) -> ActiveLearningClassifier:
         """Play all rounds, and keep the estimator of the last one.
 
@@ -407,12 +416,12 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
 
     def iter_rounds(
         self,
-        X: Any,
-        y: Any,
+        X: Samples,
+        y: Labels,
         *,
-        labeled_iter: Any = None,
-        X_target: Any = None,
-        target_weight: Any = None,
+        labeled_iter: Sequence[Positions] | None = None,
+        X_target: Samples | None = None,
+        target_weight: Labels | None = None,
     ) -> Iterator[Round]:
         """Play the loop by hand: a generator that yields after every fit.
 
@@ -596,7 +605,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             )
 
     @available_if(_inner_has("predict"))
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Samples) -> np.ndarray:
         """Predict classes with the estimator of the last round.
 
         Parameters
@@ -613,7 +622,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             return self.estimator_.predict(X)
 
     @available_if(_inner_has("predict_proba"))
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Samples) -> np.ndarray:
         """Class probabilities from the estimator of the last round.
 
         Parameters
@@ -631,7 +640,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             return self.estimator_.predict_proba(X)
 
     @available_if(_inner_has("predict_log_proba"))
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: Samples) -> np.ndarray:
         """Log class probabilities from the estimator of the last round, as
         `predict_proba`.
         """
@@ -639,7 +648,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         return self.estimator_.predict_log_proba(X)
 
     @available_if(_inner_has("decision_function"))
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: Samples) -> np.ndarray:
         """Decision function of the estimator of the last round."""
         check_is_fitted(self, "estimator_")
         return self.estimator_.decision_function(X)

@@ -4,7 +4,7 @@ safe against being killed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from numbers import Integral
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from fishermask_sk._describe import describe, digest
 from fishermask_sk._rows import as_rows, n_rows
+from fishermask_sk._types import Estimator, Labels, Positions, QueryStrategy, Samples
 from fishermask_sk.loops.classifier import (
     ActiveLearningClassifier,
     PoolLearner,
@@ -34,12 +35,12 @@ __all__ = ["ComparisonResults", "compare_strategies", "load_results"]
 
 
 def compare_strategies(
-    estimator: Any,
-    strategies: Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]],
-    X: Any,
-    y: Any,
-    X_test: Any,
-    y_test: Any,
+    estimator: Estimator,
+    strategies: Mapping[str, QueryStrategy] | Sequence[QueryStrategy],
+    X: Samples,
+    y: Labels,
+    X_test: Samples,
+    y_test: Labels,
     n_initial: int = 100,
     n_instances: int = 100,
     n_queries: int = 10,
@@ -47,9 +48,9 @@ def compare_strategies(
     *,
     n_jobs: int | None = 1,
     results: str | Path | None = None,
-    initial: Any = "random",
-    X_target: Any = None,
-    target_weight: Any = None,
+    initial: str | Positions = "random",
+    X_target: Samples | None = None,
+    target_weight: Labels | None = None,
     verbose: int = 0,
 ) -> ComparisonResults:
     """Play every query strategy with every seed, and score each round on a test set.

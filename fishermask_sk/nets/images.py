@@ -58,7 +58,7 @@ def as_images(X: Any) -> Any:
     return X
 
 
-def as_pairs(dataset: Dataset) -> Dataset:
+def as_pairs(dataset: Dataset[Any]) -> Dataset[Any]:
     """Return a Dataset of (image, label), whatever the items are.
 
     Parameters
@@ -87,10 +87,10 @@ def as_pairs(dataset: Dataset) -> Dataset:
     return _Pairs(dataset)
 
 
-class _Pairs(Dataset):
+class _Pairs(Dataset[Any]):
     """The items of a Dataset as pairs (image, label)."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item, (tuple, list)) and len(item) == 2
 
 
-def labels_of(dataset: Dataset) -> np.ndarray:
+def labels_of(dataset: Dataset[Any]) -> np.ndarray:
     """Return the labels of a Dataset of pairs; every item is read once.
 
     Raises

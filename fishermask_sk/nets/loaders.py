@@ -40,7 +40,7 @@ UNMADE = (
 
 
 def loader_in_order(
-    net: NeuralNet, dataset: Dataset, batch_size: int | None = None
+    net: NeuralNet, dataset: Dataset[Any], batch_size: int | None = None
 ) -> Any:
     """The net's iterator for prediction over a dataset, without what would change the
     order or leave samples out.
@@ -74,7 +74,7 @@ def loader_in_order(
     return loader
 
 
-def _make_sequential(loader: DataLoader, net: NeuralNet) -> None:
+def _make_sequential(loader: DataLoader[Any], net: NeuralNet) -> None:
     sampler = loader.batch_sampler
     if sampler is None:
         raise ValueError(
@@ -98,7 +98,7 @@ def _make_sequential(loader: DataLoader, net: NeuralNet) -> None:
     ]
 
 
-def check_order(net: NeuralNet, dataset: Dataset, name: str) -> None:
+def check_order(net: NeuralNet, dataset: Dataset[Any], name: str) -> None:
     """Refuse a loader that is no plain DataLoader and gives samples in another order.
 
     It is asked for some samples one by one, forwards and backwards: each row of scores
@@ -139,7 +139,7 @@ def check_order(net: NeuralNet, dataset: Dataset, name: str) -> None:
         )
 
 
-def _scores(net: NeuralNet, dataset: Dataset, positions: list[int]) -> Tensor:
+def _scores(net: NeuralNet, dataset: Dataset[Any], positions: list[int]) -> Tensor:
     """The module's outputs (n, ...) on samples, in the order in which the loader gives
     them.
     """
@@ -172,7 +172,7 @@ def inputs_of(batch: Any, net: NeuralNet, name: str) -> Any:
     )
 
 
-def readable(loader: Any, dataset: Dataset, name: str) -> Iterator[Any]:
+def readable(loader: Any, dataset: Dataset[Any], name: str) -> Iterator[Any]:
     """The batches of a loader; where it cannot make one of these samples, an error that
     says why.
 
@@ -196,7 +196,7 @@ def readable(loader: Any, dataset: Dataset, name: str) -> Iterator[Any]:
         yield batch
 
 
-def _why(message: str, dataset: Dataset) -> str:
+def _why(message: str, dataset: Dataset[Any]) -> str:
     """What to do about what torch's `default_collate` said."""
     if "batch must contain" in message:
         kind = message.rsplit("found ", 1)[-1].strip(" .")
@@ -247,13 +247,13 @@ class _PredictsInOrder:
     def __init__(self, net: NeuralNet) -> None:
         self.net = net
 
-    def __call__(self, dataset: Dataset, training: bool = False) -> Any:
+    def __call__(self, dataset: Dataset[Any], training: bool = False) -> Any:
         if training:
             return type(self.net).get_iterator(self.net, dataset, training=True)
         check_order(self.net, dataset, "the samples")
         return self._pairs(dataset)
 
-    def _pairs(self, dataset: Dataset) -> Iterator[Any]:
+    def _pairs(self, dataset: Dataset[Any]) -> Iterator[Any]:
         """Batches as skorch takes them, of samples and labels."""
         loader = loader_in_order(self.net, dataset)
         for batch in readable(loader, dataset, "the pool"):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from skorch.helper import SliceDataset
 from skorch.utils import is_dataset, to_tensor
 from torch import nn
 
+from fishermask_sk._types import Device, Images, Labels, RandomState
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.nets.images import (
     as_images,
@@ -34,6 +35,9 @@ from fishermask_sk.nets.images import (
     labels_of,
 )
 from fishermask_sk.nets.resnet_module import crop_and_flip, reproducible, resnet18
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet18_Weights
 
 _STEMS = ("small", "imagenet")
 # What a module is built from: training cannot go on where one of them has changed.
@@ -194,8 +198,8 @@ class ResNet18Classifier(NeuralNetClassifier):
         *,
         stem: str = "small",
         head_bias: bool = True,
-        weights: Any = None,
-        classes: Any = None,
+        weights: str | ResNet18_Weights | None = None,
+        classes: Labels | None = None,
         image_shape: tuple[int, int, int] | None = None,
         crop_and_flip: bool = False,
         min_steps: int = 100,
@@ -203,11 +207,11 @@ class ResNet18Classifier(NeuralNetClassifier):
         max_epochs: int = 200,
         lr: float = 1e-3,
         batch_size: int = 32,
-        optimizer: Any = torch.optim.Adam,
-        criterion: Any = nn.CrossEntropyLoss,
-        train_split: Any = None,
-        device: Any = "cpu",
-        random_state: Any = None,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        criterion: nn.Module | Callable[..., nn.Module] = nn.CrossEntropyLoss,
+        train_split: Callable[..., Any] | None = None,
+        device: Device = "cpu",
+        random_state: RandomState = None,
         verbose: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -237,7 +241,9 @@ class ResNet18Classifier(NeuralNetClassifier):
     # ------------------------------------------------------------------ scikit-learn's
     # side
 
-    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> ResNet18Classifier:
+    def fit(
+        self, X: Images, y: Labels | None = None, **fit_params: Any
+    ) -> ResNet18Classifier:
         """Train from fresh weights, or on from the present ones with
         ``warm_start=True``.
 
@@ -284,7 +290,11 @@ class ResNet18Classifier(NeuralNetClassifier):
         return self
 
     def partial_fit(
-        self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
+        self,
+        X: Images,
+        y: Labels | None = None,
+        classes: Labels | None = None,
+        **fit_params: Any,
     ) -> ResNet18Classifier:
         """Train on from the present weights; the first call is a `fit`, and fixes the
         classes.
@@ -336,7 +346,7 @@ class ResNet18Classifier(NeuralNetClassifier):
             )
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Images) -> np.ndarray:
         """Most probable class of each image.
 
         Parameters
@@ -603,7 +613,7 @@ class ResNet18Classifier(NeuralNetClassifier):
         return self
 
     def get_params_for_optimizer(
-        self, prefix: str, named_parameters: Any
+        self, prefix: str, named_parameters: Iterable[tuple[str, nn.Parameter]]
     ) -> tuple[Any, dict[str, Any]]:
         """As in skorch; Adam runs fused, as one call for all 62 parameters and not
         several for each, unless another way is asked for.
@@ -617,12 +627,12 @@ class ResNet18Classifier(NeuralNetClassifier):
             kwargs.setdefault("fused", True)
         return args, kwargs
 
-    def check_data(self, X: Any, y: Any = None) -> None:
+    def check_data(self, X: object, y: object = None) -> None:
         """Do nothing: images and labels were checked before the weights were
         touched.
         """
 
-    def get_dataset(self, X: Any, y: Any = None) -> Any:
+    def get_dataset(self, X: Images, y: Labels | None = None) -> Any:
         """As in skorch, after a check of the images; integers become int64."""
         if not is_dataset(X) and self._has_own_dataset:
             X = super().get_dataset(X, y)
@@ -636,7 +646,7 @@ class ResNet18Classifier(NeuralNetClassifier):
         return super().get_dataset(images, y)
 
     def get_split_datasets(
-        self, X: Any, y: Any = None, **split_params: Any
+        self, X: Images, y: Labels | None = None, **split_params: Any
     ) -> tuple[Any, Any]:
         """As in skorch; the training part is remembered until the end of the
         training.
@@ -714,7 +724,11 @@ class ResNet18Classifier(NeuralNetClassifier):
         return super().train_step_single(batch, **fit_params)
 
     def get_loss(
-        self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False
+        self,
+        y_pred: torch.Tensor,
+        y_true: Labels,
+        X: object = None,
+        training: bool = False,
     ) -> torch.Tensor:
         """As in skorch, of labels as `y` has them: the one place that turns them into
         columns.
@@ -781,14 +795,14 @@ class ResNet18Classifier(NeuralNetClassifier):
         return kept[:-1] + accuracies + kept[-1:]
 
     def on_train_begin(
-        self, net: Any, X: Any = None, y: Any = None, **kwargs: Any
+        self, net: object, X: object = None, y: object = None, **kwargs: Any
     ) -> None:
         """Check the criterion, and start counting steps."""
         self._check_criterion()
         self.n_steps_ = 0
 
     def on_batch_end(
-        self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any
+        self, net: object, batch: Any = None, training: bool = False, **kwargs: Any
     ) -> None:
         """Record the batch's accuracy."""
         self.n_steps_ += training
@@ -798,7 +812,12 @@ class ResNet18Classifier(NeuralNetClassifier):
         self.history.record_batch("train_acc" if training else "valid_acc", accuracy)
 
     def run_single_epoch(
-        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **kwargs: Any
+        self,
+        iterator: Iterable[Any] | None,
+        training: bool,
+        prefix: str,
+        step_fn: Callable[..., Any],
+        **kwargs: Any,
     ) -> None:
         """As in skorch; what is validated and what callbacks see has the statistics of
         its weights.
@@ -833,7 +852,11 @@ class ResNet18Classifier(NeuralNetClassifier):
                 raise _TrainedEnough
 
     def fit_loop(
-        self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any
+        self,
+        X: Images,
+        y: Labels | None = None,
+        epochs: int | None = None,
+        **kwargs: Any,
     ) -> ResNet18Classifier:
         """As in skorch, up to the stop rule."""
         with suppress(_TrainedEnough):
@@ -841,7 +864,7 @@ class ResNet18Classifier(NeuralNetClassifier):
         return self
 
     def on_train_end(
-        self, net: Any, X: Any = None, y: Any = None, **kwargs: Any
+        self, net: object, X: object = None, y: object = None, **kwargs: Any
     ) -> None:
         """Set the BatchNorm statistics under the final weights, and leave the module in
         eval mode.

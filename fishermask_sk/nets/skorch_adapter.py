@@ -112,7 +112,7 @@ class FittedNet:
         self._find_meaning(dataset, min(EXAMPLES, n_samples), name)
         return dataset, n_samples
 
-    def _several_inputs(self, X: Any, name: str) -> Dataset:
+    def _several_inputs(self, X: Any, name: str) -> Dataset[Any]:
         """The Dataset of a list or DataFrame, which skorch takes for several inputs;
         refused where the module has one.
         """
@@ -139,7 +139,7 @@ class FittedNet:
                 f"Instead, {cure}."
             ) from error
 
-    def _find_meaning(self, dataset: Dataset, n: int, name: str) -> None:
+    def _find_meaning(self, dataset: Dataset[Any], n: int, name: str) -> None:
         """Say by the first n samples what the outputs mean, where the criterion alone
         does not.
         """
@@ -160,7 +160,7 @@ class FittedNet:
             warn_of_classes(self.net, result, self.scores)
         self._is_read = True
 
-    def _predicted(self, first: Dataset, n: int) -> np.ndarray | None:
+    def _predicted(self, first: Dataset[Any], n: int) -> np.ndarray | None:
         """What the net's own `predict_proba` gives; None where that is no
         probabilities.
         """
@@ -175,7 +175,7 @@ class FittedNet:
 
     def batches(
         self,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         batch_size: int,
         indices: Sequence[int] | None = None,
         name: str = "the pool",

@@ -20,6 +20,7 @@ from sklearn.utils import column_or_1d
 from skorch import NeuralNet, NeuralNetClassifier
 from torch import nn
 
+from fishermask_sk._types import Device, Labels, Samples
 from fishermask_sk.gradients.modules import undisturbed
 from fishermask_sk.nets.skorch_adapter import fitted_net
 
@@ -36,9 +37,9 @@ CRITERION_OF = {
 def as_estimator(
     module: nn.Module,
     *,
-    classes: Any,
+    classes: Labels,
     scores: str = "logits",
-    device: Any = None,
+    device: Device = None,
     batch_size: int = 128,
 ) -> TrainedNetClassifier:
     """Wrap a trained torch module as a fitted classifier; nothing is trained.
@@ -120,9 +121,9 @@ class TrainedNetClassifier(NeuralNetClassifier):
         self,
         module: nn.Module,
         *,
-        classes: Any,
+        classes: Labels,
         scores: str = "logits",
-        device: Any = "cpu",
+        device: Device = "cpu",
         batch_size: int = 128,
     ) -> None:
         super().__init__(
@@ -148,7 +149,7 @@ class TrainedNetClassifier(NeuralNetClassifier):
             return result.get("logits", result)
         return getattr(result, "logits", result)
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Samples) -> np.ndarray:
         """Class probabilities, in the order of `classes_`; the module stays as found.
 
         Parameters
@@ -177,7 +178,7 @@ class TrainedNetClassifier(NeuralNetClassifier):
                 p.append(fitted.logits(batch).softmax(dim=1).cpu())
         return torch.cat(p).numpy()
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Samples) -> np.ndarray:
         """Most probable class of each sample, out of `classes_`.
 
         Parameters
@@ -190,7 +191,9 @@ class TrainedNetClassifier(NeuralNetClassifier):
         """
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
-    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> TrainedNetClassifier:
+    def fit(
+        self, X: object, y: object = None, **fit_params: object
+    ) -> TrainedNetClassifier:
         """Raise TypeError: the module is trained where it came from."""
         raise TypeError(
             "This module was trained elsewhere, and as_estimator only queries it: "
@@ -200,7 +203,7 @@ class TrainedNetClassifier(NeuralNetClassifier):
         )
 
     def partial_fit(
-        self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
+        self, X: object, y: object = None, classes: object = None, **fit_params: object
     ) -> TrainedNetClassifier:
         """Raise TypeError, as `fit` does."""
         return self.fit(X, y)

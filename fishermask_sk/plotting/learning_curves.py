@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fishermask_sk._types import Rows
 from fishermask_sk.loops.results import LOWER_IS_BETTER, labels_to_reach
 from fishermask_sk.plotting.axes import (
     COLORS,
@@ -16,6 +17,9 @@ from fishermask_sk.plotting.axes import (
     new_axes,
     style_numbers,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _BANDS = {
     "se": "±1 standard error",
@@ -98,7 +102,11 @@ class LearningCurveDisplay:
 
     @classmethod
     def from_results(
-        cls, results: Any, *, x: str = "n_labels", metric: str = "accuracy"
+        cls,
+        results: Iterable[Mapping[str, Any]] | Mapping[str, Any] | Rows,
+        *,
+        x: str = "n_labels",
+        metric: str = "accuracy",
     ) -> LearningCurveDisplay:
         """Gather the curves from tidy results; nothing is drawn before ``plot``.
 
@@ -148,7 +156,7 @@ class LearningCurveDisplay:
 
     def plot(
         self,
-        ax: Any = None,
+        ax: Axes | None = None,
         *,
         band: str | None = "se",
         labels_saved: tuple[str, str] | None = None,

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fishermask_sk.plotting.axes import COLORS, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch import nn
+
+    from fishermask_sk.strategy.fisher_mask import FisherMask
 
 
 class MaskDisplay:
@@ -44,7 +50,9 @@ class MaskDisplay:
         self.layer_sizes = layer_sizes
 
     @classmethod
-    def from_strategy(cls, strategy: Any, *, module: Any = None) -> MaskDisplay:
+    def from_strategy(
+        cls, strategy: FisherMask, *, module: nn.Module | None = None
+    ) -> MaskDisplay:
         """Take the counts from a FisherMask that has been called.
 
         Parameters
@@ -78,7 +86,7 @@ class MaskDisplay:
         }
         return cls(counts, sizes)
 
-    def plot(self, ax: Any = None, *, empty: bool = False) -> MaskDisplay:
+    def plot(self, ax: Axes | None = None, *, empty: bool = False) -> MaskDisplay:
         """Draw one horizontal bar per layer, the first layer on top.
 
         Parameters

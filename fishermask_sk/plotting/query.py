@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from fishermask_sk._rows import as_rows, take_rows
+from fishermask_sk._types import Learner, Rows, Samples
 from fishermask_sk.nets.loaders import predictions_in_order
 from fishermask_sk.plotting.axes import COLORS, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from fishermask_sk.strategy.fisher_mask import FisherMask
 
 
 class QueryDisplay:
@@ -65,12 +72,12 @@ class QueryDisplay:
 
     def __init__(
         self,
-        images: Any,
-        query_idx: Any,
-        trace_reductions: Any = None,
-        y_pred: Any = None,
-        y_true: Any = None,
-        classes: Any = None,
+        images: Rows,
+        query_idx: Sequence[int] | np.ndarray,
+        trace_reductions: Sequence[float] | np.ndarray | None = None,
+        y_pred: Rows | None = None,
+        y_true: Rows | None = None,
+        classes: Rows | None = None,
     ) -> None:
         self.images = images
         self.query_idx = query_idx
@@ -82,12 +89,12 @@ class QueryDisplay:
     @classmethod
     def from_strategy(
         cls,
-        strategy: Any,
-        X_pool: Any,
+        strategy: FisherMask,
+        X_pool: Samples,
         *,
-        estimator: Any = None,
-        y_pool: Any = None,
-        classes: Any = None,
+        estimator: Learner | None = None,
+        y_pool: Rows | None = None,
+        classes: Rows | None = None,
     ) -> QueryDisplay:
         """Take the picks and their gains from a query strategy, right after its query.
 
@@ -136,7 +143,7 @@ class QueryDisplay:
         )
 
     def plot(
-        self, ax: Any = None, *, n_columns: int = 6, max_images: int = 24
+        self, ax: Axes | None = None, *, n_columns: int = 6, max_images: int = 24
     ) -> QueryDisplay:
         """Draw the first images as a grid, row by row; a wrong guess has a thick frame.
 
@@ -206,7 +213,7 @@ class QueryDisplay:
             )
         return self
 
-    def plot_gains(self, ax: Any = None) -> QueryDisplay:
+    def plot_gains(self, ax: Axes | None = None) -> QueryDisplay:
         """Draw how much each pick was worth: its gain, and the share of the whole
         query's gain reached with it.
 

@@ -5,7 +5,7 @@ modAL and scikit-learn.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +13,14 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
+from fishermask_sk._types import (
+    Labels,
+    Learner,
+    Positions,
+    Proposer,
+    RandomState,
+    Samples,
+)
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.distributed import ALONE, Processes, all_processes
 from fishermask_sk.gradients.fisher import Weighting
@@ -163,14 +171,14 @@ class FisherMask(BaseEstimator):
         weighting: Weighting = "fisher",
         n_mask_samples: int = 1024,
         n_information_samples: int | None = None,
-        candidates: int | Callable[..., Any] | None = None,
+        candidates: int | Proposer | None = None,
         damping: float = 1.0,
         oversample: float = 1.0,
         batch_size: int = 128,
         max_memory: int | str | None = None,
         n_top_classes: int | None = None,
         n_components: int | str | None = "auto",
-        random_state: Any = None,
+        random_state: RandomState = None,
         verbose: int = 0,
     ) -> None:
         self.sparsity = sparsity
@@ -193,15 +201,15 @@ class FisherMask(BaseEstimator):
 
     def __call__(
         self,
-        learner: Any,
-        X_pool: Any,
+        learner: Learner,
+        X_pool: Samples,
         n_instances: int = 1,
         *,
-        X_labeled: Any = None,
-        X_target: Any = None,
-        target_weight: Any = None,
+        X_labeled: Samples | None = None,
+        X_target: Samples | None = None,
+        target_weight: Labels | None = None,
         random_tie_break: bool = False,
-        return_metrics: Any = None,
+        return_metrics: object = None,
     ) -> Any:
         """Pick the samples to label next, in the form that the caller's modAL expects.
 
@@ -237,15 +245,15 @@ class FisherMask(BaseEstimator):
 
     def select(
         self,
-        estimator: Any,
-        X_pool: Any,
+        estimator: Learner,
+        X_pool: Samples,
         n_instances: int = 1,
         *,
-        X_labeled: Any = None,
-        X_target: Any = None,
-        target_weight: Any = None,
+        X_labeled: Samples | None = None,
+        X_target: Samples | None = None,
+        target_weight: Labels | None = None,
         random_tie_break: bool = False,
-        candidates: Any = None,
+        candidates: Positions | Proposer | None = None,
     ) -> np.ndarray:
         """Pick the samples to label next, with any fitted estimator that holds a skorch
         net.
@@ -445,15 +453,15 @@ class FisherMask(BaseEstimator):
 
 
 def fisher_mask_sampling(
-    learner: Any,
-    X_pool: Any,
+    learner: Learner,
+    X_pool: Samples,
     n_instances: int = 1,
     *,
-    X_labeled: Any = None,
-    X_target: Any = None,
-    target_weight: Any = None,
+    X_labeled: Samples | None = None,
+    X_target: Samples | None = None,
+    target_weight: Labels | None = None,
     random_tie_break: bool = False,
-    return_metrics: Any = None,
+    return_metrics: object = None,
     **params: Any,
 ) -> Any:
     """`FisherMask` as a function, for modAL loops that pass functions and

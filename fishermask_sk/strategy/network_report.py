@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from sklearn.base import clone
 
+from fishermask_sk._types import Learner, Samples
 from fishermask_sk.gradients.modules import undisturbed
 from fishermask_sk.memory import duration, free_bytes, readable
 from fishermask_sk.nets.skorch_adapter import fitted_net, preserved_rng
@@ -146,12 +147,12 @@ class NetworkReport:
 
 
 def check_network(
-    estimator: Any,
-    X: Any,
+    estimator: Learner,
+    X: Samples,
     n_instances: int = 1,
     *,
     query_strategy: FisherMask | None = None,
-    X_labeled: Any = None,
+    X_labeled: Samples | None = None,
     n_pool: int | None = None,
     n_target: int | None = None,
 ) -> NetworkReport:
