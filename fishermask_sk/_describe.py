@@ -99,6 +99,27 @@ def describe(thing: Any, _above: tuple[int, ...] = ()) -> Any:
     }
 
 
+def with_names_of_today(description: Any) -> Any:
+    """A description that was written before names of this package moved.
+
+    Examples
+    --------
+    >>> with_names_of_today("fishermask_sk.baselines.margin_sampling")
+    'fishermask_sk.baselines.uncertainty.margin_sampling'
+    """
+    if isinstance(description, dict):
+        return {key: with_names_of_today(value) for key, value in description.items()}
+    if isinstance(description, list):
+        return [with_names_of_today(value) for value in description]
+    if not isinstance(description, str) or not description.startswith("fishermask_sk."):
+        return description
+    module, _, name = description.rpartition(".")
+    try:
+        return _name(getattr(import_module(module), name))
+    except (ImportError, AttributeError):
+        return description
+
+
 def digest(data: Any) -> str:
     """A short name for the content of samples or labels."""
     return hashlib.sha256(

@@ -439,6 +439,15 @@ def test_a_second_run_on_one_file(tmp_path):
     assert len(compare({"nested": strategy}, results=path, seeds=1)) == 4
 
 
+def test_a_file_with_old_paths_of_our_functions_goes_on(tmp_path):
+    path = tmp_path / "results.jsonl"
+    expected = without_seconds(compare(results=path))
+    today, before = b"fishermask_sk.baselines.uncertainty.", b"fishermask_sk.baselines."
+    assert today in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(today, before))
+    assert without_seconds(compare(results=path)) == expected
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -465,7 +474,7 @@ def test_a_second_run_on_one_file(tmp_path):
         ),
         (
             {"strategies": {"margin": entropy_sampling}},
-            r"strategies\['margin'\] is 'fishermask_sk.baselines.margin_samp",
+            r"strategies\['margin'\] is 'fishermask_sk.baselines.uncertainty.ma",
         ),
     ],
 )

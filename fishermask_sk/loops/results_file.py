@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from fishermask_sk._describe import default_of
+from fishermask_sk._describe import default_of, with_names_of_today
 from fishermask_sk._warnings import warn_user
 
 Record = dict[str, Any]
@@ -168,7 +168,7 @@ def read(path: Path) -> tuple[Record | None, dict[str, Any], Rounds]:
         )
     for record in records:
         if "settings" in record:
-            settings = record["settings"]
+            settings = with_names_of_today(record["settings"])
             if record["version"] != _VERSION:
                 raise ValueError(
                     f"results={str(path)!r} has version {record['version']} of the "
@@ -176,7 +176,7 @@ def read(path: Path) -> tuple[Record | None, dict[str, Any], Rounds]:
                     "path."
                 )
         elif "definition" in record:
-            definitions[record["strategy"]] = record["definition"]
+            definitions[record["strategy"]] = with_names_of_today(record["definition"])
         elif "round" in record:
             curve = rounds.setdefault((record["strategy"], record["seed"]), [])
             if record["round"] == len(curve):
