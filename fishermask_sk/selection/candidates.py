@@ -77,7 +77,7 @@ class Candidates:
         n, c = embeddings.n, embeddings.c
         self._both = information.new_empty(2, n, c, c)
         self.a, self.b = self._both
-        for part in blocks(embeddings, embeddings.k):
+        for part in blocks(embeddings):
             self.a[part] = embeddings.part(part).quadratic()
         self._longest = float(self._largest_traces()[0])
         self.refresh()
@@ -144,7 +144,7 @@ class Candidates:
         else:
             self.error = in_float32
             right = right.to(self.embeddings.dtype)
-        for part in blocks(self.embeddings, self.embeddings.k):
+        for part in blocks(self.embeddings):
             products = self.embeddings.part(part).times(right).unflatten(2, (2, -1))
             y, both = products[:, :, 0], products.flatten(1, 2)
             y_y, y_vh = (y @ both.mT).unflatten(2, (-1, 2)).unbind(3)
@@ -179,7 +179,7 @@ class Candidates:
         return v, self.information, self.known
 
     def _fill(self, target: Tensor, middle: Tensor) -> None:
-        for part in blocks(self.embeddings, self.embeddings.k):
+        for part in blocks(self.embeddings):
             target[part] = self.embeddings.part(part).quadratic(middle)
 
     def _factor(self) -> Tensor:

@@ -23,11 +23,14 @@ ACCELERATOR_NUMBERS = 2**27
 
 
 class Embeddings(Protocol):
-    """What the selection is written against. `device` is where arithmetic is done."""
+    """What the selection is written against. `device` is where arithmetic is done, and
+    `width` how many numbers of a sample are held there at a time.
+    """
 
     n: int
     c: int
     k: int
+    width: int
     dtype: torch.dtype
     device: torch.device
 
@@ -72,6 +75,7 @@ class DenseEmbeddings:
     def __init__(self, values: Tensor, device: torch.device | None = None) -> None:
         self.values = values
         self.n, self.c, self.k = values.shape
+        self.width = self.c * self.k
         self.dtype, self.device = values.dtype, device or values.device
 
     @property
@@ -100,7 +104,7 @@ class DenseEmbeddings:
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""
         total = torch.zeros(self.k, self.k, dtype=torch.float64, device=self.device)
-        for part in blocks(self, self.k):
+        for part in blocks(self):
             rows = self._there(self.values[part], dtype).flatten(0, 1)
             total += rows.mT @ rows
         return total
@@ -128,8 +132,8 @@ def as_embeddings(
     return DenseEmbeddings(values, device) if isinstance(values, Tensor) else values
 
 
-def blocks(embeddings: Embeddings, width: int) -> Iterator[slice]:
-    """Slices of the samples, so that rows of so many numbers are one block."""
+def blocks(embeddings: Embeddings, width: int | None = None) -> Iterator[slice]:
+    """Slices of the samples, each a block where one takes so many numbers."""
     numbers = BLOCK_NUMBERS.get(embeddings.device.type, ACCELERATOR_NUMBERS)
-    step = max(1, numbers // (embeddings.c * max(1, width)))
+    step = max(1, numbers // max(1, width or embeddings.width))
     return (slice(i, i + step) for i in range(0, embeddings.n, step))

@@ -288,7 +288,7 @@ def _from_rows(
 def _trace(embeddings: Embeddings) -> float:
     """Of the sum of VᵀV."""
     total = 0.0
-    for part in blocks(embeddings, embeddings.k):
+    for part in blocks(embeddings):
         squares = embeddings.part(part).quadratic().diagonal(dim1=1, dim2=2)
         total += float(squares.sum())
     return total

@@ -77,6 +77,8 @@ class HeadEmbeddings:
         self.classes, self.columns = mask.classes, mask.columns
         self.n, self.c, self.n_classes = cotangents.shape
         self.k = len(self.classes)
+        # The k×k matrices are read once a block: few blocks, of what fits four times.
+        self.width = max(self.c * self.n_classes, self.k // 4)
         self.dtype, self.device = cotangents.dtype, device or cotangents.device
 
     @property
@@ -124,17 +126,16 @@ class HeadEmbeddings:
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""
-        total = torch.zeros(self.k, self.k, dtype=torch.float64, device=self.device)
-        for part in blocks(self, self.k):
-            r, h = self.part(part)._here(dtype)
-            weights = r.mT @ r
-            for y, own, later in self.mask.pairs:
-                of_later = h[:, self.columns[later]]
-                of_later = of_later * weights[:, y, self.classes[later]]
-                product = (h[:, self.columns[own]].mT @ of_later).double()
-                total[own[:, None], later] += product
-        for _, own, later in self.mask.pairs:
-            total[later[:, None], own] = total[own[:, None], later].mT
+        total = torch.empty(self.k, self.k, dtype=torch.float64, device=self.device)
+        for y, own, later in self.mask.pairs:
+            of_class = total.new_zeros(len(own), len(later))
+            for part in blocks(self):
+                r, h = self.part(part)._here(dtype)
+                weights = (r[:, :, y, None] * r).sum(1)[:, self.classes[later]]
+                of_later = h[:, self.columns[later]].mul_(weights)
+                of_class += h[:, self.columns[own]].mT @ of_later
+            total[own[:, None], later] = of_class
+            total[later[:, None], own] = of_class.mT
         return total
 
     def quadratic(self, m: Tensor | None = None) -> Tensor:
@@ -187,6 +188,7 @@ class JoinedEmbeddings:
         self.head, self.rest = head, rest
         self.in_head, self.in_rest = in_head, in_rest
         self.n, self.c, self.k = head.n, head.c, head.k + rest.k
+        self.width = head.width + rest.width
         self.dtype, self.device = rest.dtype, head.device
         self._n_whole = head.inputs.shape[1] * head.n_classes
         if places is None:
@@ -236,7 +238,7 @@ class JoinedEmbeddings:
         total[head[:, None], head] = self.head.information(dtype)
         total[rest[:, None], rest] = self.rest.information(dtype)
         between = total.new_zeros(self.head.k, self.rest.k)
-        for part in blocks(self, self.k):
+        for part in blocks(self):
             values = self.rest.values[part].to(self.device, dtype)
             between += self.head.part(part).transposed(values)
         total[head[:, None], rest] = between

@@ -127,7 +127,7 @@ def _kernel(
     result = like.new_empty(sum(heights), sum(widths))
     start = 0
     for each in columns:
-        for part in blocks(each, each.k):
+        for part in blocks(each, each.c * each.k):
             w = _all_rows(each.part(part)).mT / damping
             place = slice(start, start + w.shape[1])
             top = 0
@@ -142,7 +142,7 @@ def _kernel(
 def _information(embeddings: Embeddings, basis: Tensor) -> Tensor:
     """The sum of VᵀV in a basis (k, r)."""
     total = basis.new_zeros(basis.shape[1], basis.shape[1])
-    for part in blocks(embeddings, embeddings.k):
+    for part in blocks(embeddings):
         rows = embeddings.part(part).times(basis).flatten(0, 1)
         total.addmm_(rows.mT, rows)
     return total
