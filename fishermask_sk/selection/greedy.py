@@ -143,7 +143,9 @@ def select(
     their ratio times 2e-16. The backward pass makes N = I − A of the picks from an
     orthonormal factor every 16 removals, about (m·c + d)·d² multiplications for m picks
     and d = min(k, m·c) directions, and the cost of a single pick likewise wherever N
-    has lost its digits and the pick may still be the cheapest.
+    has lost its digits and the pick may still be the cheapest. With b = 250 and
+    `oversample` = 2, of c = 9 rows and k = 1402 weights, it takes about two and a half
+    minutes on one thread.
 
     Examples
     --------
