@@ -1,7 +1,7 @@
 """Image data sets as arrays: from scikit-learn, from disk, or by torchvision's
 download.
 
-torchvision is imported only where it downloads. Folders of your own are in
+torchvision is imported only where it reads or downloads. Folders of your own are in
 `image_folder`, and labelling them in `labeling`.
 """
 
@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from shutil import copyfileobj
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
@@ -374,35 +376,37 @@ def _from_idx(folder: Path) -> _Arrays:
 
 
 def _read_idx(folder: Path, stem: str, ndim: int) -> np.ndarray:
-    """Read one idx file: two zeros, 8 for uint8, the number of axes, their lengths, the
-    values.
-    """
+    """Read one idx file of uint8, packed or not, by torchvision."""
+    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+
     path = _idx_file(folder, stem)
     if path is None:
         raise ValueError(
-            f"{folder} has no {stem} nor {stem}.gz next to its other idx files; "
+            f"{folder} has no {stem} nor {stem}.gz beside its other idx files; "
             "download it again."
         )
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path} is no complete gzip file; download it again."
-        ) from error
-    header = 4 + 4 * ndim
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
-    values = np.frombuffer(content[header:], dtype=np.uint8)
-    if (
-        len(content) < header
-        or content[:4] != bytes((0, 0, 8, ndim))
-        or len(values) != np.prod(shape)
-    ):
+    with TemporaryDirectory() as scratch:
+        unpacked = path
+        if path.suffix == ".gz":
+            unpacked = Path(scratch) / stem
+            try:
+                with gzip.open(path) as packed, unpacked.open("wb") as file:
+                    copyfileobj(packed, file)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise ValueError(
+                    f"{path} is no complete gzip file; download it again."
+                ) from error
+        try:
+            values = read_sn3_pascalvincent_tensor(str(unpacked)).numpy()
+        # Of a file that is broken off it asserts, views or indexes what is not there.
+        except (AssertionError, LookupError, RuntimeError, ValueError):
+            values = np.empty(0)
+    if values.ndim != ndim or values.dtype != np.uint8:
         raise ValueError(
             f"{path} is no complete idx file of {ndim} axes of uint8; download it "
             "again."
         )
-    return values.reshape(shape)
+    return values
 
 
 # ---------------------------------------------------------------------- folders and
