@@ -178,3 +178,29 @@ def test_a_query_takes_the_product_where_it_holds(make, params, kind, monkeypatc
     np.testing.assert_allclose(
         product.trace_reductions_, dense.trace_reductions_, rtol=1e-10
     )
+
+
+@pytest.mark.parametrize("product", [True, False])
+@pytest.mark.parametrize(("damping", "exact"), [(0.09, True), (0.1, False)])
+def test_information_is_summed_in_float64_where_damping_is_small(
+    damping, exact, product, monkeypatch
+):
+    torch.manual_seed(0)
+    settings = {"criterion": nn.CrossEntropyLoss, "train_split": None, "verbose": 0}
+    net = NeuralNetClassifier(nn.Linear(12, 4), **settings).initialize()
+    X = np.random.default_rng(0).normal(size=(90, 12)).astype("float32")
+    given = {}
+
+    def noted(pool, information, n_instances, **kwargs):
+        given.update(pool=pool, information=information.clone())
+        return select(pool, information, n_instances, **kwargs)
+
+    monkeypatch.setattr(query, "select", noted)
+    if not product:
+        monkeypatch.setattr(query, "is_worth_it", lambda *counts: False)
+    strategy = FisherMask(1.0, damping=damping, random_state=0)
+    strategy.select(net, X, 3, X_labeled=X[:0])
+    assert isinstance(given["pool"], HeadEmbeddings if product else DenseEmbeddings)
+    expected = given["pool"].information() / 90
+    apart = float((given["information"] - expected).abs().max() / expected.abs().max())
+    assert (apart < 1e-13) == exact
