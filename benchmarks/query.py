@@ -492,12 +492,24 @@ def budget():
     )
 
 
+def matrices(embedded):
+    """F̄ and the labelled samples' mean information, made here where a query does
+    without them.
+    """
+    if embedded.pool_information is not None:
+        return embedded.pool_information, embedded.labeled_information
+    pool, labeled = embedded.pool, embedded.labeled
+    known = labeled.information()
+    total = information(pool.double()) + known
+    return total / (len(pool) + labeled.n), known / labeled.n
+
+
 def gain(picks, embedded):
     """tr(M⁻¹F̄) before minus after these picks, exactly, in float64."""
     n_picks = len(picks)
     weight = n_picks / (N_LABELED + n_picks)
-    target = embedded.pool_information
-    m = (1 - weight) * embedded.labeled_information
+    target, known = matrices(embedded)
+    m = (1 - weight) * known
     m.diagonal().add_(1)
     after = m + weight * information(embedded.pool[picks].double())
     return float(

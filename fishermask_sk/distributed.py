@@ -216,11 +216,11 @@ class Shard:
         values, places = gains.topk(min(2, len(gains)))
         first, *second = torch.cat([values, places]).tolist()[: len(values)]
         is_last = all(value == -torch.inf for value in second)
-        if not abs(first) < torch.inf or is_last:
+        if not abs(first) < torch.inf or (is_last and choose is None):
             return Best(places[0], values[0], first, is_last)
-        if second[0] < float(
-            level(torch.tensor(first, dtype=torch.float64, device="cpu"))
-        ):
+        # Whoever chooses is asked at every pick, also where one is ahead.
+        largest = torch.tensor(first, dtype=torch.float64, device="cpu")
+        if choose is None and second[0] < float(level(largest)):
             return Best(places[0], values[0], first, False)
         tied = gains >= level(values[0])
         # Of several largest argmax is the first.

@@ -163,7 +163,9 @@ class Candidates:
         # One look, as in `Shard.best`.
         a, b, of_u, of_h, *of_g = numbers.tolist()
         length = 2 * (self._longest / self.embeddings.k) ** 0.5
-        return length * (of_u * (b * sum(of_g)) ** 0.5 + of_h * a**0.5)
+        # Rounding may leave less than nothing of a trace.
+        roots = [max(x, 0.0) ** 0.5 for x in (b * sum(of_g), a)]
+        return length * (of_u * roots[0] + of_h * roots[1])
 
     def is_stale(self, gain: float) -> bool:
         """Whether too much of a gain this small may be rounding, and a pick was made
