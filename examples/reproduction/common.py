@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
 
 from fishermask_sk import FisherMask, ResNet18Classifier
 from fishermask_sk.baselines import (
@@ -244,12 +245,34 @@ class PickWeighsOne(FisherMask):
 
 
 def _select_with_weight_one(
-    embeddings: Any, pool_information: Any, n_instances: int, **options: Any
+    embeddings: Any,
+    pool_information: Any,
+    n_instances: int,
+    *,
+    labeled_information: Any = None,
+    labeled_embeddings: Any = None,
+    information_embeddings: Any = None,
+    **options: Any,
 ) -> Any:
-    # F̄ and the labelled samples' information come apart from the embeddings, and stay
-    # as they are.
+    # F̄ and the labelled samples' information stay as they are: where a query does
+    # without their matrices, they are made here.
+    if pool_information is None:
+        parts = [part for part in (embeddings, labeled_embeddings) if part is not None]
+        n = sum(part.n for part in parts)
+        pool_information = sum(part.information() for part in parts) / n
+        if information_embeddings is not None:
+            pool_information = information_embeddings.information()
+        if labeled_embeddings is not None:
+            labeled_information = labeled_embeddings.information()
+            labeled_information /= labeled_embeddings.n
     return select(
-        embeddings / n_instances**0.5, pool_information, n_instances, **options
+        embeddings.scaled(
+            torch.full((embeddings.n,), n_instances**-0.5, dtype=torch.float64)
+        ),
+        pool_information,
+        n_instances,
+        labeled_information=labeled_information,
+        **options,
     )
 
 
