@@ -174,7 +174,7 @@ def picks_first(pool, labeled, n_instances, n_picks, **settings):
         return torch.ones(len(indices), dtype=torch.bool)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fishermask_sk.selection.kept_picks", note)
+        patch.setattr("fishermask_sk.selection.greedy.kept_picks", note)
         run(pool, labeled, n_instances, oversample=n_picks / n_instances, **settings)
     return found
 
