@@ -7,12 +7,13 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: help demo test test-full bench bench-tables bench-large gpu lint types format clean
+.PHONY: help demo test test-full bench bench-price bench-tables bench-large gpu lint types format clean
 help:
 	@echo "make demo       FisherMask with and without a target against margin and random"
 	@echo "make test       the tests that run in minutes"
 	@echo "make test-full  adds the slow ones and other versions of modAL and scikit-learn"
 	@echo "make bench      seconds, memory and gain of whole queries, by asv, a few minutes"
+	@echo "make bench-price  whole queries next to the forward pass over their pool, hours"
 	@echo "make bench-tables bench-large   the tables of the site's benchmark pages, hours"
 	@echo "make gpu        on a machine with CUDA; PART=tests, bench or distributed, docs/results/gpu.txt"
 	@echo "make docs       the site in docs/_build/html; docs-fast: without running any example"
@@ -37,6 +38,9 @@ test-full: test
 bench: $(VENV)/.stamp
 	$(BIN)/asv machine --yes
 	$(BIN)/asv run --python=same --show-stderr --set-commit-hash $$(git rev-parse HEAD)
+
+bench-price: $(VENV)/.stamp
+	env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python benchmarks/price.py
 
 # The tables of the site's benchmark pages use all cores.
 bench-tables: $(VENV)/.stamp
