@@ -149,6 +149,7 @@ def test_custom_mask(run):
     )
 
 
+@pytest.mark.slow
 def test_pictures(run, tmp_path):
     _, names = run("pictures")
     for name in ("rounds", "mask", "gains", "embeddings"):
