@@ -115,6 +115,7 @@ def test_two_processes_with_a_device_each_pick_what_one_picks(play, nccl, names)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # all cases, each with processes that wait for each other
 @pytest.mark.parametrize("nccl", [True, False], ids=["NCCL", "gloo"])
 def test_every_case_with_a_device_each(play, nccl):
     what = [(name, *SHARDS[2][i % 4]) for i, name in enumerate(worker.CASES)]
@@ -122,6 +123,7 @@ def test_every_case_with_a_device_each(play, nccl):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_case_on_every_kind_of_shards(play, size):
     what = [(name, *shards) for name in worker.CASES for shards in SHARDS[size]]
