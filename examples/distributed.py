@@ -43,9 +43,8 @@ def main():
     # torchrun sets RANK. On GPUs the backend is "nccl", and each rank has its device.
     if "RANK" in os.environ:
         dist.init_process_group("gloo", timeout=timedelta(minutes=5))
-    rank, size = (
-        (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    )
+    together = dist.is_initialized()
+    rank, size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
 
     digits = load_images("digits", random_state=0)
     X_labeled, y_labeled = digits.X_train[:N_LABELED], digits.y_train[:N_LABELED]
@@ -68,11 +67,9 @@ def main():
         f"rank {rank} of {size} holds {len(mine)} of {N_POOL} samples; all ranks pick "
         f"{query_idx.tolist()}"
     )
-    print(
-        f"rank {rank} is asked for {query_idx[np.isin(query_idx, mine)] - mine[0]} of "
-        "its own"
-    )
-    if dist.is_initialized():
+    own = query_idx[np.isin(query_idx, mine)] - mine[0]
+    print(f"rank {rank} is asked for {own} of its own")
+    if together:
         dist.destroy_process_group()
 
 
