@@ -48,7 +48,7 @@ def play(context, tmp_path):
     behind.
     """
 
-    def play(scene, size, *args, timeout=60, gone=()):
+    def play(scene, size, *args, timeout=240, gone=()):
         ranks = [
             context.Process(
                 target=worker.work,
