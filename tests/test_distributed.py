@@ -61,7 +61,7 @@ def play(context, tmp_path):
             for process in ranks:
                 process.start()
             for process in ranks:
-                process.join(120)
+                process.join(1_200)
             ends = [process.exitcode for process in ranks]
         finally:
             for process in ranks:
