@@ -11,7 +11,8 @@ unwrapped to the net inside; missing labels say what is labelled and what is the
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,10 @@ except ImportError as error:
         "it, for instance by the extra: pip install 'fishermask-sk[activeml]'."
     ) from error
 
+from fishermask_sk._docstrings import completed_by
 from fishermask_sk._types import Estimator, Labels, Proposer, RandomState
 from fishermask_sk.baselines import (
+    bait_sampling,
     facility_location_sampling,
     power_margin_sampling,
     weighted_margin_sampling,
@@ -64,6 +67,29 @@ __all__ = [
     "PowerMarginQuery",
     "WeightedMarginQuery",
 ]
+
+# What the docstrings of the classes have in common.
+_COMMON = """
+    Parameters
+    ----------
+    missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
+        What stands in y for no label.
+    random_state : int, RandomState or None, default=None
+        Seeds the fit in `query`, and what the strategy draws.
+    """
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a strategy is asked: how many of which samples."""
+
+    clf: Any
+    pool: np.ndarray
+    known: np.ndarray  # the labelled samples
+    target: np.ndarray | None
+    candidates: np.ndarray  # positions in the pool
+    n_instances: int
+    return_utilities: bool
 
 
 class _PoolQuery(SingleAnnotatorPoolQueryStrategy):
@@ -154,7 +180,7 @@ n_candidates)
             in_pool |= ~labeled
         pool_places = np.flatnonzero(in_pool)
         with preserved_rng():
-            picks, gains = self._pick(
+            asked = _Question(
                 clf,
                 _cast(samples[pool_places], clf),
                 _cast(X[labeled], clf),
@@ -163,6 +189,7 @@ n_candidates)
                 batch_size,
                 return_utilities,
             )
+            picks, gains = self._pick(asked)
         query_indices = pool_places[picks]
         if not return_utilities:
             return query_indices
@@ -173,16 +200,7 @@ n_candidates)
         return query_indices, utilities
 
     @abstractmethod
-    def _pick(
-        self,
-        clf: Any,
-        pool: np.ndarray,
-        known: np.ndarray,
-        target: np.ndarray | None,
-        candidates: np.ndarray,
-        n_instances: int,
-        return_utilities: bool,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pick(self, asked: _Question) -> tuple[np.ndarray, np.ndarray | None]:
         """Picks among the pool's candidates, as positions in the pool; and, if asked
         for, the worth (n_instances, n_candidates) of each candidate at each pick.
         """
@@ -191,6 +209,7 @@ n_candidates)
 class _TargetQuery(_PoolQuery):
     """With samples of what the model will be used on."""
 
+    @completed_by(_PoolQuery.query.__doc__)
     def query(
         self,
         X: ArrayLike,
@@ -206,18 +225,9 @@ class _TargetQuery(_PoolQuery):
 
         Parameters
         ----------
-        X, y, clf, fit_clf, candidates, batch_size, return_utilities
-            See `PowerMarginQuery.query`.
         X_target : array-like of shape (n_target, ...), optional
             Unlabelled samples of what the model will be used on: the labels are chosen
             for them. None of them is ever picked.
-
-        Returns
-        -------
-        query_indices : ndarray of shape (batch_size,)
-        utilities : ndarray of shape (batch_size, n_samples) or (batch_size, \
-n_candidates)
-            If `return_utilities`.
         """
         return self._query(
             X, y, clf, fit_clf, candidates, batch_size, return_utilities, X_target
@@ -233,57 +243,42 @@ class _FisherQuery(_TargetQuery):
     def _strategy(self) -> FisherMask:
         """The strategy to ask."""
 
-    def _pick(
-        self,
-        clf: Any,
-        pool: np.ndarray,
-        known: np.ndarray,
-        target: np.ndarray | None,
-        candidates: np.ndarray,
-        n_instances: int,
-        return_utilities: bool,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pick(self, asked: _Question) -> tuple[np.ndarray, np.ndarray | None]:
         strategy = self.query_strategy_ = self._strategy()
-        if return_utilities and strategy.n_components == "auto":
+        if asked.return_utilities and strategy.n_components == "auto":
             strategy.n_components = None
         for name in ("n_components", "n_information_samples", "candidates"):
-            if return_utilities and getattr(strategy, name) is not None:
+            if asked.return_utilities and getattr(strategy, name) is not None:
                 raise ValueError(
                     "return_utilities=True gives exact gains of all candidates, and "
                     f"{name}={getattr(strategy, name)!r} spares some of them; set "
                     f"{name}=None."
                 )
-        net = _net_of(clf)
+        net = _net_of(asked.clf)
         picks = strategy.select(
             net,
-            pool,
-            n_instances,
-            X_labeled=known,
-            X_target=target,
-            candidates=candidates if len(candidates) < len(pool) else None,
+            asked.pool,
+            asked.n_instances,
+            X_labeled=asked.known,
+            X_target=asked.target,
+            candidates=asked.candidates
+            if len(asked.candidates) < len(asked.pool)
+            else None,
         )
-        if not return_utilities:
+        if not asked.return_utilities:
             return picks, None
-        return picks, _gains_at_each_pick(
-            net, strategy, pool, known, target, candidates, picks
-        )
+        return picks, _gains_at_each_pick(net, strategy, asked, picks)
 
 
+@completed_by(_COMMON, FisherMask.__doc__)
 class FisherMaskQuery(_FisherQuery):
     """FisherMask as a pool query strategy of scikit-activeml.
 
     Parameters
     ----------
-    sparsity, layers, mask, keep_head, head, weighting, n_mask_samples, \
-n_information_samples, candidates, damping, oversample, batch_size, max_memory, \
-n_top_classes, n_components
-        See :class:`~fishermask_sk.FisherMask`. `batch_size` is that of forward passes;
-        how many samples to pick is said to `query`.
-    missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
-        What stands in y for no label.
-    random_state : int, RandomState or None, default=None
-        Seeds the fit in `query`, the samples that the mask is computed from, a random
-        mask.
+    batch_size : int, default=128
+        Samples in a forward pass; how many samples to pick is said to `query`. A batch
+        that runs out of memory is halved, and so are those after it.
 
     Notes
     -----
@@ -364,17 +359,9 @@ n_top_classes, n_components
         return FisherMask(**{**params, "random_state": self.random_state_})
 
 
+@completed_by(_COMMON, bait_sampling.__doc__)
 class BaitQuery(_FisherQuery):
     """BAIT, the Fisher information of the whole head, as a pool query strategy.
-
-    Parameters
-    ----------
-    head, damping, oversample, batch_size
-        See :func:`~fishermask_sk.baselines.bait_sampling`.
-    missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
-        What stands in y for no label.
-    random_state : int, RandomState or None, default=None
-        Seeds the fit in `query`.
 
     Notes
     -----
@@ -421,17 +408,11 @@ class BaitQuery(_FisherQuery):
         )
 
 
+@completed_by(_COMMON)
 class PowerMarginQuery(_PoolQuery):
     """A draw in proportion to 1 − margin, for any classifier of scikit-activeml.
 
     Utilities are the perturbed logarithms, whose largest are picked.
-
-    Parameters
-    ----------
-    missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
-        What stands in y for no label.
-    random_state : int, RandomState or None, default=None
-        Seeds the fit in `query`, and the draw.
 
     References
     ----------
@@ -447,39 +428,18 @@ class PowerMarginQuery(_PoolQuery):
     ) -> None:
         super().__init__(missing_label=missing_label, random_state=random_state)
 
-    def _pick(
-        self,
-        clf: Any,
-        pool: np.ndarray,
-        known: np.ndarray,
-        target: np.ndarray | None,
-        candidates: np.ndarray,
-        n_instances: int,
-        return_utilities: bool,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        order, values = power_margin_sampling(
-            _Asking(clf),
-            pool[candidates],
-            len(candidates),
-            random_state=self.random_state_,
+    def _pick(self, asked: _Question) -> tuple[np.ndarray, np.ndarray | None]:
+        return _best_of_a_ranking(
+            power_margin_sampling, asked.clf, asked, random_state=self.random_state_
         )
-        return candidates[order[:n_instances]], values[np.argsort(order)]
 
 
+@completed_by(_COMMON, weighted_margin_sampling.__doc__)
 class WeightedMarginQuery(_TargetQuery):
     """Uncertain samples that look like the target: margin times density ratio.
 
     For any classifier of scikit-activeml; `query` needs `X_target`. Utilities are the
     products' logarithms.
-
-    Parameters
-    ----------
-    head, batch_size
-        See :func:`~fishermask_sk.baselines.weighted_margin_sampling`.
-    missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
-        What stands in y for no label.
-    random_state : int, RandomState or None, default=None
-        Seeds the fit in `query`.
     """
 
     def __init__(
@@ -494,65 +454,39 @@ class WeightedMarginQuery(_TargetQuery):
         self.head = head
         self.batch_size = batch_size
 
-    def _pick(
-        self,
-        clf: Any,
-        pool: np.ndarray,
-        known: np.ndarray,
-        target: np.ndarray | None,
-        candidates: np.ndarray,
-        n_instances: int,
-        return_utilities: bool,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        order, values = weighted_margin_sampling(
-            _Asking(_holder_of_features(clf)),
-            pool[candidates],
-            len(candidates),
-            X_target=_needed(target, self),
+    def _pick(self, asked: _Question) -> tuple[np.ndarray, np.ndarray | None]:
+        return _best_of_a_ranking(
+            weighted_margin_sampling,
+            _holder_of_features(asked.clf),
+            asked,
+            X_target=_needed(asked.target, self),
             head=self.head,
             batch_size=self.batch_size,
         )
-        return candidates[order[:n_instances]], values[np.argsort(order)]
 
 
+@completed_by(_COMMON, facility_location_sampling.__doc__)
 class FacilityLocationQuery(WeightedMarginQuery):
     """Samples that resemble the target and cover it: SIMILAR's FLQMI.
 
     For any classifier of scikit-activeml; `query` needs `X_target`. Utilities are what
     each candidate adds at each pick.
-
-    Parameters
-    ----------
-    head, batch_size
-        See :func:`~fishermask_sk.baselines.facility_location_sampling`.
-    missing_label : scalar, str, None or np.nan, default=MISSING_LABEL
-        What stands in y for no label.
-    random_state : int, RandomState or None, default=None
-        Seeds the fit in `query`.
     """
 
-    def _pick(
-        self,
-        clf: Any,
-        pool: np.ndarray,
-        known: np.ndarray,
-        target: np.ndarray | None,
-        candidates: np.ndarray,
-        n_instances: int,
-        return_utilities: bool,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        source, target = _holder_of_features(clf), _needed(target, self)
-        pool = pool[candidates]
+    def _pick(self, asked: _Question) -> tuple[np.ndarray, np.ndarray | None]:
+        source = _holder_of_features(asked.clf)
+        target = _needed(asked.target, self)
+        pool = asked.pool[asked.candidates]
         picks = facility_location_sampling(
             source,
             pool,
-            n_instances,
+            asked.n_instances,
             X_target=target,
             head=self.head,
             batch_size=self.batch_size,
         )
-        if not return_utilities:
-            return candidates[picks], None
+        if not asked.return_utilities:
+            return asked.candidates[picks], None
         features = [
             normalize(describe_samples(source, X, "X", self.head, self.batch_size)[0])
             for X in (pool, target)
@@ -563,7 +497,20 @@ class FacilityLocationQuery(WeightedMarginQuery):
             added = np.maximum(similar - covered, 0).sum(axis=1)
             gains.append(added + similar.max(axis=1))
             covered = np.maximum(covered, similar[pick])
-        return candidates[picks], np.stack(gains)
+        return asked.candidates[picks], np.stack(gains)
+
+
+def _best_of_a_ranking(
+    strategy: Callable[..., Any], learner: Any, asked: _Question, **params: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Picks and utilities of a strategy that gives each sample one value: all are
+    ranked, the first taken.
+    """
+    n_candidates = len(asked.candidates)
+    order, values = strategy(
+        _Asking(learner), asked.pool[asked.candidates], n_candidates, **params
+    )
+    return asked.candidates[order[: asked.n_instances]], values[np.argsort(order)]
 
 
 def _needed(target: np.ndarray | None, strategy: Any) -> np.ndarray:
@@ -665,21 +612,15 @@ def _predicting_output(clf: SkorchClassifier) -> tuple[int, Any]:
 
 
 def _gains_at_each_pick(
-    net: Any,
-    strategy: FisherMask,
-    X_pool: np.ndarray,
-    X_labeled: np.ndarray,
-    X_target: np.ndarray | None,
-    candidates: np.ndarray,
-    picks: np.ndarray,
+    net: Any, strategy: FisherMask, asked: _Question, picks: np.ndarray
 ) -> np.ndarray:
     """Trace reductions (b, n_candidates) of all candidates before each pick, by the
     formulas of the docstring of `selection`, in float64.
     """
     fitted = fitted_net(net)
     with preserved_rng(), undisturbed(fitted.module):
-        pool, _ = fitted.dataset(X_pool, "X")
-        example = next(fitted.batches(pool, min(8, len(X_pool))))
+        pool, _ = fitted.dataset(asked.pool, "X")
+        example = next(fitted.batches(pool, min(8, len(asked.pool))))
         gradients = PerSampleGradients(fitted.module, fitted.logits, example)
         kept = torch.as_tensor(strategy.mask_indices_).to(
             next(fitted.module.parameters()).device
@@ -700,19 +641,19 @@ def _gains_at_each_pick(
                 ]
             )
 
-        v = embedded(X_pool)
-        n_labeled = len(X_labeled)
-        total = information(embedded(X_labeled) if n_labeled else v[:0])
+        v = embedded(asked.pool)
+        n_labeled = len(asked.known)
+        total = information(embedded(asked.known) if n_labeled else v[:0])
         target = (information(v) + total) / (len(v) + n_labeled)
-        if X_target is not None:
-            target = information(embedded(X_target)) / len(X_target)
+        if asked.target is not None:
+            target = information(embedded(asked.target)) / len(asked.target)
     weight = len(picks) / (n_labeled + len(picks))
     m = strategy.damping * torch.eye(len(kept), dtype=v.dtype, device=v.device)
     inv_m = torch.linalg.inv(m + total / (n_labeled + len(picks)))
     gains = []
     for pick in picks:
-        w = v[candidates] @ inv_m
-        a = weight * w @ v[candidates].mT
+        w = v[asked.candidates] @ inv_m
+        a = weight * w @ v[asked.candidates].mT
         b = weight * w @ target @ w.mT
         gains.append(trace_reductions(a, b).cpu().numpy())
         u = weight**0.5 * v[pick]

@@ -300,6 +300,16 @@ def test_uncertainty_is_modals_in_order(strategy, measure, sign, b, estimator, r
     )
 
 
+@pytest.mark.parametrize("strategy", [margin_sampling, power_margin_sampling])
+def test_one_class_alone_has_no_margin(strategy):
+    class Certain:
+        def predict_proba(self, X):
+            return np.ones((len(X), 1))
+
+    assert sorted(strategy(Certain(), X_POOL, 50)) == list(range(50))
+    np.testing.assert_array_equal(classifier_margin(Certain(), X_POOL), 0)
+
+
 # --- a published implementation: scikit-activeml, where it is installed
 # ----------------------------------------
 
@@ -666,9 +676,11 @@ def test_committees(net, strategy):
         strategy(committee, X_POOL, 2)
 
 
-@pytest.mark.parametrize("strategy", [kcenter_sampling, badge_sampling, bait_sampling])
+@pytest.mark.parametrize(
+    "strategy", [*UNCERTAINTY, kcenter_sampling, badge_sampling, bait_sampling]
+)
 def test_a_net_that_is_not_fitted(strategy):
-    with pytest.raises(NotFittedError, match="is not fitted yet"):
+    with pytest.raises(NotFittedError, match="is not (fitted|initialized) yet"):
         strategy(
             PoolLearner(NeuralNetClassifier(Net), None, X_LABELED, Y_LABELED), X_POOL, 2
         )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fishermask_sk._types import Labels, Learner, RandomState, Samples
-from fishermask_sk.strategy.fisher_mask import (
-    FisherMask,
-)
+from fishermask_sk.baselines.shared import documented
+from fishermask_sk.strategy.fisher_mask import FisherMask
 
 
+@documented
 def bait_sampling(
     learner: Learner,
     X_pool: Samples,
@@ -36,13 +36,6 @@ def bait_sampling(
     ----------
     learner : modAL learner or fitted estimator
         With a skorch net in it.
-    X_pool : samples of shape (n_samples, ...)
-        The unlabelled samples.
-    n_instances : int, default=1
-        How many to pick.
-    X_labeled : samples of shape (n_labeled, ...), default=None
-        The labelled samples; an empty array means none. By default the learner's
-        `X_training`.
     X_target : samples of shape (n_target, ...), default=None
         Unlabelled samples of what the model will be used on: F̄ is their mean.
     target_weight : array-like of shape (n_target,), default=None
@@ -54,14 +47,6 @@ def bait_sampling(
         λ, the prior information of every weight.
     oversample : float, default=2.0
         How many times `n_instances` are picked before the backward pass.
-    batch_size : int, default=128
-        Samples in a forward pass.
-    random_state : int, RandomState instance or None, default=None
-        Seeds `random_tie_break`.
-    random_tie_break : bool, default=False
-        Settle ties at random instead of by the lowest index.
-    return_metrics
-        Accepted because modAL forwards it.
 
     Returns
     -------

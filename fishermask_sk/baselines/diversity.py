@@ -12,7 +12,7 @@ from sklearn.utils.extmath import row_norms
 
 from fishermask_sk._rows import as_rows, n_rows
 from fishermask_sk._types import Learner, RandomState, Samples
-from fishermask_sk.baselines.shared import check_pool, first_or_any
+from fishermask_sk.baselines.shared import check_pool, documented, first_or_any
 from fishermask_sk.scores.features import describe_samples
 from fishermask_sk.strategy.fisher_mask import (
     answer,
@@ -20,6 +20,7 @@ from fishermask_sk.strategy.fisher_mask import (
 )
 
 
+@documented
 def kcenter_sampling(
     learner: Learner,
     X_pool: Samples,
@@ -38,42 +39,11 @@ def kcenter_sampling(
     Distances are Euclidean, between penultimate features. Without labelled samples the
     first pick is the sample nearest to the mean.
 
-    Parameters
-    ----------
-    learner : modAL learner or fitted estimator
-        With a skorch net in it, or any other estimator (see the module's docstring).
-    X_pool : samples of shape (n_samples, ...)
-        The unlabelled samples.
-    n_instances : int, default=1
-        How many to pick.
-    X_labeled : samples of shape (n_labeled, ...), default=None
-        The labelled samples; an empty array means none. By default the learner's
-        `X_training`.
-    head : str, default=None
-        Name of the module whose inputs are the features. By default the layer nearest
-        the output with one output per class.
-    batch_size : int, default=128
-        Samples in a forward pass.
-    random_state : int, RandomState instance or None, default=None
-        Seeds `random_tie_break`.
-    random_tie_break : bool, default=False
-        Settle ties at random instead of by the lowest index.
-    return_metrics
-        Accepted because modAL forwards it.
-
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
         Positions in `X_pool`, in the order of picking; under modAL 0.4.2 a pair of
         these and the distance at which each was picked.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For an `n_instances` that is no integer from 1 to the size of the pool, samples
-        that the estimator cannot take, a net without a head.
-    sklearn.exceptions.NotFittedError
-        Where the net is not fitted.
 
     Notes
     -----
@@ -125,6 +95,7 @@ def kcenter_sampling(
     return answer(learner, np.array(query_idx), np.array(distances))
 
 
+@documented
 def badge_sampling(
     learner: Learner,
     X_pool: Samples,
@@ -148,24 +119,15 @@ def badge_sampling(
 
     Parameters
     ----------
-    learner : modAL learner or fitted estimator
-        With a skorch net in it, or any other classifier (see the module's docstring).
-    X_pool : samples of shape (n_samples, ...)
-        The unlabelled samples.
-    n_instances : int, default=1
-        How many to pick.
     head : str, default=None
         Name of the module whose inputs are the features. By default the layer nearest
         the output with one output per class. For a linear one the factors above are
-        exact.
-    batch_size : int, default=128
-        Samples in a forward pass.
+        exact. Without a net, the features are the inputs of the estimator, after the
+        earlier steps of its pipeline.
     random_state : int, RandomState instance or None, default=None
         Seeds the draws; None draws from NumPy's global generator.
     random_tie_break : bool, default=False
         Settle ties for the first pick at random instead of by the lowest index.
-    return_metrics
-        Accepted because modAL forwards it.
 
     Returns
     -------
@@ -173,13 +135,6 @@ def badge_sampling(
         Positions in `X_pool`, in the order of picking; under modAL 0.4.2 a pair of
         these and the squared distance (for the first the squared norm) at which each
         was picked.
-
-    Raises
-    ------
-    TypeError, ValueError
-        See `kcenter_sampling`.
-    sklearn.exceptions.NotFittedError
-        Where the net is not fitted.
 
     Notes
     -----

@@ -8,12 +8,53 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
+from fishermask_sk._docstrings import completed_by
 from fishermask_sk._rows import as_rows, n_rows
 from fishermask_sk.nets.loaders import predictions_in_order
 from fishermask_sk.nets.wrong_dtypes import explained
 from fishermask_sk.strategy.fisher_mask import (
     answer,
     check_n_instances,
+)
+
+# What the strategies' docstrings have in common.
+documented = completed_by(
+    """
+    Parameters
+    ----------
+    learner : modAL learner or fitted estimator
+        With a skorch net in it, or any other classifier.
+    X_pool : samples of shape (n_samples, ...)
+        The unlabelled samples.
+    n_instances : int, default=1
+        How many to pick.
+    X_labeled : samples of shape (n_labeled, ...), default=None
+        The labelled samples; an empty array means none. By default the learner's
+        `X_training`.
+    X_target : samples of shape (n_target, ...)
+        Unlabelled samples of what the model will be used on.
+    head : str, default=None
+        Name of the module whose inputs are the features. By default the layer nearest
+        the output with one output per class. Without a net, the features are the inputs
+        of the estimator, after the earlier steps of its pipeline.
+    batch_size : int, default=128
+        Samples in a forward pass.
+    random_state : int, RandomState instance or None, default=None
+        Seeds `random_tie_break`.
+    random_tie_break : bool, default=False
+        Settle ties at random instead of by the lowest index.
+    return_metrics
+        Accepted because modAL forwards it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an `n_instances` that is no integer from 1 to the size of the pool, samples
+        that the estimator cannot take, probabilities that are NaN; where features are
+        read, a net without a head; a target that is empty or unlike the pool.
+    sklearn.exceptions.NotFittedError
+        Where the estimator is not fitted.
+    """
 )
 
 
@@ -35,8 +76,19 @@ def log_uncertainty(margins: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(1 - margins, np.finfo(np.float64).tiny))
 
 
+def class_probabilities(learner: Any, X: Any) -> np.ndarray:
+    """Probabilities p (n, c), as the learner predicts them."""
+    return np.asarray(learner.predict_proba(X))
+
+
+def margins(p: np.ndarray) -> np.ndarray:
+    """p_(1) − p_(2) for probabilities p (n, c); 0 where there is one class alone."""
+    best = -np.sort(-p, axis=1)[:, :2]
+    return best[:, 0] - best[:, -1]
+
+
 def most_uncertain(
-    measure: Callable[..., np.ndarray],
+    measure: Callable[[], np.ndarray],
     sign: int,
     learner: Any,
     X_pool: Any,
@@ -52,7 +104,7 @@ def most_uncertain(
     """
     n_pool = check_pool(X_pool, n_instances)
     with explained(X_pool), predictions_in_order(learner):
-        values = measure(learner, X_pool)
+        values = measure()
     if not np.isfinite(values).all():
         raise ValueError(
             f"predict_proba gave NaN for {np.sum(~np.isfinite(values))} of {n_pool} "

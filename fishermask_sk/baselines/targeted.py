@@ -14,17 +14,18 @@ from fishermask_sk._rows import as_rows, n_rows
 from fishermask_sk._types import Learner, RandomState, Samples
 from fishermask_sk.baselines.shared import (
     check_pool,
+    documented,
     first_or_any,
     log_uncertainty,
+    margins,
     most_uncertain,
 )
 from fishermask_sk.scores.features import describe_samples
 from fishermask_sk.scores.targets import check_same_shape
-from fishermask_sk.strategy.fisher_mask import (
-    answer,
-)
+from fishermask_sk.strategy.fisher_mask import answer
 
 
+@documented
 def weighted_margin_sampling(
     learner: Learner,
     X_pool: Samples,
@@ -44,41 +45,11 @@ def weighted_margin_sampling(
     a logistic regression gives, which tells target from pool by the standardised
     features, both parts with the same total weight.
 
-    Parameters
-    ----------
-    learner : modAL learner or fitted estimator
-        With a skorch net in it, or any other classifier (see the module's docstring).
-    X_pool : samples of shape (n_samples, ...)
-        The unlabelled samples.
-    n_instances : int, default=1
-        How many to pick.
-    X_target : samples of shape (n_target, ...)
-        Unlabelled samples of what the model will be used on.
-    head : str, default=None
-        Name of the module whose inputs are the features. By default the layer nearest
-        the output with one output per class.
-    batch_size : int, default=128
-        Samples in a forward pass.
-    random_state : int, RandomState instance or None, default=None
-        Seeds `random_tie_break`.
-    random_tie_break : bool, default=False
-        Settle ties at random instead of by the lowest index.
-    return_metrics
-        Accepted because modAL forwards it.
-
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
         Positions in `X_pool`, the largest product first; under modAL 0.4.2 a pair of
         these and the products' logarithms.
-
-    Raises
-    ------
-    TypeError, ValueError
-        See `kcenter_sampling`; and for an empty target, or one whose samples have
-        other features than the pool's.
-    sklearn.exceptions.NotFittedError
-        Where the net is not fitted.
 
     Notes
     -----
@@ -100,20 +71,18 @@ def weighted_margin_sampling(
     (2,)
     """
 
-    def measure(learner: Learner, X_pool: Samples) -> np.ndarray:
+    def measure() -> np.ndarray:
         pool, target, p = _pool_and_target(
             learner, X_pool, X_target, head, batch_size, probabilities=True
         )
-        best = -np.sort(-p, axis=1)[:, :2]
-        return log_uncertainty(best[:, 0] - best[:, -1]) + _log_density_ratio(
-            pool, target
-        )
+        return log_uncertainty(margins(p)) + _log_density_ratio(pool, target)
 
     return most_uncertain(
         measure, 1, learner, X_pool, n_instances, random_tie_break, random_state
     )
 
 
+@documented
 def facility_location_sampling(
     learner: Learner,
     X_pool: Samples,
@@ -133,25 +102,11 @@ def facility_location_sampling(
     picks S, where s is the cosine similarity of the features and t runs over the
     target. A maximum over no picks is 0. What the model predicts does not matter.
 
-    Parameters
-    ----------
-    learner, X_pool, n_instances, X_target, head, batch_size, random_state
-        See `weighted_margin_sampling`.
-    random_tie_break, return_metrics
-        See `weighted_margin_sampling`.
-
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
         Positions in `X_pool`, in the order of picking; under modAL 0.4.2 a pair of
         these and how much each pick added.
-
-    Raises
-    ------
-    TypeError, ValueError
-        See `weighted_margin_sampling`.
-    sklearn.exceptions.NotFittedError
-        Where the net is not fitted.
 
     Notes
     -----

@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.stats import entropy
 from sklearn.utils import check_random_state
 
 from fishermask_sk._types import Learner, RandomState, Samples
-from fishermask_sk.baselines.shared import check_pool, log_uncertainty, most_uncertain
-from fishermask_sk.strategy.fisher_mask import (
-    answer,
+from fishermask_sk.baselines.shared import (
+    check_pool,
+    class_probabilities,
+    documented,
+    log_uncertainty,
+    margins,
+    most_uncertain,
 )
+from fishermask_sk.strategy.fisher_mask import answer
 
 
+@documented
 def random_sampling(
     learner: Learner,
     X_pool: Samples,
@@ -29,10 +36,6 @@ def random_sampling(
     ----------
     learner : modAL learner or estimator
         Only asked which modAL it belongs to.
-    X_pool : samples of shape (n_samples, ...)
-        The unlabelled samples.
-    n_instances : int, default=1
-        How many to pick.
     random_state : int, RandomState instance or None, default=None
         None draws from NumPy's global generator, as in scikit-learn.
     random_tie_break, return_metrics
@@ -60,6 +63,7 @@ def random_sampling(
     return answer(learner, query_idx, np.zeros(n_instances))
 
 
+@documented
 def least_confidence_sampling(
     learner: Learner,
     X_pool: Samples,
@@ -69,35 +73,13 @@ def least_confidence_sampling(
     random_tie_break: bool = False,
     return_metrics: object = None,
 ) -> Any:
-    """Pick the samples whose most likely class is least likely: largest 1 − max_c p_c
-    (modAL's measure).
-
-    Parameters
-    ----------
-    learner : modAL learner or fitted classifier
-        Anything with `predict_proba`.
-    X_pool : samples of shape (n_samples, ...)
-        The unlabelled samples.
-    n_instances : int, default=1
-        How many to pick.
-    random_state : int, RandomState instance or None, default=None
-        Seeds `random_tie_break`.
-    random_tie_break : bool, default=False
-        Settle ties at random instead of by the lowest index.
-    return_metrics
-        Accepted because modAL forwards it.
+    """Pick the samples whose most likely class is least likely: largest 1 − max_c p_c.
 
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
         Positions in `X_pool`, the least certain first; under modAL 0.4.2 a pair of
         these and the measure.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For an `n_instances` that is no integer from 1 to the size of the pool, or
-        probabilities that are NaN.
 
     References
     ----------
@@ -114,10 +96,8 @@ def least_confidence_sampling(
     >>> least_confidence_sampling(fitted, X, n_instances=2)
     array([106,  77])
     """
-    from modAL.uncertainty import classifier_uncertainty
-
     return most_uncertain(
-        classifier_uncertainty,
+        lambda: 1 - class_probabilities(learner, X_pool).max(axis=1),
         1,
         learner,
         X_pool,
@@ -127,6 +107,7 @@ def least_confidence_sampling(
     )
 
 
+@documented
 def margin_sampling(
     learner: Learner,
     X_pool: Samples,
@@ -136,24 +117,14 @@ def margin_sampling(
     random_tie_break: bool = False,
     return_metrics: object = None,
 ) -> Any:
-    """Pick the samples whose two likeliest classes are closest: smallest p_(1) − p_(2)
-    (modAL's measure).
-
-    Parameters
-    ----------
-    learner, X_pool, n_instances, random_state, random_tie_break, return_metrics
-        See `least_confidence_sampling`.
+    """Pick the samples whose two likeliest classes are closest: smallest
+    p_(1) − p_(2).
 
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
         Positions in `X_pool`, the smallest margin first; under modAL 0.4.2 a pair of
         these and the margins.
-
-    Raises
-    ------
-    TypeError, ValueError
-        See `least_confidence_sampling`.
 
     References
     ----------
@@ -169,10 +140,8 @@ def margin_sampling(
     >>> margin_sampling(LogisticRegression(max_iter=500).fit(X, y), X, n_instances=2)
     array([106,  77])
     """
-    from modAL.uncertainty import classifier_margin
-
     return most_uncertain(
-        classifier_margin,
+        lambda: margins(class_probabilities(learner, X_pool)),
         -1,
         learner,
         X_pool,
@@ -182,6 +151,7 @@ def margin_sampling(
     )
 
 
+@documented
 def entropy_sampling(
     learner: Learner,
     X_pool: Samples,
@@ -191,24 +161,14 @@ def entropy_sampling(
     random_tie_break: bool = False,
     return_metrics: object = None,
 ) -> Any:
-    """Pick the samples whose prediction has the largest entropy −Σ_c p_c log p_c
-    (modAL's measure).
-
-    Parameters
-    ----------
-    learner, X_pool, n_instances, random_state, random_tie_break, return_metrics
-        See `least_confidence_sampling`.
+    """Pick the samples whose prediction has the largest entropy
+    −Σ_c p_c log p_c.
 
     Returns
     -------
     query_idx : ndarray of shape (n_instances,)
         Positions in `X_pool`, the largest entropy first; under modAL 0.4.2 a pair of
         these and the entropies.
-
-    Raises
-    ------
-    TypeError, ValueError
-        See `least_confidence_sampling`.
 
     References
     ----------
@@ -223,10 +183,8 @@ def entropy_sampling(
     >>> entropy_sampling(LogisticRegression(max_iter=500).fit(X, y), X, n_instances=1)
     array([106])
     """
-    from modAL.uncertainty import classifier_entropy
-
     return most_uncertain(
-        classifier_entropy,
+        lambda: entropy(class_probabilities(learner, X_pool).T),
         1,
         learner,
         X_pool,
@@ -236,6 +194,7 @@ def entropy_sampling(
     )
 
 
+@documented
 def power_margin_sampling(
     learner: Learner,
     X_pool: Samples,
@@ -253,12 +212,6 @@ def power_margin_sampling(
 
     Parameters
     ----------
-    learner : modAL learner or fitted classifier
-        Anything with `predict_proba`.
-    X_pool : samples of shape (n_samples, ...)
-        The unlabelled samples.
-    n_instances : int, default=1
-        How many to pick.
     random_state : int, RandomState instance or None, default=None
         Seeds the draw; None draws from NumPy's global generator.
     random_tie_break, return_metrics
@@ -269,11 +222,6 @@ def power_margin_sampling(
     query_idx : ndarray of shape (n_instances,)
         Positions in `X_pool`, in the order of the draw; under modAL 0.4.2 a pair of
         these and the perturbed logarithms.
-
-    Raises
-    ------
-    TypeError, ValueError
-        See `least_confidence_sampling`.
 
     References
     ----------
@@ -291,10 +239,8 @@ def power_margin_sampling(
     (3,)
     """
 
-    def measure(learner: Learner, X_pool: Samples) -> np.ndarray:
-        from modAL.uncertainty import classifier_margin
-
-        uncertainty = log_uncertainty(classifier_margin(learner, X_pool))
+    def measure() -> np.ndarray:
+        uncertainty = log_uncertainty(margins(class_probabilities(learner, X_pool)))
         rng = check_random_state(random_state)
         return uncertainty + rng.gumbel(size=len(uncertainty))
 
