@@ -359,5 +359,5 @@ def test_a_batch_that_fills_a_gpu_is_halved_on_cuda():
         found = [gradients.embeddings(x, mask_indices).cpu() for x in X.split(256)]
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert gradients.max_samples is not None
+    assert gradients.memory.max_samples is not None
     torch.testing.assert_close(torch.cat(found), expected)

@@ -261,8 +261,8 @@ def test_a_batch_that_runs_out_of_memory_is_halved(max_samples, error):
             raise error
         return net(x)
 
-    limited = PerSampleGradients(net, net, batch)
-    limited.forward = forward
+    limited = PerSampleGradients(net, forward, batch[:1])
+    sizes.clear()
     mask_indices = torch.arange(0, 18, 2)
     torch.testing.assert_close(
         limited.embeddings(batch, mask_indices), plain.embeddings(batch, mask_indices)
@@ -304,12 +304,15 @@ def test_a_batch_that_is_too_large_for_vmap_is_halved(monkeypatch):
 
 def test_memory_that_does_not_hold_one_sample_is_said():
     net, batch = nn.Linear(5, 3).eval(), torch.randn(4, 5)
-    gradients = PerSampleGradients(net, net, batch)
+    full = False
 
     def forward(x):
-        raise torch.cuda.OutOfMemoryError("full")
+        if full:
+            raise torch.cuda.OutOfMemoryError("full")
+        return net(x)
 
-    gradients.forward = forward
+    gradients = PerSampleGradients(net, forward, batch)
+    full = True
     with pytest.raises(MemoryError, match="ran out on a single sample"):
         gradients.embeddings(batch, torch.arange(3))
 
@@ -371,9 +374,9 @@ def test_memory_of_cuda_that_torch_holds_unused_is_free(net):
         assert Budget(None, device.device).n_bytes == 1040
         assert Budget(None, device.device, n_beside=4, n_on_card=2).n_bytes == 520
         limited = PerSampleGradients(net.module_, net.module_, torch.ones(4, 8))
-        limited.max_samples = 4
-        limited._halve()  # the pretended device refuses empty_cache
-    assert limited.max_samples == 2
+        limited.memory.max_samples = 4
+        limited.memory.halve()  # the pretended device refuses empty_cache
+    assert limited.memory.max_samples == 2
 
 
 def control_group(root, place, line, names, limit, used, cached):

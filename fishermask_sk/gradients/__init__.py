@@ -2,7 +2,8 @@
 
 Sees tensors and torch modules. Imports nothing of the package but warnings.
 Offers `PerSampleGradients`; `fisher` has the definitions, `layer_rules` a rule a layer,
-`generic` what stands in where no rule holds, `layers` head and stem.
+`generic` what stands in where no rule holds, `ways` which of them, `layers` head and
+stem.
 """
 
 from fishermask_sk.gradients.per_sample import PerSampleGradients

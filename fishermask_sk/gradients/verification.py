@@ -14,7 +14,7 @@ This file sees tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -48,22 +48,18 @@ class Comparison(NamedTuple):
 class Verification:
     """The way of each parameter, and what was learnt about it.
 
-    Parameters
-    ----------
-    ways : mapping of parameter name to "rule", "vmap" or "one by one"
-        Where to begin.
-
     Attributes
     ----------
-    ways : dict of parameter name to way
+    ways : dict of parameter name to "rule", "vmap" or "one by one"
+        Empty until it is said where to begin.
     reasons : dict of parameter name to str
         Why a parameter left the way it had.
     coarsest : dtype
         The coarsest that takes part in the forward pass, as far as seen.
     """
 
-    def __init__(self, ways: Mapping[str, str]) -> None:
-        self.ways, self.reasons = dict(ways), dict[str, str]()
+    def __init__(self) -> None:
+        self.ways, self.reasons = dict[str, str](), dict[str, str]()
         self.coarsest = torch.float64
         generator = torch.Generator().manual_seed(0)
         self._drawn: Any = {"generator": generator, "device": "cpu"}

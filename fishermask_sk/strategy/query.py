@@ -268,7 +268,7 @@ class Query:
         if self.n_candidates is not None:
             with self._timed("candidates"):
                 self._propose_most_uncertain(self.n_candidates)
-        gradients.working_bytes = self._beside_embeddings(plan, len(mask_indices))
+        gradients.memory.n_bytes = self._beside_embeddings(plan, len(mask_indices))
         with self._timed("embeddings"):
             embedded = self._embed(gradients, mask_indices, plan.n_rows)
         with (

@@ -1,0 +1,198 @@
+r"""What every layer saw (a), and the gradient at its output (g): a forward pass that
+records the one, and backward passes to activations alone that give the other.
+
+A *use* is one call of a layer: `seen` (n, ...), what it was given, and `edge`, where
+in the graph the gradient of its output arrives. g has the shape of the output, samples
+first. Of cotangents (n, rows, c) at the class scores, one backward pass pulls back one
+row of all samples.
+
+This file sees tensors and torch modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from fishermask_sk.gradients.layer_rules import Rule, find_rule
+from fishermask_sk.gradients.modules import Batch
+
+Forward = Callable[[Batch], Tensor]
+
+
+class Use(NamedTuple):
+    """One call of a layer: what it saw, and where in the graph its output's gradient
+    arrives.
+    """
+
+    seen: Tensor
+    edge: GradientEdge
+    n_outputs: int
+
+
+class Route(NamedTuple):
+    """A parameter that a layer rule explains."""
+
+    module: nn.Module
+    rule: Rule
+
+
+Recorded = dict[nn.Module, list[Use]]
+Wanted = Mapping[str, Tensor | None]
+
+
+class Recorder:
+    """Runs a module and records what its layers see.
+
+    Parameters
+    ----------
+    module : Module
+    forward : callable batch -> logits of shape (n, c)
+        Runs `module` on a batch.
+    note_dtypes : callable
+        Called with the dtypes of what layers take and give.
+
+    Attributes
+    ----------
+    parameters : dict of parameter name to Parameter
+    routes : dict of parameter name to Route
+        Of the parameters that one layer alone owns, and that a rule covers.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        forward: Forward,
+        note_dtypes: Callable[..., None],
+    ) -> None:
+        self.module, self.forward = module, forward
+        self.parameters = dict(module.named_parameters())
+        self.routes = self._find_routes()
+        self._note_dtypes = note_dtypes
+
+    def trainable(self) -> list[str]:
+        """Names of the parameters that are not frozen."""
+        return [name for name, p in self.parameters.items() if p.requires_grad]
+
+    def _find_routes(self) -> dict[str, Route]:
+        owners: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in self.module.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append((module, name))
+        routes = {}
+        for full_name, parameter in self.parameters.items():
+            if not parameter.requires_grad or len(owners[id(parameter)]) != 1:
+                continue
+            owner, name = owners[id(parameter)][0]
+            rule = find_rule(owner, name)
+            if rule is not None:
+                routes[full_name] = Route(owner, rule)
+        return routes
+
+    @contextmanager
+    def recorded(
+        self, batch: Batch, names: Iterable[str]
+    ) -> Iterator[tuple[Tensor, Recorded]]:
+        """A forward pass: the logits, and every use of the layers that hold these
+        parameters.
+
+        Until the end parameters that are not wanted are frozen: the graph starts at the
+        first layer that is, and checkpointed parts, which the backward passes compute
+        again, are frozen as they were.
+        """
+        wanted = set(names)
+        recorded: Recorded = {
+            self.routes[name].module: [] for name in wanted if name in self.routes
+        }
+
+        def note(
+            module: nn.Module,
+            called: nn.Module,  # the module, or a replica that has its hooks
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Any,
+        ) -> None:
+            seen = args[0] if args else kwargs.get("input")
+            if (
+                isinstance(seen, Tensor)
+                and isinstance(output, Tensor)
+                and output.requires_grad
+            ):
+                self._note_dtypes(seen.dtype, output.dtype)
+                # The edge, not the tensor: an in-place ReLU overwrites the tensor and
+                # moves its gradient.
+                seen = (
+                    at_least_float32(seen.detach(), output.dtype)
+                    if seen.is_floating_point()
+                    else seen
+                )
+                edge = get_gradient_edge(output)
+                recorded[module].append(Use(seen, edge, output.numel()))
+
+        handles = [
+            m.register_forward_hook(partial(note, m), with_kwargs=True)
+            for m in recorded
+        ]
+        frozen = [
+            p
+            for name, p in self.parameters.items()
+            if p.requires_grad and name not in wanted
+        ]
+        try:
+            for p in frozen:
+                p.requires_grad_(False)
+            try:
+                with torch.enable_grad():
+                    logits = self.forward(batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            yield logits, recorded
+        finally:
+            for p in frozen:
+                p.requires_grad_(True)
+
+    def pulled_back(
+        self,
+        logits: Tensor,
+        cotangents: Tensor,
+        names: Iterable[str],
+        recorded: Recorded,
+    ) -> Iterator[tuple[str, int, Tensor]]:
+        """Name, row, and the gradient at the output of the parameter's layer, for each
+        row of the cotangents (n, rows, c); nothing where the scores do not depend on
+        the layer.
+        """
+        by_layer: dict[nn.Module, list[str]] = {}
+        for name in names:
+            by_layer.setdefault(self.routes[name].module, []).append(name)
+        edges = [recorded[layer][0].edge for layer in by_layer]
+        if not edges or not logits.requires_grad:
+            return
+        for row in range(cotangents.shape[1]):
+            gradients = torch.autograd.grad(
+                logits,
+                edges,
+                cotangents[:, row],
+                retain_graph=row < cotangents.shape[1] - 1,
+                allow_unused=True,
+            )
+            for layer, g in zip(by_layer, gradients, strict=True):
+                if g is None:
+                    continue
+                fine = at_least_float32(g, g.dtype)
+                for name in by_layer[layer]:
+                    yield name, row, fine
+
+
+def at_least_float32(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In this dtype or float32, whichever is finer: float16 overflows in squares, and
+    autocast mixes dtypes.
+    """
+    return tensor.to(torch.promote_types(dtype, torch.float32))

@@ -1,0 +1,194 @@
+r"""The ways to per-sample gradients: by the rule of a layer, vmapped, or one by one,
+and what sends a parameter from one to the next.
+
+A rule takes a (what its layer saw, samples first) and g (the gradient at its output, of
+one row of the cotangents) and gives entries (n, m) of the parameter's gradients, or
+their squares (m,) summed over samples: see `layer_rules`. A rule that does not fit how
+a layer is laid out raises, and the parameter is vmapped; what cannot be, or comes out
+wrong, is taken one sample at a time: see `generic`.
+
+This file sees tensors and torch modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from fishermask_sk.gradients.continuing_check import ContinuingCheck, Sums
+from fishermask_sk.gradients.generic import (
+    VMAP_ERRORS,
+    GenericGradients,
+    is_out_of_memory,
+)
+from fishermask_sk.gradients.layer_rules import FromOutputGradient
+from fishermask_sk.gradients.modules import Batch
+from fishermask_sk.gradients.recording import Recorded, Recorder, Route, Wanted
+from fishermask_sk.gradients.verification import (
+    ONE_BY_ONE,
+    RULE,
+    VMAP,
+    Verification,
+)
+
+Made = TypeVar("Made")
+
+# What a rule may raise where a layer is not laid out as its class says.
+RULE_ERRORS = (*VMAP_ERRORS, AssertionError, ArithmeticError, LookupError)
+
+
+class Ways:
+    """Rows of gradients, each parameter's by the way that it has.
+
+    Parameters
+    ----------
+    recorder : Recorder
+    verification : Verification
+        Told where a way does not fit.
+    check : ContinuingCheck
+    """
+
+    def __init__(
+        self, recorder: Recorder, verification: Verification, check: ContinuingCheck
+    ) -> None:
+        self._recorder, self._verification = recorder, verification
+        self._check = check
+        self._generic = GenericGradients(recorder.module, recorder.forward)
+
+    def split(
+        self, names: Iterable[str], recorded: Recorded, n: int
+    ) -> tuple[list[str], list[str]]:
+        """Parameters whose rule applies to this batch, and those whose layer was not
+        seen, so that their gradients should be zero.
+        """
+        ruled: list[str] = []
+        unused: list[str] = []
+        for name in names:
+            if self._verification.ways[name] != RULE:
+                continue
+            uses = recorded[self._recorder.routes[name].module]
+            if len(uses) > 1:
+                self._verification.leave(name, "its layer is called more than once")
+            elif any(len(u.seen) != n for u in uses):
+                self._verification.leave(
+                    name, "what its layer sees does not have the samples in front"
+                )
+            else:
+                (ruled if uses else unused).append(name)
+        return ruled, unused
+
+    def prepared(
+        self,
+        names: list[str],
+        recorded: Recorded,
+        make: Callable[[Route, Tensor, str], Made],
+    ) -> dict[str, Made]:
+        """What rules make of their layers' inputs; a rule that cannot is left."""
+        functions = {}
+        for name in names:
+            route = self._recorder.routes[name]
+            seen = recorded[route.module][0].seen
+            function = self._attempt(name, make, route, seen, name)
+            if function is not None:
+                functions[name] = function
+        return functions
+
+    def pull_back(
+        self,
+        logits: Tensor,
+        cotangents: Tensor,
+        names: Iterable[str],
+        recorded: Recorded,
+        take: Callable[[str, int, Tensor], None],
+    ) -> None:
+        """Hand the gradient at the output of every ruled layer to `take`, for each row
+        of the cotangents (n, rows, c).
+        """
+        for name, row, g in self._recorder.pulled_back(
+            logits, cotangents, names, recorded
+        ):
+            if self._verification.ways[name] == RULE:
+                self._attempt(name, take, name, row, g)
+
+    def go_generic(
+        self,
+        batch: Batch,
+        cotangents: Tensor,
+        wanted: Wanted,
+        compared: Sums,
+        put: Callable[[str, slice, slice, Tensor], None],
+        clear: Callable[[str], None],
+        n_bytes: int | None,
+    ) -> None:
+        """Rows of the parameters that no rule explains: vmapped as long as that gives
+        what plain autograd does, else sample by sample. `put` is given name, samples,
+        rows and their gradients, and `clear` the name where they are to come again.
+        """
+        ways, generic = self._verification.ways, self._generic
+        chunk = None if n_bytes is None else n_bytes // 2
+        while some := {name: e for name, e in wanted.items() if ways[name] == VMAP}:
+            for name in some:
+                clear(name)
+            compared.clear()
+            try:
+                for part, of_rows, rows in generic.vmapped(
+                    batch, cotangents, some, chunk
+                ):
+                    for name, r in rows.items():
+                        put(name, part, of_rows, r)
+                        if some[name] is None:
+                            r = r[..., compared.places[name]]
+                        compared.add(name, part, of_rows, r)
+            except VMAP_ERRORS as error:
+                if is_out_of_memory(error):
+                    raise
+                culprits = generic.culprits(batch, cotangents, some, error)
+                for name, reason in culprits.items():
+                    self._verification.leave(name, reason)
+                continue
+            self._check.leave_wrong(compared.of(some))
+            break
+        alone = {name: e for name, e in wanted.items() if ways[name] == ONE_BY_ONE}
+        for name in alone:
+            clear(name)
+        if alone:
+            for part, rows in generic.one_by_one(batch, cotangents, alone):
+                for name, r in rows.items():
+                    put(name, part, slice(None), r)
+
+    def _attempt(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """What the function gives; None where the parameter's rule cannot be applied,
+        which is left.
+        """
+        try:
+            return function(*args)
+        except RULE_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            kind, message = type(error).__name__, str(error).split("\n")[0]
+            self._verification.leave(
+                name, f"its layer's rule does not fit its layout ({kind}: {message})"
+            )
+            return None
+
+
+def summed_squares(
+    route: Route, seen: Tensor, n_together: int | None
+) -> FromOutputGradient:
+    """The rule's squares, summed over samples; where given, over so many at a time,
+    with nothing kept between.
+    """
+    if n_together is None:
+        return route.rule.squares(route.module, seen)
+
+    def in_parts(g: Tensor) -> Tensor:
+        parts = zip(seen.split(n_together), g.split(n_together), strict=True)
+        of_parts = (route.rule.squares(route.module, a)(some) for a, some in parts)
+        total = next(of_parts)
+        for squares in of_parts:
+            total += squares
+        return total
+
+    return in_parts

@@ -1,0 +1,213 @@
+r"""How many samples of a batch are computed on at a time, so that working memory stays
+within what is allowed: known before the batch runs, and halved where memory runs out.
+
+With G bytes a sample in the graph and in gradients at outputs, and H in what rules make
+of their inputs, a batch of n takes n(G + H) while those are kept from row to row. Where
+that leaves too few samples, what rules make is made layer by layer, for each row again,
+and the graph takes nG.
+
+This file sees tensors and torch modules.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from fishermask_sk.gradients.generic import is_out_of_memory, samples
+from fishermask_sk.gradients.layer_rules import held_numbers
+from fishermask_sk.gradients.modules import Batch, map_tensors
+from fishermask_sk.gradients.recording import Recorder, Route, Wanted
+
+logger = logging.getLogger(__name__)
+
+# What rules make of their inputs is kept from row to row where this many samples at a
+# time are left; else it is made layer by layer, for each row again, in parts of
+# samples, and the graph has this share of the working memory.
+FEW_SAMPLES, GRAPH_SHARE = 16, 0.75
+
+
+class Load(NamedTuple):
+    """Bytes that one sample takes: in the graph and its gradients, and in what all
+    rules make of their inputs.
+    """
+
+    graph: float
+    held: float
+
+
+class WorkingMemory:
+    """What a batch may take beside what is returned.
+
+    Parameters
+    ----------
+    recorder : Recorder
+    n_bytes : int or None
+        None where there is no limit.
+
+    Attributes
+    ----------
+    max_samples : int or None
+        Larger batches are taken in parts; halved whenever a part runs out of memory.
+    """
+
+    def __init__(self, recorder: Recorder, n_bytes: int | None) -> None:
+        self.n_bytes = n_bytes
+        self.max_samples: int | None = None
+        self._recorder = recorder
+        self._loads: dict[Any, Load] = {}
+
+    def in_parts(
+        self,
+        batch: Batch,
+        wanted: Wanted,
+        compute: Callable[[Batch], tuple[int, Tensor]],
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Number of samples and result of one part of the batch after the other, as
+        large as memory allows.
+        """
+        n, start = length(batch), 0
+        bound = self.affordable(batch, wanted)
+        while start < n:
+            size = min(n, bound, self.max_samples or n)
+            whole = size == n
+            part = batch if whole else samples(batch, slice(start, start + size))
+            result = _unless_out_of_memory(compute, part)
+            if result is None:
+                self.max_samples = size
+                self.halve()
+                continue
+            yield result
+            start += size
+
+    def halve(self) -> None:
+        """Take half as many samples at a time.
+
+        Raises
+        ------
+        MemoryError
+            Where that was one.
+        """
+        assert self.max_samples is not None  # for the type checker
+        if self.max_samples == 1:
+            raise MemoryError(
+                "Memory ran out on a single sample; free some, or lower sparsity, or "
+                "use a larger machine."
+            )
+        self.max_samples //= 2
+        logger.info(
+            "Out of memory; going on with %d samples at a time.", self.max_samples
+        )
+
+    def affordable(self, batch: Batch, wanted: Wanted) -> int:
+        """How many samples of this batch fit, at least one."""
+        n = length(batch)
+        if self.n_bytes is None or n == 1:
+            return n
+        load = self.load(batch, wanted)
+        if self._holds_inputs(load, n):
+            return max(1, int(self.n_bytes / (load.graph + load.held)))
+        return max(1, int(self.n_bytes * GRAPH_SHARE / load.graph))
+
+    def together(
+        self, batch: Batch, wanted: Wanted
+    ) -> Callable[[Route, Tensor], int | None]:
+        """How many samples' inputs a rule takes apart at a time: None for all, which
+        are then kept from row to row.
+        """
+        memory = self.n_bytes
+        if memory is None:
+            return lambda route, seen: None
+        if self._holds_inputs(self.load(batch, wanted), length(batch)):
+            return lambda route, seen: None
+        room = (1 - GRAPH_SHARE) * memory
+
+        def n_samples(route: Route, seen: Tensor) -> int:
+            size = seen.itemsize * held_numbers(route.module, seen, None)
+            return max(1, int(room * len(seen) / size))
+
+        return n_samples
+
+    def _holds_inputs(self, load: Load, n: int) -> bool:
+        """Whether all that rules make of their inputs is kept from row to row: where
+        that leaves room for a batch worth its name.
+        """
+        assert self.n_bytes is not None  # for the type checker
+        return self.n_bytes >= (load.graph + load.held) * min(n, FEW_SAMPLES)
+
+    def load(self, batch: Batch, wanted: Wanted) -> Load:
+        """What a sample of this shape takes, seen on the first of the batch."""
+        shapes: list[torch.Size] = []
+
+        def measure(tensor: Tensor) -> Tensor:
+            shapes.append(tensor.shape[1:])
+            return tensor
+
+        map_tensors(measure, batch)
+        sizes = {name: None if e is None else len(e) for name, e in wanted.items()}
+        key = (*shapes, *sizes.items())
+        if key not in self._loads:
+            few = samples(batch, slice(1))
+            self._loads[key] = self._measured(few, sizes)
+        return self._loads[key]
+
+    def _measured(self, few: Batch, sizes: dict[str, int | None]) -> Load:
+        n, stored = length(few), dict[int, int]()
+        routes = self._recorder.routes
+        weights = self._recorder.parameters.values()
+        own = {p.untyped_storage().data_ptr() for p in weights}
+
+        def note(tensor: Tensor) -> Tensor:
+            if tensor.layout == torch.strided:
+                memory = tensor.untyped_storage()
+                stored[memory.data_ptr()] = memory.nbytes()
+            return tensor
+
+        with (
+            saved_tensors_hooks(note, lambda t: t),
+            self._recorder.recorded(few, list(sizes)) as (_, recorded),
+        ):
+            pass
+        held = dict[nn.Module, float]()
+        graph = float(sum(size for place, size in stored.items() if place not in own))
+        for module, uses in recorded.items():
+            for use in uses:
+                itemsize = max(4, use.seen.itemsize)
+                graph += use.n_outputs * itemsize
+                most = [
+                    size
+                    for name, size in sizes.items()
+                    if name in routes and routes[name].module is module
+                ]
+                largest = None if None in most else max(filter(None, most), default=1)
+                held[module] = itemsize * held_numbers(module, use.seen, largest)
+        return Load(max(1.0, graph / n), sum(held.values()) / n)
+
+
+def length(batch: Batch) -> int:
+    """How many samples a batch holds: the length of its first tensor."""
+    lengths: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        lengths.append(len(tensor) if tensor.ndim else 1)
+        return tensor
+
+    map_tensors(note, batch)
+    return lengths[0]
+
+
+def _unless_out_of_memory(
+    compute: Callable[[Batch], tuple[int, Tensor]], batch: Batch
+) -> tuple[int, Tensor] | None:
+    """None where memory ran out."""
+    try:
+        return compute(batch)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return None
+        raise
