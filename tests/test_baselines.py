@@ -680,7 +680,7 @@ def test_committees(net, strategy):
     "strategy", [*UNCERTAINTY, kcenter_sampling, badge_sampling, bait_sampling]
 )
 def test_a_net_that_is_not_fitted(strategy):
-    with pytest.raises(NotFittedError, match="is not (fitted|initialized) yet"):
+    with pytest.raises(NotFittedError, match=r"is not (fitted|initialized) yet"):
         strategy(
             PoolLearner(NeuralNetClassifier(Net), None, X_LABELED, Y_LABELED), X_POOL, 2
         )

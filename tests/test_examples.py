@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from fishermask_sk.loops.comparison import load_results
-from fishermask_sk.strategy import calibration as _calibration
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # What a tiny budget sets at the top of each tutorial.
@@ -159,9 +158,7 @@ def test_pictures(run, tmp_path):
     assert names["panels"][0].get_ylabel()
 
 
-def test_vision_transformer(run, monkeypatch):
-    monkeypatch.setattr(_calibration, "STEP_SECONDS", 0.05)
-    monkeypatch.setattr(_calibration, "SELECTION_BYTES", 2**20)
+def test_vision_transformer(run):
     out, _ = run("vision_transformer")
     assert "stem    rule of Conv2d" in out
     assert "query    20 of 60,000 samples, 40 labelled, 10 classes" in out

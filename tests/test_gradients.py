@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fishermask_sk.gradients import PerSampleGradients, layer_rules
+from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.gradients.layer_rules import find_rule
 from fishermask_sk.gradients.modules import undisturbed
 
@@ -316,20 +316,31 @@ def test_embeddings_and_diagonal_fisher_equal_the_slow_twin(name, device):
     torch.testing.assert_close(uniform, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv1d])
 @pytest.mark.parametrize(
-    "limits",
-    [
-        {"MAX_PAIRED_POSITIONS": 0},
-        {"MAX_PAIRED_POSITIONS": 1000},
-        {"MAX_PAIRED_POSITIONS": 0, "MAX_LOOPED": 0},
-        {"MAX_PAIRED_POSITIONS": 0, "SQUARED_AT_A_TIME": 1},
-    ],
+    ("n_inputs", "n_outputs", "n_positions"),
+    [(6, 4, 4), (6, 4, 5), (400, 500, 5), (1000, 1100, 5)],
+    ids=["pairs of positions", "many at a time", "a few, summed singly", "one"],
 )
-@pytest.mark.parametrize("name", ["conv", "linear over positions"])
-def test_every_way_to_sum_squares(name, limits, monkeypatch, device):
-    for limit, value in limits.items():
-        monkeypatch.setattr(layer_rules, limit, value)
-    module, batch = make(name, device)
+def test_every_way_to_sum_squares(kind, n_inputs, n_outputs, n_positions, device):
+    """The sizes of a layer and its number of positions say which way is taken."""
+    torch.manual_seed(0)
+    layer, shape = nn.Linear(n_inputs, n_outputs), (n_positions, n_inputs)
+    if kind is nn.Conv1d:
+        layer = nn.Conv1d(n_inputs // 2, n_outputs, 2)
+        shape = (n_inputs // 2, n_positions + 1)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = layer, nn.Linear(n_outputs, 2)
+
+        def forward(self, x):
+            seen = self.layer(x).tanh()
+            return self.head(seen.mean(2 if kind is nn.Conv1d else 1))
+
+    module = Net().double().to(device)
+    batch = torch.randn(3, *shape, dtype=torch.float64, device=device)
     scores = PerSampleGradients(module, module, batch).diagonal_fisher([batch])
     assert (scores >= 0).all()
     torch.testing.assert_close(

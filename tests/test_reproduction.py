@@ -411,7 +411,7 @@ def test_words_belong_to_settings(common):
         assert set(sections) <= set(known), study
 
 
-def test_a_run_says_when_it_ends(common, tmp_path, monkeypatch):
+def test_a_run_says_when_it_ends(common, tmp_path):
     run = importlib.import_module("run")
     (tmp_path / "tiny.py").write_text(TINY)
     place = run.Place(tmp_path / "tiny.py", tmp_path / "rounds", tmp_path, None)
@@ -423,8 +423,7 @@ def test_a_run_says_when_it_ends(common, tmp_path, monkeypatch):
     table = "setting,strategy,seed,query_seconds,fit_seconds\n"
     table += "tiny,entropy,0,2,8\ntiny,entropy,1,4,16\ntiny,random,0,0,30\n"
     (tmp_path / "tiny.csv").write_text(table)
-    monkeypatch.setattr(run, "RESULTS", tmp_path)
-    clock = run.Clock(todo[:4], n_jobs=1)
+    clock = run.Clock(todo[:4], n_jobs=1, results=tmp_path)
     assert clock.seconds_left() == 15 + 30 + 15 + 30
     clock.done(todo[0], 30.0)  # twice as slow as in the table
     assert clock.seconds_left() == 2 * (30 + 15 + 30)

@@ -184,9 +184,8 @@ def table_to_go_on_from(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def seconds_before(study: str) -> dict[tuple[str, str], float]:
-    """What a curve of each setting and strategy took in the results of the docs."""
-    path = RESULTS / f"{study}.csv"
+def seconds_before(path: Path) -> dict[tuple[str, str], float]:
+    """What a curve of each setting and strategy took in a table of results."""
     spent: dict[tuple[str, str], dict[str, float]] = {}
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
@@ -203,10 +202,12 @@ class Clock:
     this machine has been so far.
     """
 
-    def __init__(self, todo: list[Curve], n_jobs: int) -> None:
+    def __init__(self, todo: list[Curve], n_jobs: int, results: Path = RESULTS) -> None:
         self.n_jobs = n_jobs
         self.rest = {curve: self._key(curve) for curve in todo}
-        self.before = seconds_before(todo[0].place.config.stem) if todo else {}
+        self.before = {}
+        if todo:
+            self.before = seconds_before(results / f"{todo[0].place.config.stem}.csv")
         self.took = self.planned = 0.0
         self.n_done = 0
 
