@@ -34,6 +34,7 @@ from fishermask_sk.nets.skorch_adapter import fitted_net
 from fishermask_sk.selection import select
 from fishermask_sk.selection.embeddings import BLOCK_NUMBERS
 from fishermask_sk.strategy.query import Query
+from fishermask_sk.strategy.ranking import find_mask
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 N_LABELED, N_POOL, N_PICKS, N_CLASSES = 250, 5_500, 250, 10
@@ -167,13 +168,14 @@ class Setup:
 
     def mask(self, **params):
         with undisturbed(self.module):
-            return self.query(**params)._find_mask()[1]
+            query = self.query(**params)
+            return find_mask(query.question, query.plan(), query.progress)
 
     def embedded(self, mask_indices, **params):
         with undisturbed(self.module):
             query = self.query(**params)
-            n_rows = query.plan().n_rows
-            embedded = query._embed(self.gradients, mask_indices, n_rows)
+            plan = query.plan()._replace(gradients=self.gradients)
+            embedded = query.embed(plan, mask_indices)
             every = torch.arange(embedded.pool.n, device=DEVICE)
             return embedded._replace(pool=embedded.pool.rows(every))
 

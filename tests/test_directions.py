@@ -15,7 +15,7 @@ from torch import nn
 from fishermask_sk import FisherMask
 from fishermask_sk.baselines import bait_sampling
 from fishermask_sk.gradients import PerSampleGradients
-from fishermask_sk.strategy import query as query_module
+from fishermask_sk.strategy import directions
 from fishermask_sk.strategy.directions import leading, share_held
 
 RNG = np.random.default_rng(0)
@@ -41,8 +41,8 @@ def net():
 
 @pytest.fixture
 def small_limits(monkeypatch):
-    monkeypatch.setattr(query_module, "EXACT", 40)
-    monkeypatch.setattr(query_module, "MOST", 25)
+    monkeypatch.setattr(directions, "EXACT", 40)
+    monkeypatch.setattr(directions, "MOST", 25)
 
 
 def embeddings(net, mask_indices, samples):
@@ -149,8 +149,8 @@ def test_the_picks_of_enough_directions_are_those_of_all(net, small_limits):
 
 def test_bait_is_exact_whatever_its_size(net, monkeypatch):
     expected = bait_sampling(net, X[30:], 5, X_labeled=X[:30])
-    monkeypatch.setattr(query_module, "EXACT", 5)
-    monkeypatch.setattr(query_module, "MOST", 3)
+    monkeypatch.setattr(directions, "EXACT", 5)
+    monkeypatch.setattr(directions, "MOST", 3)
     assert np.array_equal(bait_sampling(net, X[30:], 5, X_labeled=X[:30]), expected)
 
 

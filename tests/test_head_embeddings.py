@@ -16,7 +16,7 @@ from fishermask_sk.selection.head_embeddings import (
     JoinedEmbeddings,
     head_mask,
 )
-from fishermask_sk.strategy import query
+from fishermask_sk.strategy import embedding, query
 
 
 def mask_of(kind, n_classes, d, rng):
@@ -168,8 +168,8 @@ def test_a_query_takes_the_product_where_it_holds(make, params, kind, monkeypatc
 
     monkeypatch.setattr(query, "select", noted)
     strategies = []
-    for is_worth_it in (query.is_worth_it, lambda *counts: False):
-        monkeypatch.setattr(query, "is_worth_it", is_worth_it)
+    for is_worth_it in (embedding.is_worth_it, lambda *counts: False):
+        monkeypatch.setattr(embedding, "is_worth_it", is_worth_it)
         strategies.append(FisherMask(random_state=0, **params))
         strategies[-1].select(net, X[20:], 12, X_labeled=X[:20])
     product, dense = strategies
@@ -197,7 +197,7 @@ def test_information_is_summed_in_float64_where_damping_is_small(
 
     monkeypatch.setattr(query, "select", noted)
     if not product:
-        monkeypatch.setattr(query, "is_worth_it", lambda *counts: False)
+        monkeypatch.setattr(embedding, "is_worth_it", lambda *counts: False)
     strategy = FisherMask(1.0, damping=damping, random_state=0)
     strategy.select(net, X, 3, X_labeled=X[:0])
     assert isinstance(given["pool"], HeadEmbeddings if product else DenseEmbeddings)

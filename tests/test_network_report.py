@@ -122,7 +122,7 @@ def test_the_pool_may_be_larger_than_the_samples(net):
     assert (
         large.bytes["embeddings"]
         == 100 * small.bytes["embeddings"]
-        == 8 * 10_000 * 2 * 40
+        == 8 * 10_000 * (2 * 3 + 7 + 2 * (40 - 21))  # the head's is a product
     )
     assert large.bytes["total"] == large.bytes["embeddings"] + large.bytes["matrices"]
     assert large.seconds["embeddings"] > 10 * small.seconds["embeddings"]
@@ -134,7 +134,7 @@ def test_the_pool_may_be_larger_than_the_samples(net):
         == 100
     )
     assert "1.5 GiB" in str(
-        check_network(net, X, 1, query_strategy=FisherMask(40), n_pool=2_500_000)
+        check_network(net, X, 1, query_strategy=FisherMask(40), n_pool=4_000_000)
     )
 
 
@@ -176,8 +176,9 @@ def test_fewer_classes_and_directions(net):
         checked(n_components=20),
     )
     assert few_classes.n_classes == CLASSES
-    assert few_classes.bytes["embeddings"] == whole.bytes["embeddings"] / 2
-    assert few_directions.bytes["embeddings"] == whole.bytes["embeddings"] / 5
+    assert few_classes.bytes["embeddings"] == 8 * 5_000 * 100
+    assert whole.bytes["embeddings"] == 8 * 5_000 * (2 * 3 + 7 + 2 * (100 - 21))
+    assert few_directions.bytes["embeddings"] == 8 * 5_000 * 2 * 20
     assert all(report.k == 100 for report in (whole, few_classes, few_directions))
 
 

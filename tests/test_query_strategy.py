@@ -27,7 +27,7 @@ from torch import nn
 from fishermask_sk import FisherMask, fisher_mask_sampling
 from fishermask_sk.baselines import margin_sampling
 from fishermask_sk.nets.skorch_adapter import preserved_rng
-from fishermask_sk.strategy import query as query_module
+from fishermask_sk.strategy import pace
 
 N_LABELED, N_POOL, CLASSES = 12, 30, 3
 
@@ -442,8 +442,8 @@ def test_seconds_of_each_step_are_logged(caplog):
 
 
 def test_a_long_query_says_so_once_with_what_would_be_shorter(monkeypatch):
-    monkeypatch.setattr(query_module, "PACE_SECONDS", 0.0)
-    monkeypatch.setattr(query_module, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "PACE_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "LONG_SECONDS", 0.0)
     strategy = FisherMask(0.9, batch_size=2)
     with pytest.warns(
         UserWarning,

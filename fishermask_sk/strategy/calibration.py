@@ -19,7 +19,11 @@ from torch import Tensor
 from fishermask_sk.gradients.fisher import information
 from fishermask_sk.selection.greedy import select
 from fishermask_sk.strategy.directions import PRODUCTS
-from fishermask_sk.strategy.query import EXAMPLES, Plan, Query
+from fishermask_sk.strategy.embedding import plain
+from fishermask_sk.strategy.plan import Plan
+from fishermask_sk.strategy.question import EXAMPLES, Question
+from fishermask_sk.strategy.ranking import mask_by_scores, ranked_names
+from fishermask_sk.strategy.sizes import Sizes
 
 # Each step may take about this many seconds, and the selection's embeddings this many
 # bytes, on this many weights and rows.
@@ -55,16 +59,16 @@ class Costs(NamedTuple):
     n_rows: int
     timed: dict[tuple[int, int], SelectionTimes]  # by samples and rows, once each
 
-    def seconds(self, sized: Query, n_rows: int) -> dict[str, float]:
+    def seconds(self, sizes: Sizes, n_rows: int) -> dict[str, float]:
         """Seconds by step, for a query's numbers of samples: "mask", "embeddings" and
         "selection"; "candidates", where the pool is passed through the net to find
         them.
         """
-        params = sized.params
+        params, question = sizes.params, sizes.question
         passes = (1 + n_rows) / (1 + self.n_rows)
-        n_drawn = min(params.n_mask_samples, sized.n_averaged)
-        n_embedded = sized.n_embedded(sized.n_information or sized.n_averaged)
-        n_directions = sized.n_directions(self.n_weights, n_rows)
+        n_drawn = min(params.n_mask_samples, question.n_averaged)
+        n_embedded = sizes.n_embedded(question.n_information or question.n_averaged)
+        n_directions = sizes.n_directions(self.n_weights, n_rows)
         n_projected = 0
         if n_directions < self.n_weights:
             n_projected = n_embedded + 2 * PRODUCTS * n_drawn
@@ -75,16 +79,14 @@ class Costs(NamedTuple):
             else self.per_ranked * passes * n_drawn,
             "embeddings": self.per_embedded * passes * n_embedded
             + self.per_projected * n_directions * n_rows * n_projected,
-            "selection": _scaled_selection(
-                self, sized.n_stored, n_directions, n_rows, sized
-            ),
+            "selection": _scaled_selection(self, n_directions, n_rows, sizes),
         }
-        if sized.n_candidates is not None:
-            found["candidates"] = sized.n_pool * self.per_classified
+        if sizes.eligible.n_most_uncertain is not None:
+            found["candidates"] = question.pool.n * self.per_classified
         return found
 
 
-def calibrate(query: Query, plan: Plan) -> tuple[Tensor, Costs]:
+def calibrate(question: Question, plan: Plan) -> tuple[Tensor, Costs]:
     """Time each step of a query on some of its samples.
 
     Returns
@@ -93,23 +95,23 @@ def calibrate(query: Query, plan: Plan) -> tuple[Tensor, Costs]:
         From the few samples.
     costs : Costs
     """
-    n_samples = _affordable(query, plan)
-    scores = _rank(query, plan, n_samples)
+    n_samples = _affordable(question, plan)
+    scores = _rank(question, plan, n_samples)
     # The query ranks those alone between which there is a choice.
-    ranked = plan._replace(names=query.ranked(plan))
+    ranked = plan._replace(names=ranked_names(question, plan))
     per_ranked = 0.0
     if ranked.names:
-        per_ranked = _seconds(lambda: _rank(query, ranked, n_samples), scores.device)
+        per_ranked = _seconds(lambda: _rank(question, ranked, n_samples), scores.device)
     with (
         warnings.catch_warnings()
     ):  # the report says what the warning about the head says
         warnings.simplefilter("ignore", UserWarning)
-        mask_indices = query.mask(plan, scores)
+        mask_indices = mask_by_scores(question, plan, scores)
     k = len(mask_indices)
-    batch = next(query.fitted.batches(query.pool.dataset, n_samples, range(n_samples)))
+    batch = _first(question, n_samples)
 
     def embed() -> Tensor:
-        return query._embeddings(plan.gradients, batch, mask_indices)
+        return plain(question, plan.gradients, batch, mask_indices)
 
     per_embedded = _seconds(embed, scores.device)
     embeddings = embed()
@@ -117,7 +119,7 @@ def calibrate(query: Query, plan: Plan) -> tuple[Tensor, Costs]:
     return mask_indices, Costs(
         per_ranked / n_samples,
         per_embedded / n_samples,
-        _seconds(lambda: _classify(query, n_samples), scores.device) / n_samples,
+        _seconds(lambda: _classify(question, n_samples), scores.device) / n_samples,
         _seconds(lambda: row.expand(256, k) @ directions, scores.device) / 256 / 64,
         embeddings,
         k,
@@ -126,38 +128,42 @@ def calibrate(query: Query, plan: Plan) -> tuple[Tensor, Costs]:
     )
 
 
-def _affordable(query: Query, plan: Plan) -> int:
+def _affordable(question: Question, plan: Plan) -> int:
     """How many samples fit into a step's time, by the time of the first few; at most a
     batch.
     """
-    few = min(EXAMPLES, query.n_pool)
-    _rank(query, plan, few)  # whatever is only slow once
-    seconds = _seconds(lambda: _rank(query, plan, few), plan.candidates.device)
+    few = min(EXAMPLES, question.pool.n)
+    _rank(question, plan, few)  # whatever is only slow once
+    seconds = _seconds(lambda: _rank(question, plan, few), plan.candidates.device)
     in_time = int(few * STEP_SECONDS / max(seconds, 1e-6))
-    return min(query.n_pool, query.params.batch_size, max(few, in_time))
+    return min(question.pool.n, question.params.batch_size, max(few, in_time))
 
 
-def _rank(query: Query, plan: Plan, n_samples: int) -> Tensor:
-    batch = next(query.fitted.batches(query.pool.dataset, n_samples, range(n_samples)))
+def _first(question: Question, n: int) -> Any:
+    """The first n samples of the pool, as a batch."""
+    return next(question.fitted.batches(question.pool.dataset, n, range(n)))
+
+
+def _rank(question: Question, plan: Plan, n_samples: int) -> Tensor:
     return plan.gradients.diagonal_fisher(
-        [batch], names=plan.names, n_top_classes=query.params.n_top_classes
+        [_first(question, n_samples)],
+        names=plan.names,
+        n_top_classes=question.params.n_top_classes,
     )
 
 
-def _classify(query: Query, n_samples: int) -> None:
-    batch = next(query.fitted.batches(query.pool.dataset, n_samples, range(n_samples)))
+def _classify(question: Question, n_samples: int) -> None:
     with torch.no_grad():
-        query.fitted.logits(batch)
+        question.fitted.logits(_first(question, n_samples))
 
 
-def _scaled_selection(
-    costs: Costs, n_pool: int, n_weights: int, n_rows: int, query: Query
-) -> float:
+def _scaled_selection(costs: Costs, n_weights: int, n_rows: int, sizes: Sizes) -> float:
     """Seconds of the selection: linear in N; for k that is too large to try, setup as
     k³ + N·k², picks as k² + N·k; for c rows that are too many, setup as 1 + N·c, picks
     as c + N·c².
     """
-    embeddings = costs.embeddings
+    embeddings, n_pool = costs.embeddings, sizes.eligible.n_here
+    question = sizes.question
     k_tried = min(embeddings.shape[2], SELECTION_WEIGHTS)
     rows_tried = min(n_rows, embeddings.shape[1], SELECTION_ROWS)
     most = SELECTION_BYTES // (rows_tried * k_tried * embeddings.itemsize)
@@ -166,12 +172,12 @@ def _scaled_selection(
     tried = embeddings[:, :rows_tried, :k_tried]
     for n in {small, large}:
         if (n, rows_tried) not in costs.timed:
-            of_n = _time_selection(_like(tried, n), query)
+            of_n = _time_selection(_like(tried, n), question)
             costs.timed[n, rows_tried] = of_n
     times = {n: costs.timed[n, rows_tried] for n in (small, large)}
     wider = n_rows / rows_tried
     growth = n_weights / k_tried
-    n_picks = min(ceil(query.params.oversample * query.n_instances), n_pool)
+    n_picks = min(ceil(sizes.params.oversample * question.n_instances), n_pool)
     n_early = min(n_picks, max(EARLY_PICKS, ceil(EARLY_SHARE * n_picks)))
 
     def at_n_pool(
@@ -209,8 +215,8 @@ def _like(embeddings: Tensor, n: int) -> Tensor:
     return embeddings[first] * angle.cos() + embeddings[second] * angle.sin()
 
 
-def _time_selection(embeddings: Tensor, query: Query) -> SelectionTimes:
-    n, params = len(embeddings), query.params
+def _time_selection(embeddings: Tensor, question: Question) -> SelectionTimes:
+    n, params = len(embeddings), question.params
     n_picks, early = min(PICKS, n), min(EARLY_PICKS, n)
     pool_information = information(embeddings.double()) / n
     times: list[float] = []

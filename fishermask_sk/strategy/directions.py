@@ -25,6 +25,24 @@ EXACT, MOST, SHARE = 6000, 1000, 0.999
 PRODUCTS, SPARE = 3, 10
 
 
+def n_kept_directions(
+    k: int, n_components: int | str | None, n_rows_in_all: int
+) -> int:
+    """In how many directions of k weights the selection works, at most.
+
+    Parameters
+    ----------
+    k : int
+    n_components : int, "auto" or None
+        So many; few for large k; all.
+    n_rows_in_all : int
+        Of all samples' embeddings: they span no more directions than that.
+    """
+    if n_components == "auto":
+        return k if k <= EXACT or n_rows_in_all <= MOST else MOST
+    return k if n_components is None else min(int(n_components), k)
+
+
 def leading(times: Callable[[Tensor], Tensor], start: Tensor, n: int) -> Tensor:
     """The n leading eigenvectors of a matrix F ≥ 0, largest first; fewer where its rank
     is lower.

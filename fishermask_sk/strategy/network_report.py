@@ -11,13 +11,17 @@ from sklearn.base import clone
 
 from fishermask_sk._types import Learner, Samples
 from fishermask_sk.gradients.modules import undisturbed
-from fishermask_sk.memory import duration, free_bytes, readable
+from fishermask_sk.memory import Budget, duration, free_bytes, readable
 from fishermask_sk.nets.skorch_adapter import fitted_net, preserved_rng
 from fishermask_sk.strategy.calibration import calibrate
+from fishermask_sk.strategy.eligible import Eligible
 from fishermask_sk.strategy.fisher_mask import FisherMask, check_n_instances
 from fishermask_sk.strategy.net_checks import check_module
-from fishermask_sk.strategy.query import Plan, Query
+from fishermask_sk.strategy.plan import Plan
+from fishermask_sk.strategy.query import Query
+from fishermask_sk.strategy.question import Question
 from fishermask_sk.strategy.settings import Settings
+from fishermask_sk.strategy.sizes import Sizes
 
 # From so many classes on they are what costs.
 MANY_CLASSES = 20
@@ -245,10 +249,10 @@ def check_network(
         plan = query.plan(within=params.batch_size)
         target = None if n_target is None else (None, int(n_target))
 
-        def of_size(chosen: Settings) -> Query:
+        def of_size(chosen: Settings) -> Sizes:
             """The query that is asked about, by these parameters."""
             n = int(n_pool or n_given)
-            sized = Query(
+            question = Question(
                 chosen,
                 fitted,
                 None,
@@ -258,16 +262,17 @@ def check_network(
                 int(n_instances),
                 target=target,
             )
-            if isinstance(chosen.candidates, Integral):
-                sized.propose(chosen.candidates, estimator, None)
-            return sized
+            candidates = chosen.candidates
+            if not isinstance(candidates, Integral):
+                candidates = None
+            return Sizes(question, Eligible(question, candidates), plan.layout.head)
 
-        sized = of_size(params)
-        mask_indices, costs = calibrate(query, plan)
+        sizes = of_size(params)
+        mask_indices, costs = calibrate(query.question, plan)
         k = len(mask_indices)
-        seconds = costs.seconds(sized, plan.n_rows)
-        needed = sized.needs(k, plan.n_rows)
-        verdict = _verdict(sized, k, plan.n_rows)
+        seconds = costs.seconds(sizes, plan.n_rows)
+        needed = sizes.needs(k, plan.n_rows)
+        verdict = _verdict(sizes, query.budget, k, plan.n_rows)
         alternatives = []
         for changes in _cheaper(params, plan.n_classes):
             other = of_size(replace(params, **changes))
@@ -286,7 +291,7 @@ def check_network(
         stem=plan.layout.stem,
         k=k,
         n_classes=plan.n_classes,
-        n_pool=sized.n_pool,
+        n_pool=sizes.question.pool.n,
         n_labeled=n_labeled,
         n_instances=int(n_instances),
         bytes={**needed._asdict(), "total": sum(needed)},
@@ -298,13 +303,13 @@ def check_network(
     )
 
 
-def _verdict(sized: Query, k: int, n_rows: int) -> str:
+def _verdict(sizes: Sizes, budget: Budget, k: int, n_rows: int) -> str:
     """What would become of the query, by the memory that it may use."""
     try:
-        sized.check_memory(k, n_rows)
+        sizes.check_memory(budget, k, n_rows)
     except MemoryError as error:
         return f"would be refused: {error}"
-    place = sized.budget.place(sized.needs(k, n_rows))
+    place = budget.place(sizes.needs(k, n_rows))
     if place == "device":
         return "runs"
     where = "main memory" if place == "host" else "a mapped file"

@@ -1,0 +1,163 @@
+"""How many samples, rows, directions and bytes a query works with, known before any
+expensive work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from math import ceil
+
+from fishermask_sk.memory import Budget, Needs, needs, uses_rows
+from fishermask_sk.selection.greedy import FLOAT32_DAMPING
+from fishermask_sk.selection.head_embeddings import is_worth_it
+from fishermask_sk.strategy.cures import fitting_settings
+from fishermask_sk.strategy.directions import n_kept_directions
+from fishermask_sk.strategy.eligible import Eligible
+from fishermask_sk.strategy.question import Question
+
+
+class Sizes:
+    """Counts of a query.
+
+    Parameters
+    ----------
+    question : Question
+    eligible : Eligible
+    head : sequence of str
+        Names of the head's parameters.
+    """
+
+    def __init__(
+        self, question: Question, eligible: Eligible, head: Sequence[str]
+    ) -> None:
+        self.question, self.eligible, self.head = question, eligible, head
+        self.params = question.params
+
+    @property
+    def passes_are_the_mean(self) -> bool:
+        """Whether F̄ is a mean over all of pool and labelled samples, who are embedded
+        one after the other anyway.
+        """
+        return self.question.target is None and self.question.n_information is None
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether F̄ is a plain mean over samples whose embeddings are all kept."""
+        weighted = any(
+            samples.weights is not None for samples in self.question.averaged
+        )
+        return self.passes_are_the_mean and self.eligible.is_all and not weighted
+
+    def n_embedded(self, n_information: int) -> int:
+        """How many samples here have their gradients taken for the selection, where F̄
+        is a mean over so many.
+        """
+        n_labeled = self.question.labeled.n
+        if self.passes_are_the_mean:
+            return n_labeled + self.question.pool.n
+        return n_labeled + self.eligible.n_here + n_information
+
+    @property
+    def _n_more_rows(self) -> int:
+        """Samples whose rows are kept for F̄ alone, where matrices would cost more."""
+        if self.shares_rows:
+            return 0
+        return self.question.n_information or self.question.n_averaged
+
+    def in_rows(self, n_rows: int, k: int) -> bool:
+        """Whether the selection works on the embeddings of all samples, and no k×k
+        matrix is made.
+        """
+        n_samples = self.eligible.n_here + self.question.labeled.n + self._n_more_rows
+        alone = self.question.processes.size == 1
+        return alone and uses_rows(n_samples, n_rows, k)
+
+    def n_directions(self, k: int, n_rows: int) -> int:
+        """In how many directions of k weights the selection works, at most."""
+        question = self.question
+        kinds = (question.pool, question.labeled, *question.averaged)
+        n_samples = sum({each.name: each.shard.total for each in kinds}.values())
+        return n_kept_directions(k, self.params.n_components, n_samples * n_rows)
+
+    @property
+    def sums_in_float64(self) -> bool:
+        """Whether the products of F̄ are float64: where λ is small."""
+        return float(self.params.damping) < FLOAT32_DAMPING
+
+    @property
+    def n_picks(self) -> int:
+        """How many samples are picked first."""
+        n = ceil(self.params.oversample * self.question.n_instances)
+        return min(n, self.eligible.n_total)
+
+    @property
+    def n_steps(self) -> int:
+        """Picks and removals."""
+        return 2 * self.n_picks - self.question.n_instances
+
+    @property
+    def _n_reviewed(self) -> int:
+        """Picks that a backward pass reviews."""
+        return self.n_picks if self.n_picks > self.question.n_instances else 0
+
+    def check_memory(self, budget: Budget, k: int, n_rows: int) -> None:
+        """Refuse what does not fit, with settings that do."""
+        cures = partial(
+            fitting_settings,
+            budget,
+            self.needs,
+            k,
+            n_rows,
+            self.n_directions(k, n_rows),
+            exact_k=self.params.mask in ("fisher", "random"),
+        )
+        budget.check(self.needs(k, n_rows), k, self.question.pool.n, cures)
+
+    def needs(self, k: int, n_rows: int, n_components: int | None = None) -> Needs:
+        """What the query holds, with so many weights in the mask."""
+        module = self.question.fitted.module
+        itemsize = max(4, *(p.itemsize for p in module.parameters() if p.requires_grad))
+        n = min(n_components or self.n_directions(k, n_rows), k)
+        needed = self.needs_of(n, n_rows, itemsize)
+        stored = self.eligible.n_here * self._n_numbers(k, n_rows, n) * itemsize
+        needed = needed._replace(embeddings=stored)
+        if n == k:
+            return needed
+        # A basis, its product with F, and their factors.
+        return needed._replace(matrices=needed.matrices + 4 * n * k * itemsize)
+
+    def needs_of(self, k: int, n_rows: int, itemsize: int) -> Needs:
+        """What the selection holds, with so many directions of embeddings as they
+        are.
+        """
+        in_rows, n_stored = self.in_rows(n_rows, k), self.eligible.n_here
+        needed = needs(
+            n_stored,
+            self.question.labeled.n,
+            n_rows,
+            k,
+            itemsize,
+            self._n_reviewed,
+            in_rows,
+        )
+        if not in_rows:
+            return needed
+        for_information = 2 * self._n_more_rows * n_rows * k * itemsize
+        for_information += 8 * n_stored * self._n_more_rows * n_rows**2
+        return needed._replace(matrices=needed.matrices + for_information)
+
+    def _n_numbers(self, k: int, n_rows: int, n_directions: int) -> int:
+        """Numbers that are kept of a sample, of a mask that keeps the head first."""
+        if n_directions < k:
+            return n_rows * n_directions
+        module = self.question.fitted.module
+        shapes = [p.shape for n, p in module.named_parameters() if n in self.head]
+        matrices = [shape for shape in shapes if len(shape) == 2]
+        keeps = self.params.keep_head and self.params.mask == "fisher"
+        if len(matrices) == 1 and len(shapes) <= 2 and keeps:
+            n_classes, d = matrices[0]
+            in_head = min(k, sum(shape.numel() for shape in shapes))
+            if is_worth_it(in_head, n_rows, n_classes, d + 1):
+                return n_rows * n_classes + d + 1 + n_rows * (k - in_head)
+        return n_rows * k
