@@ -9,12 +9,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from skorch import NeuralNetClassifier
 from torch import nn
 
 from fishermask_sk import FisherMask
 from fishermask_sk.baselines import bait_sampling
 from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk.selection import select
 from fishermask_sk.strategy import directions
 from fishermask_sk.strategy.directions import leading, share_held
 
@@ -98,7 +100,7 @@ def test_auto_is_exact_for_masks_of_the_documented_size(net):
 
 
 def test_auto_cuts_larger_ones_once_and_says_what_they_hold(net, small_limits):
-    strategy = FisherMask(60, random_state=0, n_mask_samples=64)
+    strategy = FisherMask(60, layers="0.*", random_state=0, n_mask_samples=64)
     message = (
         r"The mask has 60 weights, more than the 40 that .*: the selection works in "
         r"their (\d+) leading directions, which hold ([\d.]+) % of the information's "
@@ -130,11 +132,86 @@ def test_few_samples_span_few_directions_and_stay_exact(net, small_limits):
     assert strategy.n_components_ == 60
 
 
+WIDE = np.random.default_rng(1).normal(size=(700, 600)) * 0.9 ** np.arange(600)
+
+
+def wide_net(n_classes=11, n_hidden=None):
+    """Of 601 weights a class, or with a layer in front."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(n_hidden or 600, n_classes)]
+    if n_hidden:
+        layers = [nn.Linear(600, n_hidden), nn.Tanh(), *layers]
+    return NeuralNetClassifier(
+        nn.Sequential(*layers).double(),
+        criterion=nn.CrossEntropyLoss,
+        classes=range(n_classes),
+        verbose=0,
+    ).initialize()
+
+
+def test_a_head_that_is_a_product_is_never_cut():
+    """6,611 weights, more than are used exactly otherwise."""
+    asked = {"n_instances": 3, "X_labeled": WIDE[:20]}
+    net = wide_net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cut = FisherMask(1.0, candidates=2, n_information_samples=110, random_state=0)
+        picks = cut.select(net, WIDE[20:], **asked)
+        assert cut.n_components_ == 11 * 601
+        exact = clone(cut).set_params(n_components=None)
+        assert np.array_equal(picks, exact.select(net, WIDE[20:], **asked))
+        np.testing.assert_allclose(
+            cut.trace_reductions_, exact.trace_reductions_, rtol=1e-9
+        )
+
+
+def test_beside_a_head_only_the_others_are_cut(net, monkeypatch):
+    monkeypatch.setattr(directions, "EXACT", 20)
+    monkeypatch.setattr(directions, "MOST", 12)
+    asked = {"n_instances": 6, "X_labeled": X[:30]}
+    strategy = FisherMask(80, random_state=0)
+    said = "Beside the head, which is kept whole, the mask has 47 weights, more than"
+    with pytest.warns(UserWarning, match=said):
+        picks = strategy.select(net, X[30:], **asked)
+    assert 33 < strategy.n_components_ <= 33 + 12
+    exact = FisherMask(80, n_components=None, random_state=0)
+    assert np.array_equal(picks, exact.select(net, X[30:], **asked))
+
+
+def test_the_directions_beside_a_head_are_those_of_its_embeddings(net, monkeypatch):
+    """F̄ and all that is made of it, against a dense form in the same directions."""
+    monkeypatch.setattr(directions, "EXACT", 20)
+    monkeypatch.setattr(directions, "MOST", 12)
+    monkeypatch.setattr(directions, "SHARE", 1.0)
+    strategy = FisherMask(80, random_state=0, n_mask_samples=90)
+    with pytest.warns(UserWarning, match="Beside the head"):
+        strategy.select(net, X[30:], 6, X_labeled=X[:30])
+    v = embeddings(net, strategy.mask_indices_, X)
+    head = strategy.mask_indices_ >= 130
+    rest = v[..., ~head].flatten(0, 1)
+    found = torch.linalg.svd(rest, full_matrices=False).Vh[:12].T
+    v = torch.cat([v[..., head], v[..., ~head] @ found], dim=2)
+    information = v.flatten(0, 1).T @ v.flatten(0, 1) / 90
+    known = v[:30].flatten(0, 1).T @ v[:30].flatten(0, 1) / 30
+    picks, gains = select(
+        v[30:], information, 6, labeled_information=known, n_labeled=30
+    )
+    assert picks.tolist() == strategy.query_idx_.tolist()
+    # An eighth of the samples found none of the directions.
+    np.testing.assert_allclose(strategy.trace_reductions_, gains, rtol=1e-3)
+
+
+def test_a_number_of_directions_is_obeyed_where_the_head_could_be_a_product(net):
+    strategy = FisherMask(layers="last", sparsity=33, n_components=9, random_state=0)
+    strategy.select(net, X[30:], 4, X_labeled=X[:30])
+    assert strategy.n_components_ == 9
+
+
 def test_a_net_that_tells_nothing_leaves_one_direction(net, small_limits):
     silent = copy.deepcopy(net)
     with torch.no_grad():
         silent.module_[2].bias[:] = torch.tensor([1e4, 0.0, 0.0])
-    strategy = FisherMask(60, random_state=0)
+    strategy = FisherMask(60, layers="0.*", random_state=0)
     with pytest.warns(UserWarning, match="which hold 0 %"):
         strategy.select(silent, X[30:], 2, X_labeled=X[:30])
     assert strategy.n_components_ == 1
@@ -142,8 +219,10 @@ def test_a_net_that_tells_nothing_leaves_one_direction(net, small_limits):
 
 def test_the_picks_of_enough_directions_are_those_of_all(net, small_limits):
     with pytest.warns(UserWarning, match="which hold 99"):
-        cut = FisherMask(60, random_state=0).select(net, X[30:], 6, X_labeled=X[:30])
-    exact = FisherMask(60, n_components=None, random_state=0)
+        cut = FisherMask(60, layers="0.*", random_state=0).select(
+            net, X[30:], 6, X_labeled=X[:30]
+        )
+    exact = FisherMask(60, layers="0.*", n_components=None, random_state=0)
     assert np.array_equal(cut, exact.select(net, X[30:], 6, X_labeled=X[:30]))
 
 

@@ -68,7 +68,8 @@ class Costs(NamedTuple):
         passes = (1 + n_rows) / (1 + self.n_rows)
         n_drawn = min(params.n_mask_samples, question.n_averaged)
         n_embedded = sizes.n_embedded(question.n_information or question.n_averaged)
-        n_directions = sizes.n_directions(self.n_weights, n_rows)
+        n_head, n_rest = sizes.directions(self.n_weights, n_rows)
+        n_directions = n_head + n_rest
         n_projected = 0
         if n_directions < self.n_weights:
             n_projected = n_embedded + 2 * PRODUCTS * n_drawn
@@ -78,7 +79,7 @@ class Costs(NamedTuple):
             if params.mask == "random"
             else self.per_ranked * passes * n_drawn,
             "embeddings": self.per_embedded * passes * n_embedded
-            + self.per_projected * n_directions * n_rows * n_projected,
+            + self.per_projected * n_rest * n_rows * n_projected,
             "selection": _scaled_selection(self, n_directions, n_rows, sizes),
         }
         if sizes.eligible.n_most_uncertain is not None:

@@ -20,10 +20,23 @@ from fishermask_sk.strategy.question import Question
 
 
 def leading_directions(
-    question: Question, gradients: PerSampleGradients, mask_indices: Tensor, n: int
+    question: Question,
+    gradients: PerSampleGradients,
+    mask_indices: Tensor,
+    n: int,
+    is_beside_head: bool,
 ) -> Tensor:
     """At most n principal directions (k, n), the same on all processes; by default no
     more than hold their share of the trace.
+
+    Parameters
+    ----------
+    question, gradients
+    mask_indices : Tensor of shape (k,)
+        Which weights.
+    n : int
+    is_beside_head : bool
+        Whether these are a mask without its head, for the warning.
     """
     k, processes = len(mask_indices), question.processes
     auto = question.params.n_components == "auto"
@@ -64,8 +77,13 @@ def leading_directions(
     n, share = share_held(parts, float(total), limits.SHARE)
     if processes.rank == 0:
         question.warn(
-            f"The mask has {k} weights, more than the {limits.EXACT} that are used "
-            f"exactly by default: the selection works in their {n} leading "
+            (
+                f"Beside the head, which is kept whole, the mask has {k} weights, more "
+                "than"
+                if is_beside_head
+                else f"The mask has {k} weights, more than the {limits.EXACT} that"
+            )
+            + f" are used exactly by default: the selection works in their {n} leading "
             f"directions, which hold {100 * share:.4g} % of the information's "
             "trace on samples that did not find them. Lower sparsity, set "
             "n_components to keep so many, or n_components=None to keep all, "

@@ -13,6 +13,7 @@ This file sees tensors only.
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -21,26 +22,45 @@ from torch import Tensor
 # for SHARE of the information's trace, and no more than MOST. Five k×k matrices of
 # EXACT weights take 1.3 GiB.
 EXACT, MOST, SHARE = 6000, 1000, 0.999
+# A head of up to so many weights, held as a product, is kept whole beside them, and so
+# are EXACT others where all are no more than that: five k×k matrices take 5.4 GiB.
+HELD = 12_000
 # Products with F, and directions more than are wanted, which make the last ones right.
 PRODUCTS, SPARE = 3, 10
 
 
 def n_kept_directions(
-    k: int, n_components: int | str | None, n_rows_in_all: int
-) -> int:
-    """In how many directions of k weights the selection works, at most.
+    k: int, n_head: int, n_components: int | str | None, n_rows_in_all: int
+) -> tuple[int, int]:
+    """In which directions the selection works: so many weights of the head, held as a
+    product, and at most so many directions of all other weights.
 
     Parameters
     ----------
     k : int
+    n_head : int
+        How many of the k weights a product with the head stands for; 0 for none.
     n_components : int, "auto" or None
-        So many; few for large k; all.
+        So many of all k weights, whatever could be a product; few for large k; all.
     n_rows_in_all : int
         Of all samples' embeddings: they span no more directions than that.
+
+    Examples
+    --------
+    >>> n_kept_directions(20_000, 5_130, "auto", 10**6)
+    (5130, 1000)
+    >>> n_kept_directions(20_000, 5_130, 500, 10**6)
+    (0, 500)
     """
-    if n_components == "auto":
-        return k if k <= EXACT or n_rows_in_all <= MOST else MOST
-    return k if n_components is None else min(int(n_components), k)
+    rest = k - n_head
+    if isinstance(n_components, Integral):
+        return (n_head, rest) if n_components >= k else (0, int(n_components))
+    if n_components is None or k <= EXACT or n_rows_in_all <= MOST:
+        return n_head, rest
+    if not 0 < n_head <= HELD:
+        return 0, MOST
+    few = rest <= EXACT and k <= HELD
+    return n_head, rest if few else min(rest, MOST)
 
 
 def leading(times: Callable[[Tensor], Tensor], start: Tensor, n: int) -> Tensor:

@@ -12,7 +12,6 @@ from fishermask_sk.gradients.per_sample import PerSampleGradients
 from fishermask_sk.selection.embeddings import DenseEmbeddings, Embeddings
 from fishermask_sk.selection.head_embeddings import (
     HeadEmbeddings,
-    HeadMask,
     JoinedEmbeddings,
     head_mask,
     is_worth_it,
@@ -81,84 +80,103 @@ def in_batches(
     check_complete(done, samples, positions)
 
 
-def with_head_as_product(
-    question: Question,
-    gradients: PerSampleGradients,
-    head: tuple[str, ...],
-    mask_indices: Tensor,
-    n_rows: int,
-) -> Embed | None:
-    """What embeds a batch with the head as a product, where the head is one on drawn
-    samples and this takes fewer multiplications.
-    """
-    found = _head_in(gradients, head, mask_indices, n_rows)
-    if found is None:
-        return None
-    names, in_head, mask = found
-    rest = mask_indices[~in_head]
-    places = in_head.nonzero()[:, 0], (~in_head).nonzero()[:, 0]
-    uses_bias = bool((mask.columns == gradients.parameters[names[0]].shape[1]).any())
+class HeadProduct:
+    """A mask's part of the head as a product, and its other weights as they are, or in
+    some directions.
 
-    def embed(batch: Any) -> Embeddings:
-        factors = gradients.head_factors(
+    Attributes
+    ----------
+    n : int
+        How many masked weights are the head's.
+    rest : Tensor of shape (k - n,)
+        The positions of the others.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        gradients: PerSampleGradients,
+        names: list[str],
+        mask_indices: Tensor,
+    ) -> None:
+        self.question, self.gradients = question, gradients
+        self.names, self.mask_indices = names, mask_indices
+        slices = gradients.slices
+        bias = slices[names[1]] if len(names) > 1 else None
+        d = gradients.parameters[names[0]].shape[1]
+        in_head, self.mask = head_mask(mask_indices, slices[names[0]], bias, d)
+        self.n, self.rest = len(self.mask.classes), mask_indices[~in_head]
+        self._places = in_head.nonzero()[:, 0], (~in_head).nonzero()[:, 0]
+        self._uses_bias = bool((self.mask.columns == d).any())
+
+    def embed(self, batch: Any, directions: Tensor | None = None) -> Embeddings:
+        """The embeddings of a batch.
+
+        Parameters
+        ----------
+        batch : batch of n samples
+        directions : Tensor of shape (k - n, r), optional
+            Of the other weights, behind the head's; by default all in their order.
+
+        Raises
+        ------
+        NoProductError
+        """
+        question = self.question
+        factors = self.gradients.head_factors(
             batch,
-            names,
+            self.names,
             question.params.weighting,
             n_top_classes=question.params.n_top_classes,
         )
         if factors is None:
             raise NoProductError
         r, h = factors
-        if uses_bias:
+        if self._uses_bias:
             h = torch.cat([h, h.new_ones(len(h), 1)], dim=1)
-        of_head = HeadEmbeddings(r, h, mask)
-        if not len(rest):
+        of_head = HeadEmbeddings(r, h, self.mask)
+        if not len(self.rest):
             return of_head
-        of_rest = DenseEmbeddings(plain(question, gradients, batch, rest))
-        return JoinedEmbeddings(of_head, of_rest, *places)
+        v = plain(question, self.gradients, batch, self.rest)
+        if directions is None:
+            return JoinedEmbeddings(of_head, DenseEmbeddings(v), *self._places)
+        in_order = torch.arange(self.n + directions.shape[1], device=v.device)
+        places = in_order[: self.n], in_order[self.n :]
+        return JoinedEmbeddings(of_head, DenseEmbeddings(v @ directions), *places)
 
-    with question.processes.together():
-        same = _is_same(question, gradients, embed, mask_indices)
-    return embed if all(question.processes.objects(same)) else None
+    def is_right(self) -> bool:
+        """Whether embeddings of the first samples are those that gradients give, on all
+        processes.
+        """
+        processes = self.question.processes
+        with processes.together():
+            same = self._is_right()
+        return all(processes.objects(same))
+
+    def _is_right(self) -> bool:
+        batch = self.question.shared_example[0]
+        try:
+            found = self.embed(batch)
+        except NoProductError:
+            return False
+        one = found.rows(torch.arange(found.n, device=found.device))
+        other = plain(self.question, self.gradients, batch, self.mask_indices)
+        size = PRODUCT_TOLERANCE * torch.finfo(other.dtype).eps
+        return bool((one - other).abs().max() <= size * other.abs().max())
 
 
-def _is_same(
+def head_as_product(
     question: Question,
-    gradients: PerSampleGradients,
-    embed: Embed,
-    mask_indices: Tensor,
-) -> bool:
-    """Whether embeddings of the first samples are those that gradients give."""
-    batch = question.shared_example[0]
-    try:
-        found = embed(batch)
-    except NoProductError:
-        return False
-    one = found.rows(torch.arange(found.n, device=found.device))
-    other = plain(question, gradients, batch, mask_indices)
-    size = PRODUCT_TOLERANCE * torch.finfo(other.dtype).eps
-    return bool((one - other).abs().max() <= size * other.abs().max())
-
-
-def _head_in(
     gradients: PerSampleGradients,
     head: tuple[str, ...],
     mask_indices: Tensor,
     n_rows: int,
-) -> tuple[list[str], Tensor, HeadMask] | None:
-    """Names of the head's parameters, which masked weights are its, and what these are
-    of it; None where a product would not pay.
-    """
-    slices, parameters = gradients.slices, gradients.parameters
-    weights = [n for n in head if parameters[n].ndim == 2]
-    biases = [n for n in head if parameters[n].ndim == 1]
-    if len(weights) != 1 or len(biases) > 1:
+) -> HeadProduct | None:
+    """The head as a product, where this takes fewer multiplications."""
+    parameters = gradients.parameters
+    names = sorted(head, key=lambda name: -parameters[name].ndim)
+    if [parameters[name].ndim for name in names] not in ([2], [2, 1]):
         return None
-    n_classes, d = parameters[weights[0]].shape
-    bias = slices[biases[0]] if biases else None
-    in_head, mask = head_mask(mask_indices, slices[weights[0]], bias, d)
-    k = len(mask.classes)
-    trainable = all(parameters[n].requires_grad for n in head)
-    if not trainable or not is_worth_it(k, n_rows, n_classes, d + 1):
-        return None
-    return weights + biases, in_head, mask
+    product = HeadProduct(question, gradients, names, mask_indices)
+    n_classes, d = parameters[names[0]].shape
+    return product if is_worth_it(product.n, n_rows, n_classes, d + 1) else None

@@ -265,7 +265,7 @@ def check_network(
             candidates = chosen.candidates
             if not isinstance(candidates, Integral):
                 candidates = None
-            return Sizes(question, Eligible(question, candidates), plan.layout.head)
+            return Sizes(question, Eligible(question, candidates), plan.head)
 
         sizes = of_size(params)
         mask_indices, costs = calibrate(query.question, plan)

@@ -48,6 +48,11 @@ class Plan(NamedTuple):
     n_rows: int
 
     @property
+    def head(self) -> tuple[str, ...]:
+        """The head's parameters that a mask may touch."""
+        return tuple(name for name in self.layout.head if name in self.names)
+
+    @property
     def slow(self) -> list[str]:
         """Parameters whose gradients are taken one sample at a time."""
         ways = self.gradients.ways()

@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fishermask_sk.distributed import ALONE, Processes
+from fishermask_sk.gradients.per_sample import PerSampleGradients
 from fishermask_sk.memory import Budget, card_of
 from fishermask_sk.nets.skorch_adapter import FittedNet
 from fishermask_sk.selection.embeddings import DenseEmbeddings
@@ -37,9 +39,11 @@ from fishermask_sk.strategy.collecting import Embedded, collect
 from fishermask_sk.strategy.components import leading_directions
 from fishermask_sk.strategy.eligible import Eligible
 from fishermask_sk.strategy.embedding import (
+    Embed,
+    HeadProduct,
     NoProductError,
+    head_as_product,
     plain,
-    with_head_as_product,
 )
 from fishermask_sk.strategy.plan import Plan, make_plan, say_what_is_slow
 from fishermask_sk.strategy.progress import Progress
@@ -105,7 +109,7 @@ class Query:
 
     def sizes(self, plan: Plan) -> Sizes:
         """Counts of this query on this net."""
-        return Sizes(self.question, self.eligible, plan.layout.head)
+        return Sizes(self.question, self.eligible, plan.head)
 
     def run(self, random_tie_break: bool) -> dict[str, Any]:
         """All steps in turn; what `FisherMask` learns from them."""
@@ -159,33 +163,60 @@ class Query:
         gradients.memory.n_bytes = self._beside_embeddings(
             sizes, len(mask_indices), n_rows
         )
-        n = sizes.n_directions(len(mask_indices), n_rows)
-        directions = product = None
-        if n < len(mask_indices):
-            directions = leading_directions(question, gradients, mask_indices, n)
+        k = len(mask_indices)
+        product = head_as_product(question, gradients, plan.head, mask_indices, n_rows)
+        n_head, n = sizes.directions(k, n_rows, product.n if product else 0)
+        if product and n_head and product.is_right():
+            embed = self._beside_head(product, n)
+        else:
+            n = sum(sizes.directions(k, n_rows, 0))
+            embed = self._dense(gradients, mask_indices, n)
         drawn = question.information_samples()
-        if directions is None:
-            product = with_head_as_product(
-                question, gradients, plan.layout.head, mask_indices, n_rows
+        of_all = sizes, self.budget, self.progress, drawn, n_rows
+        with self.processes.together():
+            try:
+                embedded = collect(embed, *of_all)
+            except NoProductError:
+                embedded = None
+        if not all(self.processes.objects(embedded is not None)):
+            logger.info("The head is no product on every batch: taken as it is.")
+            n = sum(sizes.directions(k, n_rows, 0))
+            embed = self._dense(gradients, mask_indices, n)
+            with self.processes.together():
+                embedded = collect(embed, *of_all)
+        assert embedded is not None  # for the type checker
+        for matrix in (embedded.pool_information, embedded.labeled_information):
+            if matrix is not None:
+                self.processes.add(matrix)
+        return embedded
+
+    def _dense(
+        self, gradients: PerSampleGradients, mask_indices: Tensor, n: int
+    ) -> Embed:
+        """What embeds a batch as a tensor, in so many directions."""
+        question = self.question
+        directions = None
+        if n < len(mask_indices):
+            directions = leading_directions(
+                question, gradients, mask_indices, n, is_beside_head=False
             )
 
         def dense(batch: Any) -> DenseEmbeddings:
             v = plain(question, gradients, batch, mask_indices)
             return DenseEmbeddings(v if directions is None else v @ directions)
 
-        of_all = sizes, self.budget, self.progress, drawn, n_rows
-        with self.processes.together():
-            try:
-                embedded = collect(product or dense, *of_all)
-            except NoProductError:
-                if self.processes.size > 1:
-                    raise
-                logger.info("The head is no product on every batch: taken as it is.")
-                embedded = collect(dense, *of_all)
-        for matrix in (embedded.pool_information, embedded.labeled_information):
-            if matrix is not None:
-                self.processes.add(matrix)
-        return embedded
+        return dense
+
+    def _beside_head(self, product: HeadProduct, n: int) -> Embed:
+        """What embeds a batch with the head as a product, and the rest of a mask in so
+        many directions.
+        """
+        if n == len(product.rest):
+            return product.embed
+        directions = leading_directions(
+            self.question, product.gradients, product.rest, n, is_beside_head=True
+        )
+        return partial(product.embed, directions=directions)
 
     def _beside_embeddings(self, sizes: Sizes, k: int, n_rows: int) -> int | None:
         """What a batch may take while embeddings are collected: they and sums of them

@@ -5,8 +5,10 @@ expensive work.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from math import ceil
+
+import torch
 
 from fishermask_sk.memory import Budget, Needs, needs, uses_rows
 from fishermask_sk.selection.greedy import FLOAT32_DAMPING
@@ -25,7 +27,7 @@ class Sizes:
     question : Question
     eligible : Eligible
     head : sequence of str
-        Names of the head's parameters.
+        Names of the head's parameters that a mask may touch.
     """
 
     def __init__(
@@ -73,12 +75,38 @@ class Sizes:
         alone = self.question.processes.size == 1
         return alone and uses_rows(n_samples, n_rows, k)
 
-    def n_directions(self, k: int, n_rows: int) -> int:
-        """In how many directions of k weights the selection works, at most."""
+    def directions(
+        self, k: int, n_rows: int, n_head: int | None = None
+    ) -> tuple[int, int]:
+        """In which directions of k weights the selection works, see
+        `n_kept_directions`; by default with as many of the head as a mask has that
+        keeps it.
+        """
+        if n_head is None:
+            n_head = self._n_in_product(k, n_rows)
         question = self.question
         kinds = (question.pool, question.labeled, *question.averaged)
         n_samples = sum({each.name: each.shard.total for each in kinds}.values())
-        return n_kept_directions(k, self.params.n_components, n_samples * n_rows)
+        n_rows_in_all = n_samples * n_rows
+        return n_kept_directions(k, n_head, self.params.n_components, n_rows_in_all)
+
+    def _n_in_product(self, k: int, n_rows: int) -> int:
+        """How many of k weights a product with the head stands for."""
+        shapes = self._shapes_of_head
+        if not shapes or not self.params.keep_head or callable(self.params.mask):
+            return 0
+        n_classes, d = shapes[0]
+        in_head = min(k, sum(shape.numel() for shape in shapes))
+        return in_head if is_worth_it(in_head, n_rows, n_classes, d + 1) else 0
+
+    @cached_property
+    def _shapes_of_head(self) -> list[torch.Size]:
+        """Of a linear head's weight, and of its bias; none where a mask may not touch
+        it, or it is another.
+        """
+        parameters = dict(self.question.fitted.module.named_parameters())
+        found = sorted((parameters[n].shape for n in self.head), key=len, reverse=True)
+        return found if [len(shape) for shape in found] in ([2], [2, 1]) else []
 
     @property
     def sums_in_float64(self) -> bool:
@@ -109,7 +137,7 @@ class Sizes:
             self.needs,
             k,
             n_rows,
-            self.n_directions(k, n_rows),
+            sum(self.directions(k, n_rows)),
             exact_k=self.params.mask in ("fisher", "random"),
         )
         budget.check(self.needs(k, n_rows), k, self.question.pool.n, cures)
@@ -118,10 +146,17 @@ class Sizes:
         """What the query holds, with so many weights in the mask."""
         module = self.question.fitted.module
         itemsize = max(4, *(p.itemsize for p in module.parameters() if p.requires_grad))
-        n = min(n_components or self.n_directions(k, n_rows), k)
-        needed = self.needs_of(n, n_rows, itemsize)
-        stored = self.eligible.n_here * self._n_numbers(k, n_rows, n) * itemsize
+        n_head, n = self.directions(k, n_rows)
+        if n_components is not None and n_components < n_head + n:
+            n_head, n = 0, n_components
+        needed = self.needs_of(n_head + n, n_rows, itemsize)
+        stored = n_rows * n
+        if n_head:
+            n_classes, d = self._shapes_of_head[0]
+            stored += n_rows * n_classes + d + 1
+        stored *= self.eligible.n_here * itemsize
         needed = needed._replace(embeddings=stored)
+        k -= n_head
         if n == k:
             return needed
         # A basis, its product with F, and their factors.
@@ -146,18 +181,3 @@ class Sizes:
         for_information = 2 * self._n_more_rows * n_rows * k * itemsize
         for_information += 8 * n_stored * self._n_more_rows * n_rows**2
         return needed._replace(matrices=needed.matrices + for_information)
-
-    def _n_numbers(self, k: int, n_rows: int, n_directions: int) -> int:
-        """Numbers that are kept of a sample, of a mask that keeps the head first."""
-        if n_directions < k:
-            return n_rows * n_directions
-        module = self.question.fitted.module
-        shapes = [p.shape for n, p in module.named_parameters() if n in self.head]
-        matrices = [shape for shape in shapes if len(shape) == 2]
-        keeps = self.params.keep_head and self.params.mask == "fisher"
-        if len(matrices) == 1 and len(shapes) <= 2 and keeps:
-            n_classes, d = matrices[0]
-            in_head = min(k, sum(shape.numel() for shape in shapes))
-            if is_worth_it(in_head, n_rows, n_classes, d + 1):
-                return n_rows * n_classes + d + 1 + n_rows * (k - in_head)
-        return n_rows * k
