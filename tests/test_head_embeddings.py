@@ -126,12 +126,47 @@ class Scaled(nn.Module):
         return 2 * self.head(self.body(x).tanh())
 
 
+class LogSoftmax(Scaled):
+    def forward(self, x):
+        return self.head(self.body(x).tanh()).log_softmax(1)
+
+
+class Probabilities(Scaled):
+    def forward(self, x):
+        return (self.head(self.body(x).tanh()) / 0.7).softmax(1)
+
+
 class SometimesScaled(Scaled):
     """As the first samples do not show."""
 
     def forward(self, x):
         scores = self.head(self.body(x).tanh())
         return torch.where(x[:, :1] > 2.5, 2 * scores, scores)
+
+
+class Averaged(Scaled):
+    """The head is applied at two positions, and its scores are averaged."""
+
+    def forward(self, x):
+        x = torch.stack([x, x.roll(1, dims=1)], dim=1)
+        return self.head(self.body(x).tanh()).mean(1)
+
+
+class OfTheLargest(Averaged):
+    """The positions have other gradients."""
+
+    def forward(self, x):
+        x = torch.stack([x, x.roll(1, dims=1)], dim=1)
+        return self.head(self.body(x).tanh()).amax(1)
+
+
+class SometimesOfTheLargest(Averaged):
+    """As the first samples do not show."""
+
+    def forward(self, x):
+        positions = torch.stack([x, x.roll(1, dims=1)], dim=1)
+        scores = self.head(self.body(positions).tanh())
+        return torch.where(x[:, :1] > 2.5, scores.amax(1), scores.mean(1))
 
 
 def plain(bias=True):
@@ -150,13 +185,22 @@ def plain(bias=True):
         (plain, {"sparsity": 0.9, "n_information_samples": 50}, JoinedEmbeddings),
         (plain, {"sparsity": 0.9, "candidates": 5}, JoinedEmbeddings),
         (plain, {"layers": "last", "sparsity": 4}, DenseEmbeddings),
-        (Scaled, {"sparsity": 0.9}, DenseEmbeddings),
-        (SometimesScaled, {"sparsity": 0.9}, DenseEmbeddings),
+        (Scaled, {"sparsity": 0.9}, JoinedEmbeddings),
+        (Scaled, {"layers": "last", "sparsity": 1.0}, HeadEmbeddings),
+        (Scaled, {"sparsity": 0.9, "weighting": "uniform"}, JoinedEmbeddings),
+        (LogSoftmax, {"sparsity": 0.9}, JoinedEmbeddings),
+        (Probabilities, {"layers": "last", "sparsity": 1.0}, HeadEmbeddings),
+        (SometimesScaled, {"sparsity": 0.9}, JoinedEmbeddings),
+        (Averaged, {"sparsity": 0.9}, JoinedEmbeddings),
+        (Averaged, {"layers": "last", "sparsity": 1.0}, HeadEmbeddings),
+        (OfTheLargest, {"sparsity": 0.9}, DenseEmbeddings),
+        (SometimesOfTheLargest, {"sparsity": 0.9}, DenseEmbeddings),
     ],
 )
 def test_a_query_takes_the_product_where_it_holds(make, params, kind, monkeypatch):
     torch.manual_seed(0)
-    settings = {"criterion": nn.CrossEntropyLoss, "train_split": None, "verbose": 0}
+    criterion = nn.NLLLoss if make is Probabilities else nn.CrossEntropyLoss
+    settings = {"criterion": criterion, "train_split": None, "verbose": 0}
     net = NeuralNetClassifier(make().double(), **settings).initialize()
     X = np.random.default_rng(0).normal(size=(400, 8))
     X[-1, 0] = 3
@@ -178,6 +222,27 @@ def test_a_query_takes_the_product_where_it_holds(make, params, kind, monkeypatc
     np.testing.assert_allclose(
         product.trace_reductions_, dense.trace_reductions_, rtol=1e-10
     )
+
+
+def test_a_query_of_head_and_rest_passes_each_sample_once():
+    """Beside the few samples that are tried, and those that rank the weights."""
+    seen = []
+
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = plain()
+
+        def forward(self, x):
+            seen.append(len(x))
+            return self.inner(x)
+
+    settings = {"criterion": nn.CrossEntropyLoss, "train_split": None, "verbose": 0}
+    net = NeuralNetClassifier(Counted(), **settings).initialize()
+    X = np.random.default_rng(0).normal(size=(300, 8)).astype("float32")
+    strategy = FisherMask(0.9, n_mask_samples=1, batch_size=100, random_state=0)
+    strategy.select(net, X, 5, X_labeled=X[:0])
+    assert sum(n for n in seen if n > 8) == 300
 
 
 @pytest.mark.parametrize("product", [True, False])

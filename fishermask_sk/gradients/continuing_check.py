@@ -79,10 +79,9 @@ class ContinuingCheck:
         """
         ways = self._verification.ways
         layers = {self._recorder.routes[n].module for n in wanted if ways[n] == RULE}
-        exact = self._verification.coarsest == logits.dtype
         if (
             unused
-            or not exact
+            or not self.is_exact(logits.dtype)
             or len(layers) != 1
             or any(ways[name] != RULE for name in wanted)
         ):
@@ -103,19 +102,28 @@ class ContinuingCheck:
         self.seconds += perf_counter() - start
         return same
 
-    def leave_wrong(self, *compared: dict[str, Comparison]) -> None:
-        """Send parameters the next way whose gradients are not autograd's."""
+    def is_exact(self, dtype: torch.dtype) -> bool:
+        """Whether nothing in the net, as far as seen, is coarser than this dtype."""
+        return self._verification.coarsest == dtype
+
+    def wrong(self, *compared: dict[str, Comparison]) -> dict[str, float]:
+        """Which parameters' gradients are not autograd's, and by how much."""
         start = perf_counter()
         wrong: dict[str, float] = {}
         for comparisons in compared:
             wrong |= self._verification.wrong(comparisons.items())
+        self.seconds += perf_counter() - start
+        return wrong
+
+    def leave_wrong(self, *compared: dict[str, Comparison]) -> None:
+        """Send parameters the next way whose gradients are not autograd's."""
+        wrong = self.wrong(*compared)
         for name, apart in wrong.items():
             way = self.ways()[name]
             way = "torch.func" if way == VMAP else f"the {way}"
             self._verification.leave(
                 name, f"{way} and autograd differ by {apart:.2g} of the largest"
             )
-        self.seconds += perf_counter() - start
 
     def plain_sums(
         self,

@@ -33,10 +33,17 @@ from fishermask_sk.gradients.fisher import (
     reduced_cotangents,
 )
 from fishermask_sk.gradients.generic import samples
+from fishermask_sk.gradients.head import HeadFactors, factors_of_head
 from fishermask_sk.gradients.layer_rules import FromOutputGradient
 from fishermask_sk.gradients.masked import Masked, masked
 from fishermask_sk.gradients.modules import Batch, parameter_slices
-from fishermask_sk.gradients.recording import Forward, Recorder, Route, Wanted
+from fishermask_sk.gradients.recording import (
+    Forward,
+    Recorded,
+    Recorder,
+    Route,
+    Wanted,
+)
 from fishermask_sk.gradients.verification import RULE, VMAP, Verification
 from fishermask_sk.gradients.ways import Ways, summed_squares
 from fishermask_sk.gradients.working_memory import WorkingMemory, length
@@ -45,6 +52,10 @@ from fishermask_sk.gradients.working_memory import WorkingMemory, length
 MAX_TRIED_ROWS = 32
 
 _Both = tuple[FromOutputGradient, FromOutputGradient]
+
+
+def _nothing() -> None:
+    """Where there is nothing left to do."""
 
 
 class PerSampleGradients:
@@ -269,9 +280,10 @@ class PerSampleGradients:
         weighting: Weighting = "fisher",
         *,
         n_top_classes: int | None = None,
-    ) -> tuple[Tensor, Tensor] | None:
-        r"""What the gradients of a linear head are the products of: R and h with
-        :math:`V_x = R_x \otimes h_x`, without any backward pass.
+        beside: Tensor | None = None,
+    ) -> HeadFactors | None:
+        r"""What the gradients of a linear head are the products of, R and h with
+        :math:`V_x = R_x \otimes h_x`, without a backward pass to anything below it.
 
         Parameters
         ----------
@@ -280,38 +292,60 @@ class PerSampleGradients:
             The head's weight, or its weight and bias.
         weighting : {"fisher", "uniform"}
         n_top_classes : int, optional
+        beside : Tensor of shape (k,), int64, sorted, optional
+            Positions of other weights, whose embeddings are wanted of the same pass.
 
         Returns
         -------
-        cotangents : Tensor of shape (n, c - 1, C)
-            At the head's output; m rows for c where `n_top_classes` is m.
-        inputs : Tensor of shape (n, d)
-            What the head saw.
+        HeadFactors
+            `cotangents` R of shape (n, c - 1, C) at the head's output, with m for c
+            where `n_top_classes` is m; `inputs` h of shape (n, d); `rest` of shape
+            (n, c - 1, k), or None.
 
-        None where the product of that with its weights is not the class scores: where
-        something lies between, or another layer is named.
+        None where the head's gradients are no such product.
         """
-        width = None
+        rest = None if beside is None else self._entries(beside)
+        wanted = dict.fromkeys(names) | (rest.wanted if rest else {})
+        widths: list[torch.Size] = []
 
         def factors(part: Batch) -> tuple[int, Tensor]:
-            nonlocal width
-            with self._recorder.recorded(part, names) as (logits, recorded):
+            finish: Callable[[], object] = _nothing
+            with self._recorder.recorded(part, wanted) as (logits, recorded):
                 n = len(logits)
-                _, unused = self._ways.split(names, recorded, n)
-                if not self._check.is_product(logits, names, unused, recorded):
+                cotangents = reduced_cotangents(logits, weighting, n_top_classes)
+                cotangents = cotangents.to(logits.dtype)
+                found = factors_of_head(
+                    names,
+                    logits,
+                    cotangents,
+                    recorded,
+                    self._recorder,
+                    self._ways,
+                    self._check,
+                )
+                if found is None:
                     return n, logits.new_empty(n, 0)
-                r = reduced_cotangents(logits.detach(), weighting, n_top_classes)
-                seen = recorded[self._routes[names[0]].module][0].seen
-                width = r.shape[1:]
-                return n, torch.cat([r.flatten(1), seen.to(r)], dim=1)
+                r, seen = found
+                tensors = [r, seen.to(r)]
+                if rest is not None:
+                    rows, finish = self._by_rules(
+                        part, rest, logits, recorded, cotangents
+                    )
+                    tensors.append(rows)
+            finish()
+            widths[:] = [tensor.shape[1:] for tensor in tensors]
+            dtype = tensors[-1].dtype
+            return n, torch.cat([t.flatten(1).to(dtype) for t in tensors], dim=1)
 
-        wanted = dict.fromkeys(names)
         found = [part for _, part in self.memory.in_parts(batch, wanted, factors)]
-        if width is None or not all(part.shape[1] for part in found):
+        if not all(part.shape[1] for part in found):
             return None
-        both = torch.cat(found)
-        r, inputs = both.tensor_split([width.numel()], dim=1)
-        return r.unflatten(1, width), inputs
+        together = found[0] if len(found) == 1 else torch.cat(found)
+        split = together.split([width.numel() for width in widths], dim=1)
+        r, h, *others = (
+            part.unflatten(1, width) for part, width in zip(split, widths, strict=True)
+        )
+        return HeadFactors(r, h, others[0] if others else None)
 
     def _squares(
         self,
@@ -388,52 +422,70 @@ class PerSampleGradients:
         the head stands in for a backward pass.
         """
         mask = self._entries(mask_indices)
-        wanted, columns = mask.wanted, mask.columns
         make = reduced_cotangents if reduced else class_cotangents
-        with self._recorder.recorded(batch, list(wanted)) as (logits, recorded):
+        with self._recorder.recorded(batch, mask.wanted) as (logits, recorded):
             cotangents = make(logits, weighting, n_top_classes).to(logits.dtype)
-            result = self._zeros(*cotangents.shape[:2], len(mask_indices))
-            ruled, unused = self._ways.split(list(wanted), recorded, len(logits))
+            result, finish = self._by_rules(
+                batch, mask, logits, recorded, cotangents, tried
+            )
+        finish()
+        return len(cotangents), result
 
-            def function_of(
-                route: Route, seen: Tensor, name: str
-            ) -> FromOutputGradient:
-                if name not in mask.prepared:
-                    mask.prepared[name] = route.rule.entries(
-                        route.module, mask.on_host[name]
-                    )
-                return mask.prepared[name](seen)
+    def _by_rules(
+        self,
+        batch: Batch,
+        mask: Masked,
+        logits: Tensor,
+        recorded: Recorded,
+        cotangents: Tensor,
+        tried: bool = True,
+    ) -> tuple[Tensor, Callable[[], object]]:
+        """Embeddings of a part of a batch, from its recorded pass; what no rule gives
+        is written into them by a function for when the graph is gone.
+        """
+        wanted, columns = mask.wanted, mask.columns
+        result = self._zeros(*cotangents.shape[:2], len(mask.mask_indices))
+        ruled, unused = self._ways.split(wanted, recorded, len(logits))
 
-            functions = self._ways.prepared(ruled, recorded, function_of)
+        def function_of(route: Route, seen: Tensor, name: str) -> FromOutputGradient:
+            if name not in mask.prepared:
+                mask.prepared[name] = route.rule.entries(
+                    route.module, mask.on_host[name]
+                )
+            return mask.prepared[name](seen)
 
-            def take(name: str, row: int, g: Tensor) -> None:
-                result[:, row, columns[name]] = functions[name](g).to(result.dtype)
+        functions = self._ways.prepared(ruled, recorded, function_of)
 
-            if tried and self._check.is_product(logits, wanted, unused, recorded):
-                for row in range(cotangents.shape[1]):
-                    for name in functions:
-                        take(name, row, cotangents[:, row])
-                return len(cotangents), result
-            compared = self._check.plain_sums(logits, cotangents, wanted)
-            self._ways.pull_back(logits, cotangents, functions, recorded, take)
-            for name in ruled:
-                rows = result[:, :, columns[name]]
-                compared.add(name, slice(None), slice(None), rows)
-            self._check.leave_wrong(compared.of([*ruled, *unused]))
+        def take(name: str, row: int, g: Tensor) -> None:
+            result[:, row, columns[name]] = functions[name](g).to(result.dtype)
+
+        if tried and self._check.is_product(logits, wanted, unused, recorded):
+            for row in range(cotangents.shape[1]):
+                for name in functions:
+                    take(name, row, cotangents[:, row])
+            return result, _nothing
+        compared = self._check.plain_sums(logits, cotangents, wanted)
+        self._ways.pull_back(logits, cotangents, functions, recorded, take)
+        for name in ruled:
+            rows = result[:, :, columns[name]]
+            compared.add(name, slice(None), slice(None), rows)
+        self._check.leave_wrong(compared.of([*ruled, *unused]))
 
         def put(name: str, part: slice, of_rows: slice, rows: Tensor) -> None:
             result[part, of_rows, columns[name]] = rows.to(result.dtype)
 
-        self._ways.go_generic(
-            batch,
-            cotangents,
-            wanted,
-            compared,
-            put,
-            lambda name: None,
-            self.memory.n_bytes,
-        )
-        return len(cotangents), result
+        def finish() -> None:
+            self._ways.go_generic(
+                batch,
+                cotangents,
+                wanted,
+                compared,
+                put,
+                lambda name: None,
+                self.memory.n_bytes,
+            )
+
+        return result, finish
 
     def _entries(self, mask_indices: Tensor) -> Masked:
         if self._mask is None or self._mask.mask_indices is not mask_indices:

@@ -164,10 +164,11 @@ class Recorder:
         cotangents: Tensor,
         names: Iterable[str],
         recorded: Recorded,
+        keep_graph: bool = False,
     ) -> Iterator[tuple[str, int, Tensor]]:
         """Name, row, and the gradient at the output of the parameter's layer, for each
         row of the cotangents (n, rows, c); nothing where the scores do not depend on
-        the layer.
+        the layer. The graph goes with the last row, unless it is kept.
         """
         by_layer: dict[nn.Module, list[str]] = {}
         for name in names:
@@ -180,7 +181,7 @@ class Recorder:
                 logits,
                 edges,
                 cotangents[:, row],
-                retain_graph=row < cotangents.shape[1] - 1,
+                retain_graph=keep_graph or row < cotangents.shape[1] - 1,
                 allow_unused=True,
             )
             for layer, g in zip(by_layer, gradients, strict=True):

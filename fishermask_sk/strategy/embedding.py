@@ -128,16 +128,16 @@ class HeadProduct:
             self.names,
             question.params.weighting,
             n_top_classes=question.params.n_top_classes,
+            beside=self.rest if len(self.rest) else None,
         )
         if factors is None:
             raise NoProductError
-        r, h = factors
+        r, h, v = factors
         if self._uses_bias:
             h = torch.cat([h, h.new_ones(len(h), 1)], dim=1)
         of_head = HeadEmbeddings(r, h, self.mask)
-        if not len(self.rest):
+        if v is None:
             return of_head
-        v = plain(question, self.gradients, batch, self.rest)
         if directions is None:
             return JoinedEmbeddings(of_head, DenseEmbeddings(v), *self._places)
         in_order = torch.arange(self.n + directions.shape[1], device=v.device)
