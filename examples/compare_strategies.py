@@ -11,50 +11,29 @@ core; the output below is from such a run.
 # ------------------
 # Three common classes and seven rare ones. In the test set all classes are equally
 # common.
-from pathlib import Path
-
-from fishermask_sk import FisherMask, ResNet18Classifier, compare_strategies
+from fishermask_sk import FisherMask, ResNet18Classifier, baselines, compare_strategies
 from fishermask_sk.datasets import load_images
 
-WIDTH, MAX_EPOCHS, SPARSITY = 16, 200, 0.002
-N_QUERIES, N_SEEDS, N_JOBS = 5, 5, 1
-OUTPUT = Path("results")
+WIDTH, MAX_EPOCHS, SPARSITY, N_QUERIES, N_SEEDS, N_JOBS = 16, 200, 0.002, 5, 5, 1
 
-images = load_images(
-    "digits",
-    subset=dict.fromkeys(range(3), 60) | dict.fromkeys(range(3, 10), 12),
-    random_state=0,
-)
-net = ResNet18Classifier(
-    WIDTH,
-    head_bias=False,
-    classes=range(10),  # a first batch may lack some classes
-    max_epochs=MAX_EPOCHS,
-    min_steps=30,
-    lr=2e-3,
-)
+in_pool = dict.fromkeys(range(3), 60) | dict.fromkeys(range(3, 10), 12)
+images = load_images("digits", subset=in_pool, random_state=0)
+training = {"max_epochs": MAX_EPOCHS, "min_steps": 30, "lr": 2e-3}
+# A first batch may lack some classes, so the net is told all of them.
+net = ResNet18Classifier(WIDTH, head_bias=False, classes=range(10), **training)
 
 # %%
 # Strategies have names
 # ---------------------
 # A strategy is any function ``(learner, X_pool, n_instances) -> positions``.
-from fishermask_sk.baselines import (
-    badge_sampling,
-    bait_sampling,
-    entropy_sampling,
-    kcenter_sampling,
-    margin_sampling,
-    random_sampling,
-)
-
 strategies = {
     "FisherMask": FisherMask(SPARSITY),
-    "BAIT": bait_sampling,
-    "BADGE": badge_sampling,
-    "k-center": kcenter_sampling,
-    "margin": margin_sampling,
-    "entropy": entropy_sampling,
-    "random": random_sampling,
+    "BAIT": baselines.bait_sampling,
+    "BADGE": baselines.badge_sampling,
+    "k-center": baselines.kcenter_sampling,
+    "margin": baselines.margin_sampling,
+    "entropy": baselines.entropy_sampling,
+    "random": baselines.random_sampling,
 }
 
 # %%
@@ -63,7 +42,6 @@ strategies = {
 # With the same seed, all strategies share the first batch and the noise of training.
 # Rounds that are in the results file are not run again: stop it whenever you like and
 # start it again.
-OUTPUT.mkdir(parents=True, exist_ok=True)
 results = compare_strategies(
     net,
     strategies,
@@ -76,7 +54,7 @@ results = compare_strategies(
     n_queries=N_QUERIES,
     seeds=N_SEEDS,
     n_jobs=N_JOBS,
-    results=OUTPUT / "compare.jsonl",
+    results="compare.jsonl",
     verbose=1,
 )
 
@@ -88,10 +66,8 @@ results = compare_strategies(
 # comparisons.
 for row in results.summary(baseline="random", metric="balanced_accuracy"):
     lead, low, high = row["area_difference"], row["area_low"], row["area_high"]
-    print(
-        f"{row['strategy']:12}{lead:+.3f} [{low:+.3f}, {high:+.3f}]  "
-        f"p = {row['p_holm']:.3f}"
-    )
+    interval = f"{lead:+.3f} [{low:+.3f}, {high:+.3f}]"
+    print(f"{row['strategy']:12}{interval}  p = {row['p_holm']:.3f}")
 
 # %%
 # The curves
@@ -100,4 +76,4 @@ from fishermask_sk.plotting import LearningCurveDisplay
 
 display = LearningCurveDisplay.from_results(results, metric="balanced_accuracy")
 display.plot(highlight=["FisherMask", "margin", "random"])
-display.figure_.savefig(OUTPUT / "compare.png", dpi=110)
+display.figure_.savefig("compare.png", dpi=110)

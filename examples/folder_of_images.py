@@ -9,7 +9,6 @@ are read from their files when they are needed, and you can stop and go on tomor
 # %%
 # Your folder would stand here. This one is made of scikit-learn's digits: 120 files to
 # choose from, and 40 like those that the model will be used on, without 0, 1 or 2.
-
 import csv
 import tempfile
 from pathlib import Path
@@ -34,11 +33,9 @@ for part, chosen in parts.items():
 # %%
 # A pool, and what was answered so far
 # ------------------------------------
-#
 # ``size`` is the side that the net sees; leave it out for photographs, as 224 is what
 # torchvision's weights ask for. A session reads all answers in its folder. When it is
 # new, a few random images are the first to be labelled.
-
 photos = ImageFolderPool(home / "photos", size=8)
 target = ImageFolderPool(home / "target", size=8)
 session = LabelingSession(photos, home / "answers")
@@ -64,11 +61,9 @@ label_by_hand(batch)
 # %%
 # Train, and ask for the images that tell most
 # --------------------------------------------
-#
 # Photographs deserve pretrained weights, which are downloaded once:
 # ``ResNet18Classifier(weights="DEFAULT", stem="imagenet")``. This small net starts from
 # nothing. With ``X_target``, labels are chosen for what the model will be used on.
-
 for _ in range(2):
     session = LabelingSession(photos, home / "answers")  # tomorrow begins here
     net = ResNet18Classifier(width=4, max_epochs=30, random_state=0)
@@ -81,5 +76,4 @@ for _ in range(2):
 
 # %%
 # The last contact sheet:
-
 Image.open(batch.with_suffix(".png"))

@@ -10,10 +10,8 @@ should be labelled?
 # %%
 # Two folders
 # -----------
-#
 # This camera filmed 100 digits, four frames each. The model will read 6, 8 and 9
 # alone: a fifth of what was filmed. Thirty images of these are the target.
-
 import tempfile
 from pathlib import Path
 
@@ -42,10 +40,8 @@ for folder, chosen in {"frames": shots, "target": [(i, 0) for i in ours[-30:]]}.
 # %%
 # The first labels
 # ----------------
-#
 # Forty frames, drawn at random. A person would label them by contact sheet; here the
 # names of the files say which digit they show.
-
 frames = ImageFolderPool(home / "frames", size=16)
 target = ImageFolderPool(home / "target", size=16)
 scene = np.array([int(name[:4]) for name in frames.names])
@@ -56,10 +52,8 @@ net = ResNet18Classifier(width=8, max_epochs=40, random_state=0)
 # %%
 # What to label next
 # ------------------
-#
 # ``X_target`` is all that it takes to choose for the target. Margin sampling and
 # FisherMask without it ask for what the net is unsure of, wanted or not.
-
 net.fit(Subset(frames, labeled), labels[labeled])
 rest = np.setdiff1d(np.arange(len(frames)), labeled)
 pool, known = Subset(frames, rest), Subset(frames, labeled)
@@ -77,10 +71,8 @@ for name, picks in batches.items():
 # %%
 # The batch to label
 # ------------------
-#
 # As a contact sheet, a CSV file and Label Studio tasks; :doc:`folder_of_images` goes
 # on from here.
-
 session = LabelingSession(frames, home / "answers")
 batch = session.ask(asked, guesses=net.predict(pool)[picks])
 Image.open(batch.with_suffix(".png"))

@@ -7,8 +7,6 @@ Four pictures of FisherMask at work. A minute on one core.
 # %%
 # A learner with 30 labels
 # ------------------------
-# Digits, and a narrow ResNet-18. Training on few labels drifts into denormal numbers,
-# which are slow, so these are flushed to zero.
 import numpy as np
 import torch
 
@@ -17,19 +15,10 @@ from fishermask_sk.datasets import load_images
 from fishermask_sk.modal import ActiveLearner
 
 WIDTH, MAX_EPOCHS, SPARSITY = 16, 200, 0.002
-torch.set_flush_denormal(True)
-
 images = load_images("digits", subset=dict.fromkeys(range(10), 30), random_state=0)
 X_pool, y_pool, n = images.X_train, images.y_train, 30
-net = ResNet18Classifier(
-    WIDTH,
-    head_bias=False,
-    classes=range(10),
-    max_epochs=MAX_EPOCHS,
-    min_steps=30,
-    lr=2e-3,
-    random_state=0,
-)
+training = {"max_epochs": MAX_EPOCHS, "min_steps": 30, "lr": 2e-3, "random_state": 0}
+net = ResNet18Classifier(WIDTH, head_bias=False, classes=range(10), **training)
 strategy = FisherMask(SPARSITY, random_state=0)
 learner = ActiveLearner(net, strategy, X_pool[:n], y_pool[:n])
 X_pool, y_pool = X_pool[n:], y_pool[n:]
@@ -37,8 +26,8 @@ X_pool, y_pool = X_pool[n:], y_pool[n:]
 # %%
 # Three rounds
 # ------------
-# A row is a round, with its images in the order in which they were picked. A thick
-# frame marks a wrong guess. Gains of different rounds cannot be compared.
+# A row is a round, in the order of picking. A thick frame marks a wrong guess. Gains of
+# different rounds cannot be compared.
 import matplotlib.pyplot as plt
 
 from fishermask_sk.plotting import MaskDisplay, QueryDisplay
@@ -46,12 +35,11 @@ from fishermask_sk.plotting import MaskDisplay, QueryDisplay
 rounds = plt.figure(figsize=(8, 5.2), layout="constrained")
 for row in rounds.subfigures(3, 1):
     query_idx, X_query = learner.query(X_pool, n_instances=20)
-    title = f"{len(learner.X_training)} labels: the first 8 of 20 picks"
-    row.suptitle(title, fontsize=9)
-    asked = QueryDisplay.from_strategy(
+    row.suptitle(f"{len(learner.X_training)} labels: the first 8 of 20 picks")
+    seen = QueryDisplay.from_strategy(
         strategy, X_pool, estimator=learner, y_pool=y_pool
     )
-    asked.plot(row.subplots(), n_columns=8, max_images=8)
+    seen.plot(row.subplots(), n_columns=8, max_images=8)
     learner.teach(X_query, y_pool[query_idx])
     X_pool, y_pool = np.delete(X_pool, query_idx, axis=0), np.delete(y_pool, query_idx)
 
@@ -65,42 +53,28 @@ mask = MaskDisplay.from_strategy(strategy, module=net.module_).plot().figure_
 # %%
 # What the picks were worth
 # -------------------------
-# Bars are gains. The line is the share of the whole query's gain that is reached after
-# each pick.
+# Bars are gains, the line their sum as a share of the whole query's.
 gains = QueryDisplay.from_strategy(strategy, X_pool).plot_gains().figure_
 
 # %%
 # Where the picks are
 # -------------------
-# Each point is an image's embedding, its gradients on the mask, in the two directions
-# in which the pool varies most.
+# Each point is an image's gradients on the mask, in two directions.
+from sklearn.decomposition import PCA
+
 from fishermask_sk.baselines import margin_sampling
 from fishermask_sk.gradients import PerSampleGradients
 
 module, pixels = net.module_.eval(), torch.as_tensor(X_pool)
 gradients = PerSampleGradients(module, module, pixels)
 positions = torch.as_tensor(strategy.mask_indices_)
-rows = gradients.embeddings(pixels, positions).flatten(1).double()
-rows = rows - rows.mean(0)
-places = rows @ torch.linalg.svd(rows, full_matrices=False)[2][:2].T
-
-picks = {
-    "FisherMask": (query_idx, "#0072B2"),
-    "margin sampling": (margin_sampling(net, X_pool, n_instances=20), "#D55E00"),
-}
-embeddings, panels = plt.subplots(
-    1, 2, figsize=(8, 4), layout="constrained", sharex=True, sharey=True
-)
-for ax, (name, (chosen, color)) in zip(panels, picks.items(), strict=True):
+places = PCA(2).fit_transform(gradients.embeddings(pixels, positions).flatten(1))
+embeddings, panels = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
+margin = margin_sampling(net, X_pool, n_instances=20)
+picks = [("FisherMask", query_idx, "#0072B2"), ("margin sampling", margin, "#D55E00")]
+for ax, (name, chosen, color) in zip(panels, picks, strict=True):
     ax.scatter(*places.T, s=8, color="0.6", label="pool")
-    ax.scatter(
-        *places[chosen].T,
-        s=40,
-        facecolors=color,
-        edgecolors="white",
-        marker="s",
-        label="20 picks",
-    )
+    ax.scatter(*places[chosen].T, s=40, marker="s", color=color, label="20 picks")
     ax.set_xlabel("first principal direction of the embeddings")
     ax.legend(title=name, frameon=False)
 panels[0].set_ylabel("second principal direction")

@@ -32,14 +32,8 @@ images = load_images("digits", subset=pool, random_state=0)
 # as ``random_state``, every sparsity gets the same first batch and the same training
 # noise. One query is enough here: a hundredth of the weights makes matrices of 7,014
 # rows, and queries take most of the time.
-net = ResNet18Classifier(
-    WIDTH,
-    head_bias=False,
-    classes=range(10),  # a batch may lack some classes
-    max_epochs=MAX_EPOCHS,
-    min_steps=30,
-    lr=2e-3,
-)
+training = {"max_epochs": MAX_EPOCHS, "min_steps": 30, "lr": 2e-3}
+net = ResNet18Classifier(WIDTH, head_bias=False, classes=range(10), **training)
 loop = ActiveLearningClassifier(
     net,
     FisherMask(keep_head=KEEP_HEAD),
@@ -72,12 +66,9 @@ search.fit(images.X_train, images.y_train)
 # Compare the differences with the scatter over the folds before you believe a winner.
 results = search.cv_results_
 print("sparsity  balanced accuracy  ± over folds")
-for sparsity, mean, spread in zip(
-    results["param_query_strategy__sparsity"],
-    results["mean_test_score"],
-    results["std_test_score"],
-    strict=True,
-):
+sparsities = results["param_query_strategy__sparsity"]
+scores = zip(results["mean_test_score"], results["std_test_score"], strict=True)
+for sparsity, (mean, spread) in zip(sparsities, scores, strict=True):
     print(f"{sparsity:<8}  {mean:<17.3f}  {spread:.3f}")
 print(f"best sparsity: {search.best_params_['query_strategy__sparsity']}")
 n_labels = len(search.best_estimator_.labeled_indices_)

@@ -8,14 +8,14 @@ What a query on it would cost, the loop, and another device. A minute on one cor
 # %%
 # The net
 # -------
-# Torchvision's transformer, for one channel and 8×8 pixels. The module returns logits,
-# so the criterion is ``CrossEntropyLoss``.
+# Torchvision's transformer, for one channel and 8×8 pixels. It returns logits, which
+# are what ``CrossEntropyLoss`` takes.
 import torch
 from skorch import NeuralNetClassifier
 from torch import nn
 from torchvision.models import VisionTransformer
 
-MAX_EPOCHS, N_EACH, N_ROUNDS = 60, 80, 4
+MAX_EPOCHS, N_EACH, N_ROUNDS, N_POOL = 60, 80, 4, 60_000
 torch.manual_seed(0)
 
 
@@ -26,25 +26,17 @@ class DigitTransformer(VisionTransformer):
         self.conv_proj = nn.Conv2d(1, 32, kernel_size=2, stride=2)
 
 
-net = NeuralNetClassifier(
-    DigitTransformer,
-    criterion=nn.CrossEntropyLoss,
-    optimizer=torch.optim.AdamW,
-    optimizer__weight_decay=0.05,
-    lr=2e-3,
-    batch_size=16,
-    max_epochs=MAX_EPOCHS,
-    classes=range(10),  # the first labels may lack some classes
-    train_split=None,
-    verbose=0,
-)
+training = {"optimizer": torch.optim.AdamW, "lr": 2e-3, "batch_size": 16}
+training |= {"max_epochs": MAX_EPOCHS, "train_split": None, "verbose": 0}
+training |= {"classes": range(10)}  # the first labels may lack some of them
+net = NeuralNetClassifier(DigitTransformer, criterion=nn.CrossEntropyLoss, **training)
 
 # %%
 # A learner with 40 labels
 # ------------------------
 import numpy as np
 
-from fishermask_sk import FisherMask
+from fishermask_sk import FisherMask, check_network
 from fishermask_sk.datasets import load_images
 from fishermask_sk.modal import ActiveLearner
 
@@ -58,15 +50,12 @@ X_pool, y_pool = X_pool[n:], y_pool[n:]
 # ------------------------
 # ``check_network`` says how gradients are found, what the mask may touch, and what a
 # query on a pool of 60,000 would cost.
-from fishermask_sk import check_network
-
-print(check_network(learner, X_pool, n_instances=20, n_pool=60_000))
+print(check_network(learner, X_pool, n_instances=20, n_pool=N_POOL))
 
 
 # %%
-# The loop
-# --------
-# ``y_pool`` stands for the person who labels.
+# The loop; ``y_pool`` stands for the person who labels
+# -----------------------------------------------------
 def ask_and_teach(learner, X_pool, y_pool):
     query_idx, X_query = learner.query(X_pool, n_instances=20)
     learner.teach(X_query, y_pool[query_idx])
@@ -83,14 +72,9 @@ for _ in range(N_ROUNDS):
 # ----------------------------
 # A saved learner continues where it was. Weights from a GPU that is not there come to
 # the CPU; to move a net to a GPU, set its device and move its module.
-import tempfile
-from pathlib import Path
+import pickle
 
-import joblib
-
-with tempfile.TemporaryDirectory() as folder:
-    joblib.dump(learner, Path(folder) / "learner.pkl")
-    learner = joblib.load(Path(folder) / "learner.pkl")
+learner = pickle.loads(pickle.dumps(learner))  # in earnest, by way of a file
 learner.estimator.set_params(device="cuda" if torch.cuda.is_available() else "cpu")
 learner.estimator.module_.to(learner.estimator.device)
 X_pool, y_pool = ask_and_teach(learner, X_pool, y_pool)

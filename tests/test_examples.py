@@ -22,9 +22,9 @@ TUTORIALS = {
     "modal_loop": TINY | {"SPARSITY": 0.01, "N_ROUNDS": 1},
     "pictures": TINY | {"SPARSITY": 0.02},
     "tabular_pipeline": {"MAX_EPOCHS": 2, "N_ROUNDS": 1},
-    "text_transformer": {"MAX_EPOCHS": 2, "N_TEXTS": 60, "N_ROUNDS": 1},
+    "text_transformer": {"MAX_EPOCHS": 2, "N_TEXTS": 90, "N_ROUNDS": 1},
     "tune_sparsity": TINY | {"N_RARE": 12, "N_INSTANCES": 24, "KEEP_HEAD": False},
-    "vision_transformer": {"MAX_EPOCHS": 2, "N_EACH": 10, "N_ROUNDS": 1},
+    "vision_transformer": {"MAX_EPOCHS": 2, "N_EACH": 10, "N_ROUNDS": 1, "N_POOL": 99},
 }
 
 pytestmark = pytest.mark.filterwarnings(
@@ -68,15 +68,10 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
-def code_lines(name):
-    source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").split('"""', 2)[2]
-    return [line for line in source.splitlines() if line and not line.startswith("#")]
-
-
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_tutorials_are_short_and_told_in_cells(name):
     source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
-    assert len(code_lines(name)) < 95
+    assert len(source.splitlines()) <= 80
     assert source.count("\n# %%\n") >= 3
     assert "argparse" not in source  # a notebook has no command line
 
@@ -132,7 +127,7 @@ def test_compare_strategies(run, tmp_path):
     out, names = run("compare_strategies")
     assert [line.split()[0] for line in out.splitlines()] == [*names["strategies"]]
     assert len(names["strategies"]) == 7
-    results = tmp_path / "results"
+    results = tmp_path
     assert (results / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert len(load_results(results / "compare.jsonl")) == 7 * 2
 
@@ -161,7 +156,7 @@ def test_pictures(run, tmp_path):
 def test_vision_transformer(run):
     out, _ = run("vision_transformer")
     assert "stem    rule of Conv2d" in out
-    assert "query    20 of 60,000 samples, 40 labelled, 10 classes" in out
+    assert "query    20 of 99 samples, 40 labelled, 10 classes" in out
     rounds = [line for line in out.splitlines() if "labels: accuracy" in line]
     assert [line.split()[0] for line in rounds] == ["60", "80"]
 
