@@ -360,6 +360,104 @@ def test_a_part_of_a_study_has_no_reading(common, tmp_path):
     assert "Every strategy beats" not in page
 
 
+def rounds(setting, strategies, seeds):
+    """Rows of a table, made up."""
+    rng = np.random.default_rng(0)
+    return [
+        {
+            **{"dataset": "toys", "setting": setting, "strategy": strategy},
+            **{"seed": seed, "round": i, "n_labels": 10 + 5 * i},
+            **{"accuracy": 0.5 + 0.1 * i + 0.01 * rng.random(), "log_loss": 1.0},
+            **{"query_seconds": 1.0, "fit_seconds": 1.0, "balanced_accuracy": 0.5},
+        }
+        for strategy in strategies
+        for seed in range(seeds)
+        for i in range(3)
+    ]
+
+
+def write_study(folder, name, rows, planned, n_seeds=2):
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    about = {"question": "Why?", "seeds": n_seeds, "commits": ["0123456789"]}
+    about["settings"] = [
+        {
+            **{"name": setting, "strategies": dict.fromkeys(strategies, "")},
+            **{"n_initial": 10, "n_queries": 2, "n_instances": 5},
+            **{"load": None, "estimator": "Net()"},
+        }
+        for setting, strategies in planned.items()
+    ]
+    (folder / f"{name}.json").write_text(json.dumps(about))
+
+
+def test_without_random_all_stand_next_to_the_default(common, tmp_path):
+    """Margin sampling among them, and no strategy is called a variant."""
+    report = importlib.import_module("report")
+    names = ["margin", "FisherMask", "two stages"]
+    write_study(tmp_path, "cheap", rounds("small", names, 2), {"small": names})
+    page = report.study_page(tmp_path, "cheap")
+    assert "variant |" not in page
+    assert "Each next to FisherMask's default. 2 seeds." in page
+    table = page[page.index("| strategy |") :]
+    rows = [line.split(" | ")[0] for line in table.splitlines() if line[:2] == "| "]
+    default = "| FisherMask (default)"
+    assert rows[2:5] == [default, "| margin", "| two stages"]
+    assert rows[-3:] == ["| FisherMask", "| margin", "| two stages"]
+    drawn = dict(report.figures(tmp_path))
+    assert list(drawn) == ["results-cheap-small-variants.svg"]
+    labels = drawn["results-cheap-small-variants.svg"].axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["margin", "two stages"]
+
+
+def test_a_table_of_one_seed_has_no_intervals(common, tmp_path):
+    report = importlib.import_module("report")
+    names = ["random", "margin", "FisherMask", "bare"]
+    rows = rounds("small", names, 1)
+    write_study(tmp_path, "begun", rows, {"small": names}, n_seeds=20)
+    page = report.study_page(tmp_path, "begun")
+    assert "So far 1 of 20 seeds are in." in page
+    assert "One seed, and so no interval." in page
+    assert "nan" not in page
+    assert re.search(r"\| random \| 70\.\d \| 60\.\d \| – \| [+−]0\.\d \| – \|", page)
+    assert len(list(report.figures(tmp_path))) == 3
+
+
+def test_a_study_is_whole_when_all_of_its_settings_are(common, tmp_path):
+    report = importlib.import_module("report")
+    names = ["random", "margin", "FisherMask"]
+    planned = {"small": names, "large": names}
+    rows = rounds("small", names, 3)
+    write_study(tmp_path, "half", rows, planned, n_seeds=3)
+    told = "So far, of 3 seeds are in: small: 3; large: none."
+    assert told in report.study_page(tmp_path, "half")
+    assert "| half" not in report.WHOLE["verdict"](tmp_path)
+    assert "[half](studies/half.md), 3 seeds" in report.WHOLE["verdict"](tmp_path)
+    more = rows + rounds("large", names, 2)
+    write_study(tmp_path, "half", more, planned, n_seeds=3)
+    told = "So far, of 3 seeds are in: small: 3; large: 2."
+    assert told in report.study_page(tmp_path, "half")
+    more = rows + rounds("large", names, 3)
+    write_study(tmp_path, "half", more, planned, n_seeds=3)
+    assert "So far" not in report.study_page(tmp_path, "half")
+
+
+def test_a_study_without_results_has_a_page_that_says_so(docs):
+    report = importlib.import_module("report")
+    made = dict(report.pages(docs / "results"))
+    assert (
+        "Fixed and not run yet: [ablations](studies/ablations.md), "
+        in (made["results.md"])
+    )
+    page = made["studies/irrelevant.md"]
+    assert page.startswith("# Study 11")
+    assert "No results yet" in page
+    assert "run.py irrelevant --output" in page
+    assert "No results yet" not in made["studies/toy.md"]
+
+
 def test_the_choice_is_the_cheapest_that_nothing_beats(common):
     tables = importlib.import_module("report_tables")
     rng = np.random.default_rng(0)

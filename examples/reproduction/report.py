@@ -20,14 +20,18 @@ from typing import Any
 import report_figures
 from report_tables import (
     CLAIMS,
-    STRATEGIES,
     TABLES,
     WHOLE,
     Rows,
     about,
     claims_table,
+    has_strategies,
+    has_variants,
+    is_whole,
     n_seeds,
+    not_run,
     read,
+    seeds_in,
     settings,
     studies,
 )
@@ -40,7 +44,6 @@ VERDICT = re.compile(r"(<!-- verdict -->)\n.*?(<!-- end -->)", re.DOTALL)
 FRONT = {DOCS.parent / "README.md": "docs/", DOCS / "index.md": ""}
 MISSING = "*Not run yet.*"
 OVERVIEW = "results-overview.svg"
-COMPARED = {"FisherMask", "margin", "random"}
 
 
 def words_of(study: str) -> tuple[str, dict[str, str]]:
@@ -56,12 +59,9 @@ def study_page(folder: Path, study: str) -> str:
     rows, made = read(folder, study), about(folder, study)
     front, sections = words_of(study)
     parts = [front, f"*{made['question']}*"]
-    whole = n_seeds(rows) >= made["seeds"]
+    whole = is_whole(rows, made)
     if not whole:
-        parts.append(
-            f"So far {n_seeds(rows)} of {made['seeds']} seeds are in. What a whole run "
-            "shows is left out until then."
-        )
+        parts.append(f"{so_far(rows, made)} What a whole run shows is left out.")
     if study in CLAIMS:
         parts += ["## What was to be shown", claims_table(rows, CLAIMS[study])]
     configurations = {each["name"]: each for each in made.get("settings", [])}
@@ -79,11 +79,20 @@ def study_page(folder: Path, study: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def so_far(rows: Rows, made: dict[str, Any]) -> str:
+    """How much of a study is in."""
+    counts = seeds_in(rows, made)
+    if len(set(counts.values())) == 1:
+        return f"So far {next(iter(counts.values()))} of {made['seeds']} seeds are in."
+    parts = [f"{name}: {n or 'none'}" for name, n in counts.items()]
+    return f"So far, of {made['seeds']} seeds are in: {'; '.join(parts)}."
+
+
 def setting_parts(study: str, setting: str, rows: Rows) -> Iterator[str]:
     """Figures and tables of one setting."""
-    names = {row["strategy"] for row in rows}
-    seeds = f"{n_seeds(rows)} seeds."
-    if names >= COMPARED:
+    n = n_seeds(rows)
+    seeds = f"{n} seeds." if n > 1 else "One seed, and so no interval."
+    if has_strategies(rows):
         yield TABLES["findings"](rows)
         yield (
             "![Left: mean accuracy against labels. Right: mean accuracy minus margin "
@@ -92,13 +101,18 @@ def setting_parts(study: str, setting: str, rows: Rows) -> Iterator[str]:
         yield f"{seeds} {HOW_TO_READ}"
         yield TABLES["strategies"](rows)
         yield TABLES["curves"](rows)
-    if "FisherMask" in names and names - set(STRATEGIES):
-        yield f"One change to FisherMask at a time, {seeds}"
+    if has_variants(rows):
+        if has_strategies(rows):
+            yield f"One change to FisherMask at a time, {seeds}"
+        else:
+            yield f"Each next to FisherMask's default. {seeds} {HOW_TO_READ}"
         yield (
-            "![Mean accuracy of each variant minus the default's, with intervals.]"
+            "![Mean accuracy of each minus the default's, with intervals.]"
             f"(../images/{_name(study, setting, '-variants')})"
         )
         yield TABLES["variants"](rows)
+        if not has_strategies(rows):
+            yield TABLES["curves"](rows)
 
 
 HOW_TO_READ = "Bold: p < 0.05 ([how to read the tables](../results.md#how-to-read))."
@@ -108,7 +122,7 @@ _name = report_figures.name_of
 def in_words(setting: dict[str, Any]) -> str:
     """What a configuration says of a setting, for want of better words."""
     pool = setting["load"]["keywords"] if isinstance(setting["load"], dict) else {}
-    drawn = ", ".join(f"{key} = {value}" for key, value in pool.items())
+    drawn = _said(pool, "; ")
     return (
         f"{setting['n_initial']} labels at first, then {setting['n_queries']} queries "
         f"of {setting['n_instances']}. Pool: {drawn or 'see the configuration'}. "
@@ -116,13 +130,36 @@ def in_words(setting: dict[str, Any]) -> str:
     )
 
 
-def run_it(study: str, commits: str) -> str:
+def _said(value: Any, between: str = ", ") -> str:
+    """A value of a configuration, without Python's brackets."""
+    if isinstance(value, dict) and "partial" in value:
+        name = value["partial"].rpartition(".")[2].replace("_", " ")
+        return f"{name} ({_said(value['keywords'])})" if value["keywords"] else name
+    if isinstance(value, dict):
+        sign = ": " if all(key.isdecimal() for key in value) else " = "
+        return between.join(f"{key}{sign}{_said(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_said, value))
+    if isinstance(value, str) and value.startswith("common."):
+        return value.rpartition(".")[2].replace("_", " ")
+    return str(value)
+
+
+def page_without_results(study: str) -> str:
+    """The page of a study that is fixed and was not run."""
+    front, _ = words_of(study)
+    told = "No results yet: what is written here was fixed before the first run."
+    return "\n\n".join([front, told, "## Run it yourself", run_it(study)]) + "\n"
+
+
+def run_it(study: str, commits: str = "") -> str:
+    made = f"Made with {commits}. " if commits else ""
     if not (HERE / "studies" / f"{study}.py").exists():
-        return f"Made with {commits}."
+        return made.strip()
     return (
         f"```sh\npython examples/reproduction/run.py {study} --output my-results\n"
         "python examples/reproduction/report.py --results my-results --output my-report"
-        f"\n```\n\nMade with {commits}; the configuration is "
+        f"\n```\n\n{made}The configuration is "
         f"[`{study}.py`](../../examples/reproduction/studies/{study}.py)."
     )
 
@@ -158,6 +195,8 @@ def pages(folder: Path) -> Iterator[tuple[str, str]]:
         yield path, filled(text, folder)
     for study in made:
         yield f"studies/{study}.md", study_page(folder, study)
+    for study in not_run(folder):
+        yield f"studies/{study}.md", page_without_results(study)
 
 
 def figures(folder: Path) -> Iterator[tuple[str, Any]]:
@@ -167,11 +206,10 @@ def figures(folder: Path) -> Iterator[tuple[str, Any]]:
         rows = read(folder, study)
         for setting in settings(rows):
             own = [row for row in rows if row["setting"] == setting]
-            names = {row["strategy"] for row in own}
-            if names >= COMPARED:
+            if has_strategies(own):
                 compared[f"{own[0]['dataset']}, {setting} ({study})"] = own
                 yield _name(study, setting), report_figures.strategies_figure(own)
-            if "FisherMask" in names and names - set(STRATEGIES):
+            if has_variants(own):
                 figure = report_figures.variants_figure(own)
                 yield _name(study, setting, "-variants"), figure
     if compared:

@@ -34,6 +34,8 @@ STRATEGIES = (
     "entropy",
     "random",
 )
+# With these, a table of strategies can be made.
+COMPARED = {"FisherMask", "margin", "random"}
 # What a query costs, from low to high; unknown names come last.
 BY_COST = (
     "random",
@@ -120,6 +122,16 @@ CLAIMS = {
         (setting, "FisherMask with target", "FisherMask")
         for _, setting in POOLS["other images in use than in the pool"]
     ],
+    "cheaper": [
+        (f"cheaper, {pool}", form, "FisherMask")
+        for pool in ("near-duplicates", "irrelevant", "imbalanced", "balanced")
+        for form in (
+            "two stages",
+            "two stages, drawn",
+            "last layer",
+            "part of the last layer",
+        )
+    ],
     "no_harm": [
         (setting, "FisherMask with target", "margin")
         for setting in ("balanced", "balanced 14x14")
@@ -188,6 +200,12 @@ def _value(key: str, text: str) -> Any:
         return text
 
 
+def part_of(made: dict[str, Any], setting: str) -> dict[str, Any]:
+    """What one setting's rows were made with."""
+    parts = [each for each in made.get("settings", []) if each["name"] == setting]
+    return made | {"settings": parts}
+
+
 def ordered(rows: Rows) -> ComparisonResults:
     """The strategies in the order of the pages, then others in that of the file."""
     names = [*STRATEGIES, *dict.fromkeys(row["strategy"] for row in rows)]
@@ -199,12 +217,28 @@ def strategies_in(rows: Rows) -> Rows:
 
 
 def variants_in(rows: Rows) -> Rows:
-    """FisherMask and its variants."""
+    """FisherMask, and what has no place in the table of strategies: its variants, or
+    all where there is no such table.
+    """
+    if not has_strategies(rows):
+        return rows
     return [
         row
         for row in rows
         if row["strategy"] == "FisherMask" or row["strategy"] not in STRATEGIES
     ]
+
+
+def has_strategies(rows: Rows) -> bool:
+    """Whether strategies are to be compared, and not FisherMask's default with others
+    alone.
+    """
+    return {row["strategy"] for row in rows} >= COMPARED
+
+
+def has_variants(rows: Rows) -> bool:
+    names = {row["strategy"] for row in variants_in(rows)}
+    return "FisherMask" in names and len(names) > 1
 
 
 # ----------------------------------------------------------------------- words
@@ -220,6 +254,8 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def points(value: float) -> str:
+    if math.isnan(value):
+        return "–"
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
@@ -227,15 +263,17 @@ def difference(row: dict[str, Any]) -> str:
     """A mean difference in points and its interval."""
     low, high = points(row["area_low"]), points(row["area_high"])
     mean = points(row["area_difference"])
+    if math.isnan(row["area_low"]):
+        return mean  # of one seed
     return f"{f'**{mean}**' if row['p_holm'] < 0.05 else mean} [{low}, {high}]"
 
 
 def labels_saved(row: dict[str, Any]) -> str:
-    mean, low, high = (
-        f"{round(row[key])}".replace("-", "−")
-        for key in ("labels_saved", "saved_low", "saved_high")
-    )
-    return f"{mean} [{low}, {high}]"
+    keys = ["labels_saved", "saved_low", "saved_high"]
+    if math.isnan(row["saved_low"]):
+        del keys[1:]  # of one seed
+    mean, *ends = (f"{round(row[key])}".replace("-", "−") for key in keys)
+    return f"{mean} [{', '.join(ends)}]" if ends else mean
 
 
 def p_value(p: float, equals: str = "") -> str:
@@ -265,7 +303,28 @@ def rare_labels(rows: Rows, strategy: str) -> float:
 
 
 def n_seeds(rows: Rows) -> int:
-    return len({row["seed"] for row in rows})
+    """How many seeds each strategy of each setting has at least."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for row in rows:
+        place = row.get("setting", ""), row["strategy"]
+        seeds.setdefault(place, set()).add(row["seed"])
+    return min(map(len, seeds.values()))
+
+
+def seeds_in(rows: Rows, made: dict[str, Any]) -> dict[str, int]:
+    """How many seeds of each setting are in, by its name."""
+    counts = {}
+    for setting in settings(rows) + [part["name"] for part in made.get("settings", [])]:
+        own = [row for row in rows if row["setting"] == setting]
+        parts = part_of(made, setting)["settings"]
+        planned = {name for part in parts for name in part.get("strategies", ())}
+        missing = planned - {row["strategy"] for row in own}
+        counts[setting] = n_seeds(own) if own and not missing else 0
+    return counts
+
+
+def is_whole(rows: Rows, made: dict[str, Any]) -> bool:
+    return min(seeds_in(rows, made).values()) >= made["seeds"]
 
 
 def findings(rows: Rows) -> str:
@@ -341,14 +400,15 @@ def variants_table(rows: Rows) -> str:
         ]
         for row in ordered(variants_in(rows)).summary("FisherMask")
     ]
+    first = "variant" if has_strategies(rows) else "strategy"
     return markdown(
-        ["variant", "% at the end", "mean %", "over the default", "p (Holm)"], lines
+        [first, "% at the end", "mean %", "over the default", "p (Holm)"], lines
     )
 
 
 def curves_table(rows: Rows) -> str:
     """Mean accuracy and its standard error, round by round."""
-    rows = list(ordered(strategies_in(rows)))
+    rows = list(ordered(strategies_in(rows) if has_strategies(rows) else rows))
     names, labels = (
         list(dict.fromkeys(row[key] for row in rows))
         for key in ("strategy", "n_labels")
@@ -364,8 +424,10 @@ def curves_table(rows: Rows) -> str:
                     if (row["strategy"], row["n_labels"]) == (name, n)
                 ]
             )
-            error = scores.std(ddof=1) / len(scores) ** 0.5
-            cells.append(f"{scores.mean():.1f} ± {error:.1f}")
+            cell = f"{scores.mean():.1f}"
+            if len(scores) > 1:
+                cell += f" ± {scores.std(ddof=1) / len(scores) ** 0.5:.1f}"
+            cells.append(cell)
         lines.append([name, *cells])
     return markdown(["labels bought", *map(str, labels)], lines)
 
@@ -479,6 +541,20 @@ def runs_table(folder: Path) -> str:
     return markdown(header, lines)
 
 
+def waiting(folder: Path) -> str:
+    """Which studies have words, and no results yet."""
+    links = [f"[{name}](studies/{name}.md)" for name in not_run(folder)]
+    return f"Fixed and not run yet: {', '.join(links)}." if links else ""
+
+
+def not_run(folder: Path) -> list[str]:
+    """Names of the studies that are fixed and have no results here."""
+    here = Path(__file__).parent
+    known = {path.stem for path in (here / "studies").glob("*.py")}
+    with_words = {path.stem for path in (here / "pages").glob("*.md")}
+    return sorted(known & with_words - set(studies(folder)))
+
+
 def claims_table(rows: Rows, claims: list[tuple[str, str, str]]) -> str:
     """The comparisons that a study was made for, as far as they have been run."""
     compared = []
@@ -545,7 +621,8 @@ def verdict_table(folder: Path) -> str:
             rows = read(folder, study, setting)
             if not {"random", "FisherMask"} <= {row["strategy"] for row in rows}:
                 continue
-            if n_seeds(rows) >= about(folder, study)["seeds"]:  # a part decides nothing
+            if is_whole(rows, part_of(about(folder, study), setting)):
+                # a part decides nothing
                 found.append((study, rows, choice(rows)))
         if not found:
             continue
@@ -589,4 +666,4 @@ TABLES = {
     "sizes": sizes_table,
     "masks": masks_table,
 }
-WHOLE = {"runs": runs_table, "verdict": verdict_table}
+WHOLE = {"runs": runs_table, "verdict": verdict_table, "waiting": waiting}
