@@ -16,7 +16,9 @@ from torch.utils.data import default_collate
 
 from fishermask_sk import FisherMask, check_network
 from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk.gradients.layer_rules import Rule
 from fishermask_sk.gradients.modules import undisturbed
+from fishermask_sk.gradients.own_operations import by_own_operation
 from fishermask_sk.nets.skorch_adapter import fitted_net
 
 N, LABELED, K = 15, 4, 25
@@ -254,6 +256,13 @@ NETS = {
     "hook on the output": (
         lambda: hooked(
             "register_forward_hook", lambda m, args, out: out * m.weight[0, 0]
+        ),
+        vectors,
+    ),
+    "hook on the output where rare": (
+        lambda: hooked(
+            "register_forward_hook",
+            lambda m, args, out: out * (1 + args[0][:, 4:].abs().sum(1, keepdim=True)),
         ),
         vectors,
     ),
@@ -589,3 +598,121 @@ def test_the_module_is_left_as_found(name):
     after = net.module_.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert all(p.requires_grad and p.grad is None for p in net.module_.parameters())
+
+
+# What the check costs, and what it finds for that.
+
+
+class TokensInFront(nn.Module):
+    """A layer that sees tokens along the first axis, samples along the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        x = self.body(x.transpose(0, 1)).tanh()
+        return self.head((x * torch.arange(1, len(x) + 1)[:, None, None]).mean(0))
+
+
+def assert_scores_are_right(gradients, module, *batches):
+    every = torch.cat([reference.naive_embeddings(module, b) for b in batches])
+    expected = every.square().sum(1).mean(0)
+    torch.testing.assert_close(
+        gradients.diagonal_fisher(batches), expected, rtol=1e-9, atol=1e-14
+    )
+
+
+def test_as_many_tokens_as_samples():
+    """On the samples tried and on the batch, but with another number of them."""
+    torch.manual_seed(0)
+    module = TokensInFront().double().eval()
+    gradients = PerSampleGradients(module, module, torch.randn(1, 1, 3).double())
+    assert gradients.generic == set()
+    assert_scores_are_right(gradients, module, torch.randn(24, 24, 3).double())
+    assert gradients.generic == {"body.weight", "body.bias"}
+
+
+def wrong_on_larger(rule, what):
+    """A rule that errs where there are more samples than it was tried on."""
+
+    def entries(module, wanted):
+        of_seen = rule.entries(module, wanted)
+        if what == "squares":
+            return of_seen
+        return lambda a: lambda g: of_seen(a)(g) * (1 if len(a) == 2 else 2)
+
+    def squares(module, a):
+        of_output = rule.squares(module, a)
+        factor = 1 if len(a) == 2 or what == "entries" else 4
+        return lambda g: of_output(g) * factor
+
+    return Rule(entries, squares)
+
+
+@pytest.mark.parametrize("what", ["squares", "entries", "both"])
+@pytest.mark.parametrize("name", ["0.weight", "1.weight", "1.bias", "5.weight"])
+def test_a_rule_that_is_wrong_on_a_batch_is_found_where_scores_are_made(name, what):
+    torch.manual_seed(0)
+    module = convolutional(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)).double().eval()
+    batch = torch.randn(30, 2, 5, 5).double()
+    gradients = PerSampleGradients(module, module, batch[:2])
+    routes = gradients._recorder.routes
+    routes[name] = routes[name]._replace(rule=wrong_on_larger(routes[name].rule, what))
+    telling = gradients._check.telling[name]
+    layer, few = routes[name].module, telling.few.cpu()
+    gradients._check.telling[name] = telling._replace(
+        rule=routes[name].rule.entries(layer, telling.places.cpu()),
+        rule_of_few=routes[name].rule.entries(layer, few),
+    )
+    assert_scores_are_right(gradients, module, batch)
+    assert gradients.generic == {name}
+    assert "differ by" in gradients.reasons[name]
+
+
+def test_scores_are_compared_on_some_samples_and_the_rest_by_the_graph(monkeypatch):
+    """No gradient of all samples is taken with respect to a weight, where the graph
+    shows that its layer alone uses it.
+    """
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)]
+    layers += [nn.Conv2d(4, 6, 3, groups=2), nn.GroupNorm(2, 6), nn.AvgPool2d(3)]
+    layers += [nn.Flatten(1), nn.Unflatten(1, (1, 6)), nn.Linear(6, 5), nn.LayerNorm(5)]
+    layers += [nn.Flatten(), nn.Linear(5, CLASSES, bias=False)]
+    module, batch = nn.Sequential(*layers).double(), torch.randn(40, 2, 5, 5).double()
+    gradients = PerSampleGradients(module.eval(), module, batch[:4])
+    asked, plain = [], torch.autograd.grad
+
+    def counted(outputs, inputs, *args, **kwargs):
+        if isinstance(inputs[0], torch.Tensor):
+            asked.append((len(outputs), len(inputs)))
+        return plain(outputs, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    scores = gradients.diagonal_fisher([batch])
+    assert asked == [(5, len(list(module.parameters())))]
+    monkeypatch.undo()
+    every = reference.naive_embeddings(module, batch)
+    torch.testing.assert_close(
+        scores, every.square().sum(1).mean(0), rtol=1e-9, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_half_precision_of_a_layer_alone_is_its_own_operation(bias, dtype):
+    module, x = nn.Linear(3, 2, bias=bias), torch.randn(4, 3)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        logits = module(x).float()
+    node = logits.grad_fn.next_functions[0][0] if dtype else logits.grad_fn
+    names = [name for name, _ in module.named_parameters()]
+    ends = [(name, module, node) for name in names]
+    assert by_own_operation(logits, dict(module.named_parameters()), ends) == names
+
+
+def test_a_rule_that_does_not_fit_is_vmapped():
+    """And not sent on once more, for the gradients that it did not give."""
+    net, X = make("layer norm over channels")
+    gradients = PerSampleGradients(net.module_.eval(), net.module_, torch.tensor(X[:4]))
+    assert gradients.ways()["1.weight"] == "vmap"
+    assert "does not fit its layout" in gradients.reasons["1.weight"]

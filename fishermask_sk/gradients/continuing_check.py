@@ -7,8 +7,18 @@ that differ from sample to sample, plain autograd gives
 .. math:: \sum_n \sum_r w_{nr} v_{nr}
 
 in one backward pass from the cotangents weighted by w. The per-sample gradients are
-summed with the same weights, and `verification` compares. Where scores are made, the
-squares that a rule gives are compared with those of its entries as well.
+summed with the same weights, and `verification` compares.
+
+Scores are sums of squares, of all weights, so such a pass would cost two forward passes
+and more. There one row is compared, and for most parameters the graph itself shows that
+nothing but their own layer uses them (`own_operations`). These are compared on some of
+the samples, drawn and in another order, by a pass of their own. And of a few of their
+entries, which come of all samples, the squares are compared with those that the rule
+for squares gives.
+
+On a ResNet-18 of width 16 at 28×28, batch 128, one thread, float32, the check takes
+0.8 to 0.9 times as long as a forward pass while scores are made, which take 36 times as
+long in all, and 1.2 to 1.3 times while embeddings are.
 
 This file sees tensors and torch modules.
 """
@@ -17,11 +27,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fishermask_sk.gradients.generic import dense
+from fishermask_sk.gradients.layer_rules import FromSeen
+from fishermask_sk.gradients.modules import Batch, map_tensors
+from fishermask_sk.gradients.own_operations import by_own_operation
 from fishermask_sk.gradients.recording import (
     Recorded,
     Recorder,
@@ -39,6 +53,22 @@ from fishermask_sk.gradients.verification import (
 PRODUCT_ROUNDINGS = 64
 
 
+# Of a batch's samples, those that scores are compared on where the graph vouches for
+# the others: one of so many, and at least so many.
+SHARE_DRAWN, LEAST_DRAWN = 8, 2
+
+
+class Telling(NamedTuple):
+    """Some entries (m,) of a parameter, and its rule for these; the same for a few of
+    them.
+    """
+
+    places: Tensor
+    rule: FromSeen
+    few: Tensor
+    rule_of_few: FromSeen
+
+
 class ContinuingCheck:
     """Compares with plain autograd, and sends what is wrong another way.
 
@@ -51,10 +81,13 @@ class ContinuingCheck:
     ----------
     seconds : float
         Time spent on comparing so far.
+    telling : dict of parameter name to Telling
+        Entries whose gradients were large on the samples that were tried first.
     """
 
     def __init__(self, recorder: Recorder, verification: Verification) -> None:
         self.seconds = 0.0
+        self.telling: dict[str, Telling] = {}
         self._recorder, self._verification = recorder, verification
 
     def ways(self) -> dict[str, str]:
@@ -109,56 +142,107 @@ class ContinuingCheck:
     def wrong(self, *compared: dict[str, Comparison]) -> dict[str, float]:
         """Which parameters' gradients are not autograd's, and by how much."""
         start = perf_counter()
-        wrong: dict[str, float] = {}
-        for comparisons in compared:
-            wrong |= self._verification.wrong(comparisons.items())
+        wrong = self._verification.wrong(*compared)
         self.seconds += perf_counter() - start
         return wrong
 
     def leave_wrong(self, *compared: dict[str, Comparison]) -> None:
         """Send parameters the next way whose gradients are not autograd's."""
-        wrong = self.wrong(*compared)
-        for name, apart in wrong.items():
+        for name, apart in self.wrong(*compared).items():
             way = self.ways()[name]
             way = "torch.func" if way == VMAP else f"the {way}"
             self._verification.leave(
                 name, f"{way} and autograd differ by {apart:.2g} of the largest"
             )
 
-    def plain_sums(
-        self,
-        logits: Tensor,
-        cotangents: Tensor,
-        wanted: Wanted,
-        row: int | None = None,
-    ) -> Sums:
-        """Plain autograd's sums over samples and rows, each with a weight of its own:
-        what every way but one by one is compared with. Where a row is given, what has a
-        rule is compared on that row alone.
+    def by_own_operation(
+        self, logits: Tensor, names: Iterable[str], recorded: Recorded
+    ) -> list[str]:
+        """Ruled parameters that the graph shows used by their own layer alone, and of
+        which entries are known that tell.
         """
         start = perf_counter()
-        weights = self._verification.weights(*cotangents.shape[:2])
-        weights = weights.to(cotangents, non_blocking=True)
-        of_row = weights
-        if row is not None:
-            of_row = torch.zeros_like(weights)
-            of_row[:, row] = weights[:, row]
-        ways = self._verification.ways
-        sums = Sums()
-        apart = [(weights, (VMAP,)), (of_row, (RULE,))]
-        for own, kinds in [(weights, (RULE, VMAP))] if row is None else apart:
-            names = [name for name in wanted if ways[name] in kinds]
-            cotangent = (own[..., None] * cotangents).sum(1)
-            gradients = self.plain(logits, names, cotangent)
-            for name in names:
-                flat, places = gradients.pop(name).flatten(), wanted[name]
-                if places is None:
-                    places = self._verification.telling_entries(flat)
-                sums.expect(name, places, flat[places], own)
-        if None in wanted.values():
-            sums.fetch_places()
+        routes = self._recorder.routes
+        layers = {name: routes[name].module for name in names if name in self.telling}
+        found = by_own_operation(
+            logits,
+            self._recorder.parameters,
+            ((name, m, recorded[m][0].edge.node) for name, m in layers.items()),
+        )
+        self.seconds += perf_counter() - start
+        return found
+
+    def sums(self, logits: Tensor, cotangents: Tensor, wanted: Wanted) -> Sums:
+        """Plain autograd's sums over samples and rows, each with a weight of its own:
+        what every way but one by one is compared with.
+        """
+        start = perf_counter()
+        ways, sums = self._verification.ways, Sums()
+        names = [name for name in wanted if ways[name] in (RULE, VMAP)]
+        self._expect(sums, logits, cotangents, self._weights(cotangents), names, wanted)
         self.seconds += perf_counter() - start
         return sums
+
+    def sums_of_row(
+        self, logits: Tensor, cotangents: Tensor, wanted: Wanted, row: int
+    ) -> Sums:
+        """The same where all entries are wanted: what has a rule is compared on one
+        row.
+        """
+        start = perf_counter()
+        ways, sums = self._verification.ways, Sums()
+        weights = self._weights(cotangents)
+        of_row = torch.zeros_like(weights)
+        of_row[:, row] = weights[:, row]
+        for way, own in ((VMAP, weights), (RULE, of_row)):
+            names = [name for name in wanted if ways[name] == way]
+            self._expect(sums, logits, cotangents, own, names, wanted)
+        sums.fetch_places()
+        self.seconds += perf_counter() - start
+        return sums
+
+    def drawn_sums(
+        self, batch: Batch, cotangents: Tensor, names: Sequence[str]
+    ) -> tuple[Tensor, Sums]:
+        """Some samples (m,) of the batch, drawn, and autograd's sums for these
+        parameters over them alone, from a pass of their own, for cotangents (n, c).
+        """
+        start = perf_counter()
+        n = len(cotangents)
+        drawn = self._verification.positions(n, max(LEAST_DRAWN, n // SHARE_DRAWN))
+        drawn = drawn.to(cotangents.device, non_blocking=True)
+        part = map_tensors(lambda t: t[drawn.to(t.device)] if t.ndim else t, batch)
+        sums, of_drawn = Sums(), cotangents[drawn, None]
+        if not names:
+            return drawn, sums
+        weights = self._weights(of_drawn)
+        places = {name: self.telling[name].places for name in names}
+        with self._recorder.recorded(part, names) as (logits, _):
+            self._expect(sums, logits, of_drawn, weights, names, places)
+        self.seconds += perf_counter() - start
+        return drawn, sums
+
+    def _weights(self, cotangents: Tensor) -> Tensor:
+        weights = self._verification.weights(*cotangents.shape[:2])
+        return weights.to(cotangents, non_blocking=True)
+
+    def _expect(
+        self,
+        sums: Sums,
+        logits: Tensor,
+        cotangents: Tensor,
+        weights: Tensor,
+        names: Sequence[str],
+        wanted: Wanted,
+    ) -> None:
+        """Put what autograd gives for these parameters into the sums."""
+        cotangent = (weights[..., None] * cotangents).sum(1)
+        gradients = self.plain(logits, names, cotangent)
+        for name in names:
+            flat, places = gradients.pop(name).flatten(), wanted[name]
+            if places is None:
+                places = self._verification.telling_entries(flat)
+            sums.expect(name, places, flat[places], weights)
 
     def plain(
         self, logits: Tensor, names: Sequence[str], cotangent: Tensor
@@ -230,26 +314,4 @@ class Sums:
         return {
             name: Comparison(*self.found.get(name, (zero, zero)), self.expected[name])
             for name, zero in zeros.items()
-        }
-
-
-class Squares:
-    """Sums of squares as a rule gives them, and as they are from its entries."""
-
-    def __init__(self, like: dict[str, Tensor]) -> None:
-        self.sums = {name: torch.zeros_like(t) for name, t in like.items()}
-        self.expected = {name: torch.zeros_like(t) for name, t in like.items()}
-
-    def add(self, name: str, rows: Tensor, squares: Tensor) -> None:
-        """Of one row: entries (n, m), and their squares (m,) summed over samples."""
-        self.expected[name] += rows.square().sum(0)
-        self.sums[name] += squares
-
-    def of(self, names: Iterable[str]) -> dict[str, Comparison]:
-        """The one against the other."""
-        return {
-            name: Comparison(
-                self.sums[name], self.sums[name].square(), self.expected[name]
-            )
-            for name in names
         }

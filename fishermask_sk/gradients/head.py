@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fishermask_sk.gradients.continuing_check import PRODUCT_ROUNDINGS, ContinuingCheck
-from fishermask_sk.gradients.recording import Recorded, Recorder
+from fishermask_sk.gradients.recording import Outputs, Recorded, Recorder
 from fishermask_sk.gradients.ways import Ways
 
 
@@ -70,7 +70,7 @@ def factors_of_head(
     if r is None:
         return None
     h = seen.reshape(len(seen), -1, seen.shape[-1]).mean(1)
-    compared = check.plain_sums(logits, cotangents, dict.fromkeys(names))
+    compared = check.sums(logits, cotangents, dict.fromkeys(names))
     for name in names:
         places = compared.places[name]
         d = h.shape[1] if name == names[0] else 1
@@ -92,14 +92,18 @@ def _pulled_back(
     where these have different ones, or the scores do not depend on the head.
     """
     rounding = PRODUCT_ROUNDINGS * torch.finfo(logits.dtype).eps
-    rows = []
-    for _, _, g in recorder.pulled_back(
-        logits, cotangents, [name], recorded, keep_graph=True
-    ):
+    outputs = Outputs([recorder.routes[name].module], recorded)
+    rows: list[Tensor] = []
+
+    def arrived(layer: nn.Module, g: Tensor) -> None:
         at_positions = g.flatten(1, -2) if g.ndim > 2 else g[:, None]
         mean = at_positions.mean(1)
         apart = (at_positions - mean[:, None]).abs().max()
-        if not bool(apart <= rounding * mean.abs().max()):
+        if bool(apart <= rounding * mean.abs().max()):
+            rows.append(mean * at_positions.shape[1])
+
+    for row in range(cotangents.shape[1]):
+        outputs.pull_back(logits, cotangents[:, row], arrived, retain_graph=True)
+        if len(rows) <= row:
             return None
-        rows.append(mean * at_positions.shape[1])
-    return torch.stack(rows, dim=1) if rows else None
+    return torch.stack(rows, dim=1)

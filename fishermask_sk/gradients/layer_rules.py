@@ -163,10 +163,6 @@ def _linear_squares(module: nn.Linear, a: Tensor) -> FromOutputGradient:
     return lambda g: squares(_positions_last(g))
 
 
-def _linear_bias(g: Tensor) -> Tensor:
-    return _positions_last(g).sum(-1)
-
-
 # Convolution: ∂W[o, i, tap] = Σ_p g[o, p]·a[i, p·stride + tap·dilation − padding],
 # within o's group.
 
@@ -217,6 +213,11 @@ def _conv_entries(module: Conv, entries: Tensor) -> FromSeen:
         + entries % module.weight[0].numel() // n_taps
     )
 
+    needed, place = channel.unique(return_inverse=True)
+    few = None if len(needed) > module.in_channels // 2 else _beside(module, needed)
+    if few is None:
+        place = channel
+
     def columns(wanted: Tensor) -> Columns:
         of_taps = []  # tap, where its columns go, and the channels that they come from
         for tap in (wanted % n_taps).unique().tolist():
@@ -233,11 +234,11 @@ def _conv_entries(module: Conv, entries: Tensor) -> FromSeen:
 
         return of_padded
 
-    # Columns are numbered by channel of the whole input and tap.
-    gather = _gather(module, out, channel * n_taps + entries % n_taps, columns)
+    # Columns are numbered by channel of what is taken of the input and tap.
+    gather = _gather(module, out, place * n_taps + entries % n_taps, columns)
 
     def of_seen(a: Tensor) -> FromOutputGradient:
-        rows = gather(_padded(module, a))
+        rows = gather(_padded(module, a if few is None else a[:, few]))
         return lambda g: rows(_channels_first(g))
 
     return of_seen
@@ -307,10 +308,12 @@ def _squared_products(a: Tensor) -> FromOutputGradient:
 # Normalisation: ∂γ[c] = Σ_p g[c, p]·x̂[c, p], ∂β[c] = Σ_p g[c, p].
 
 
-def _batch_norm(module: nn.BatchNorm2d, a: Tensor) -> Tensor:
+def _batch_norm(module: nn.BatchNorm2d, a: Tensor, channels: Any = ...) -> Tensor:
     assert module.running_mean is not None
     assert module.running_var is not None
     mean, variance = module.running_mean.to(a.dtype), module.running_var.to(a.dtype)
+    if channels is not ...:
+        a, mean, variance = a[:, channels], mean[channels], variance[channels]
     return _channels_first(F.batch_norm(a, mean, variance, eps=module.eps))
 
 
@@ -329,12 +332,15 @@ def _normalized_last(module: nn.LayerNorm, x: Tensor) -> Tensor:
     return _positions_last(x.flatten(x.ndim - len(module.normalized_shape)))
 
 
-def _scale_rule(normalized: Callable[[Any, Tensor], Tensor]) -> Rule:
+def _scale_rule(normalized: Callable[..., Tensor]) -> Rule:
     def entries(module: Any, wanted: Tensor) -> FromSeen:
         places = _beside(module, wanted)
 
         def of_seen(a: Tensor) -> FromOutputGradient:
-            x = normalized(module, a)[:, places]
+            if normalized is _batch_norm:  # channel by channel
+                x = normalized(module, a, places)
+            else:
+                x = normalized(module, a)[:, places]
             return lambda g: (_by_feature(module, g)[:, places] * x).sum(-1)
 
         return of_seen
@@ -361,16 +367,18 @@ def _negative_part(module: nn.PReLU, a: Tensor) -> Tensor:
     return _by_feature(module, a.clamp_max(0))
 
 
-def _bias_rule(per_sample: Callable[[Any, Tensor], Tensor]) -> Rule:
+def _bias_rule(by_feature: Callable[[Any, Tensor], Tensor]) -> Rule:
     """∂b = Σ_p g, whatever the layer saw."""
 
     def entries(module: Any, wanted: Tensor) -> FromSeen:
         places = _beside(module, wanted)
-        return lambda a: lambda g: per_sample(module, g)[:, places]
+        return lambda a: lambda g: by_feature(module, g)[:, places].sum(-1)
 
     return Rule(
         entries,
-        squares=lambda module, a: lambda g: per_sample(module, g).square().sum(0),
+        squares=lambda module, a: (
+            lambda g: by_feature(module, g).sum(-1).square().sum(0)
+        ),
     )
 
 
@@ -415,13 +423,13 @@ def _embedding_squares(module: nn.Embedding, a: Tensor) -> FromOutputGradient:
     return squares
 
 
-_CHANNEL_BIAS = _bias_rule(lambda module, g: _channels_first(g).sum(-1))
+_CHANNEL_BIAS = _bias_rule(lambda module, g: _channels_first(g))
 _RULES: tuple[tuple[tuple[type[nn.Module], ...], dict[str, Rule]], ...] = (
     (
         (nn.Linear,),
         {
             "weight": Rule(_linear_entries, _linear_squares),
-            "bias": _bias_rule(lambda module, g: _linear_bias(g)),
+            "bias": _bias_rule(lambda module, g: _positions_last(g)),
         },
     ),
     (
@@ -437,7 +445,7 @@ _RULES: tuple[tuple[tuple[type[nn.Module], ...], dict[str, Rule]], ...] = (
         (nn.LayerNorm,),
         {
             "weight": _scale_rule(_layer_norm),
-            "bias": _bias_rule(lambda module, g: _by_feature(module, g).sum(-1)),
+            "bias": _bias_rule(_by_feature),
         },
     ),
     ((nn.PReLU,), {"weight": _scale_rule(_negative_part)}),

@@ -26,7 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from fishermask_sk.gradients.continuing_check import ContinuingCheck, Squares
+from fishermask_sk.gradients.continuing_check import (
+    ContinuingCheck,
+    Telling,
+)
 from fishermask_sk.gradients.fisher import (
     Weighting,
     class_cotangents,
@@ -44,14 +47,18 @@ from fishermask_sk.gradients.recording import (
     Route,
     Wanted,
 )
-from fishermask_sk.gradients.verification import RULE, VMAP, Verification
+from fishermask_sk.gradients.verification import RULE, VMAP, Comparison, Verification
 from fishermask_sk.gradients.ways import Ways, summed_squares
 from fishermask_sk.gradients.working_memory import WorkingMemory, length
 
 # The samples that are tried first are pulled back along this many rows at most.
 MAX_TRIED_ROWS = 32
+# Of so many of a parameter's entries, the largest on these, the squares are compared.
+FEW_ENTRIES = 2
 
-_Both = tuple[FromOutputGradient, FromOutputGradient]
+# Of what arrives at a layer's output: entries of all samples, and of some where these
+# alone are compared.
+_Entries = tuple[FromOutputGradient, FromOutputGradient | None]
 
 
 def _nothing() -> None:
@@ -172,11 +179,25 @@ class PerSampleGradients:
         del logits  # and with it the graph
         telling = []
         for name in names:
-            entries = self._verification.telling_entries(gradients.pop(name))
+            gradient = gradients.pop(name)
+            entries = self._verification.telling_entries(gradient)
+            sizes = gradient.flatten()[entries].abs()
+            entries = entries[sizes.argsort(descending=True)]
             telling.append(self.slices[name].start + entries)
         if telling:
             m = min(n_classes, MAX_TRIED_ROWS + 1)
-            self._embedded(batch, torch.cat(telling), "fisher", True, m, tried=False)
+            places = torch.cat(telling)
+            self._embedded(batch, places, "fisher", True, m, tried=False)
+            mask = self._entries(places)
+            for name, rule in mask.prepared.items():
+                route = self._recorder.routes[name]
+                few = mask.on_host[name][:FEW_ENTRIES]
+                self._check.telling[name] = Telling(
+                    mask.wanted[name],
+                    rule,
+                    mask.wanted[name][:FEW_ENTRIES],
+                    route.rule.entries(route.module, few),
+                )
 
     def diagonal_fisher(
         self,
@@ -369,33 +390,54 @@ class PerSampleGradients:
             ruled, unused = self._ways.split(names, recorded, len(logits))
             # Of the rules' rows one is compared: a rule does the same to all.
             checked = self._verification.row(cotangents.shape[1])
-            compared = self._check.plain_sums(logits, cotangents, everything, checked)
-            squared = Squares(compared.expected)
+            own = self._check.by_own_operation(logits, ruled, recorded)
+            others = {name: None for name in names if name not in own}
+            compared = self._check.sums_of_row(logits, cotangents, others, checked)
+            drawn, of_drawn = self._check.drawn_sums(batch, cotangents[:, checked], own)
+            squared = dict[str, Comparison]()
 
-            def functions_of(route: Route, seen: Tensor, name: str) -> _Both:
-                entries = route.rule.entries(route.module, compared.on_host[name])
-                return summed_squares(route, seen, n_together(route, seen)), entries(
-                    seen
-                )
+            def entries_of(route: Route, seen: Tensor, name: str) -> _Entries:
+                if name not in own:
+                    rule = route.rule.entries(route.module, compared.on_host[name])
+                    return rule(seen), None
+                telling = self._check.telling[name]
+                return telling.rule_of_few(seen), telling.rule(seen[drawn])
 
-            functions = self._ways.prepared(ruled, recorded, functions_of)
+            def squares_of(route: Route, seen: Tensor, name: str) -> FromOutputGradient:
+                return summed_squares(route, seen, n_together(route, seen))
+
+            entries = self._ways.prepared(ruled, recorded, entries_of)
+            squares = self._ways.prepared(list(entries), recorded, squares_of)
 
             def take(name: str, row: int, g: Tensor) -> None:
-                squares, entries = functions[name]
-                of_row = squares(g).flatten()
+                of_row = squares[name](g).flatten()
                 total[self.slices[name]] += of_row
                 if row != checked:
                     return
                 start = perf_counter()
-                rows = entries(g)
-                compared.add(name, slice(None), slice(row, row + 1), rows[:, None])
-                squared.add(name, rows, of_row[compared.places[name]])
+                of_all, of_part = entries[name]
+                rows = of_all(g)
+                if of_part is None:
+                    places = compared.places[name]
+                    compared.add(name, slice(None), slice(row, row + 1), rows[:, None])
+                else:
+                    places = self._check.telling[name].few
+                    part = of_part(g[drawn])[:, None]
+                    of_drawn.add(name, slice(None), slice(None), part)
+                found = of_row[places]
+                squared[name] = Comparison(found, found**2, rows.square().sum(0))
                 self._check.seconds += perf_counter() - start
 
-            self._ways.pull_back(logits, cotangents, functions, recorded, take)
+            self._ways.pull_back(logits, cotangents, squares, recorded, take)
+            still = self._ways.still_ruled([*ruled, *unused])
             self._check.leave_wrong(
-                compared.of([*ruled, *unused]), squared.of(functions)
+                compared.of([name for name in still if name not in own]),
+                of_drawn.of([name for name in still if name in own]),
+                {name: squared[name] for name in still if name in squared},
             )
+        if any(self._verification.ways[name] != RULE for name in own):
+            # Autograd's own sums, which the next way is compared with, are still to do.
+            return self._squares(batch, names, n_top_classes, weights)
 
         def clear(name: str) -> None:
             total[self.slices[name]] = 0
@@ -464,12 +506,13 @@ class PerSampleGradients:
                 for name in functions:
                     take(name, row, cotangents[:, row])
             return result, _nothing
-        compared = self._check.plain_sums(logits, cotangents, wanted)
+        compared = self._check.sums(logits, cotangents, wanted)
         self._ways.pull_back(logits, cotangents, functions, recorded, take)
         for name in ruled:
             rows = result[:, :, columns[name]]
             compared.add(name, slice(None), slice(None), rows)
-        self._check.leave_wrong(compared.of([*ruled, *unused]))
+        still = self._ways.still_ruled([*ruled, *unused])
+        self._check.leave_wrong(compared.of(still))
 
         def put(name: str, part: slice, of_rows: slice, rows: Tensor) -> None:
             result[part, of_rows, columns[name]] = rows.to(result.dtype)

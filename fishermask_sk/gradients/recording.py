@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fishermask_sk.gradients.layer_rules import Rule, find_rule
 from fishermask_sk.gradients.modules import Batch
@@ -158,38 +158,83 @@ class Recorder:
             for p in frozen:
                 p.requires_grad_(True)
 
-    def pulled_back(
+
+class Outputs:
+    """The outputs of some layers in a graph, and backward passes that end there.
+
+    A gradient is handed on as it arrives, and goes before the next one comes: all of
+    them at once would be as large as the graph.
+
+    Parameters
+    ----------
+    layers : iterable of Module
+        Each with one use in `recorded`.
+    recorded : Recorded
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], recorded: Recorded) -> None:
+        edges = {layer: recorded[layer][0].edge for layer in layers}
+        inner = _on_the_way({edge.node for edge in edges.values()})
+        self._ends = {m: edge for m, edge in edges.items() if edge.node not in inner}
+        self._passed = {m: edge for m, edge in edges.items() if edge.node in inner}
+
+    def pull_back(
         self,
         logits: Tensor,
-        cotangents: Tensor,
-        names: Iterable[str],
-        recorded: Recorded,
-        keep_graph: bool = False,
-    ) -> Iterator[tuple[str, int, Tensor]]:
-        """Name, row, and the gradient at the output of the parameter's layer, for each
-        row of the cotangents (n, rows, c); nothing where the scores do not depend on
-        the layer. The graph goes with the last row, unless it is kept.
+        cotangent: Tensor,
+        take: Callable[[nn.Module, Tensor], None],
+        *,
+        retain_graph: bool,
+    ) -> None:
+        """One backward pass: hand each layer and the gradient at its output to `take`,
+        where the scores depend on it.
         """
-        by_layer: dict[nn.Module, list[str]] = {}
-        for name in names:
-            by_layer.setdefault(self.routes[name].module, []).append(name)
-        edges = [recorded[layer][0].edge for layer in by_layer]
-        if not edges or not logits.requires_grad:
+        if not self._ends or not logits.requires_grad:
             return
-        for row in range(cotangents.shape[1]):
-            gradients = torch.autograd.grad(
+
+        def arrived(
+            layer: nn.Module, number: int, gradients: tuple[Tensor | None, ...]
+        ) -> None:
+            if (g := gradients[number]) is not None:
+                take(layer, at_least_float32(g, g.dtype))
+
+        handles = [
+            edge.node.register_prehook(partial(arrived, layer, edge.output_nr))
+            for layer, edge in self._passed.items()
+        ]
+        try:
+            found = torch.autograd.grad(
                 logits,
-                edges,
-                cotangents[:, row],
-                retain_graph=keep_graph or row < cotangents.shape[1] - 1,
+                list(self._ends.values()),
+                cotangent,
+                retain_graph=retain_graph,
                 allow_unused=True,
             )
-            for layer, g in zip(by_layer, gradients, strict=True):
-                if g is None:
-                    continue
-                fine = at_least_float32(g, g.dtype)
-                for name in by_layer[layer]:
-                    yield name, row, fine
+        finally:
+            for handle in handles:
+                handle.remove()
+        for layer, g in zip(self._ends, found, strict=True):
+            arrived(layer, 0, (g,))
+
+
+def _on_the_way(nodes: set[Node]) -> set[Node]:
+    """Those of the nodes below which another one lies: who comes to that one has come
+    past these by every path, with their whole gradient.
+    """
+    leads: dict[Node, bool] = {}
+    for start in nodes:
+        stack = [start]
+        while stack:
+            node = stack[-1]
+            below = [n for n, _ in node.next_functions if n is not None]
+            missing = [n for n in below if n not in leads]
+            if missing and node not in leads:
+                leads[node] = False  # till all below are known
+                stack += missing
+                continue
+            leads[node] = any(n in nodes or leads[n] for n in below)
+            stack.pop()
+    return {node for node in nodes if leads[node]}
 
 
 def at_least_float32(tensor: Tensor, dtype: torch.dtype) -> Tensor:

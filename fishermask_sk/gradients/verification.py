@@ -14,7 +14,8 @@ This file sees tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -84,6 +85,10 @@ class Verification:
         """One of so many rows, drawn."""
         return int(torch.randint(n_rows, (), **self._drawn))
 
+    def positions(self, n: int, n_drawn: int) -> Tensor:
+        """Some of n positions, on the CPU, in the order in which they were drawn."""
+        return torch.randperm(n, **self._drawn)[:n_drawn]
+
     def telling_entries(self, expected: Tensor) -> Tensor:
         """A bounded number of a parameter's entries, sorted: large gradients from all
         over it, and some drawn; one may be there twice.
@@ -100,29 +105,31 @@ class Verification:
         drawn = drawn.to(flat.device, non_blocking=True)
         return torch.cat([largest, drawn]).sort().values
 
-    def wrong(self, compared: Iterable[tuple[str, Comparison]]) -> dict[str, float]:
+    def wrong(self, *groups: Mapping[str, Comparison]) -> dict[str, float]:
         """Which parameters' gradients are not autograd's, and by how much of the
-        largest they differ.
+        largest they differ. What is in one group is of one size.
         """
-        names, numbers = [], []
-        for name, (summed, squared, expected) in compared:
+        numbers = []
+        for summed, squared, expected in chain(*(group.values() for group in groups)):
             if len(expected):
                 expected = expected.to(summed.dtype)
                 largest = torch.maximum(squared.max().sqrt(), expected.abs().max())
                 numbers.append(torch.stack([(summed - expected).abs().max(), largest]))
-                names.append(name)
-        if not names:
+        if not numbers:
             return {}
-        apart = torch.stack(
-            numbers
-        ).tolist()  # the one time that a device is waited for
+        # The one time that a device is waited for.
+        apart = iter(torch.stack(numbers).tolist())
         tolerance = TOLERANCE.get(self.coarsest, HALF_TOLERANCE)
-        floor = ROUNDINGS * _eps(self.coarsest) * max(size for _, size in apart)
-        return {
-            name: difference / size
-            for name, (difference, size) in zip(names, apart, strict=True)
-            if difference > tolerance * size + floor  # NaN is for the caller to see
-        }
+        found = {}
+        for group in groups:
+            names = [name for name, each in group.items() if len(each.expected)]
+            of_group = dict(zip(names, apart, strict=False))
+            largest_of_all = max((size for _, size in of_group.values()), default=0.0)
+            floor = ROUNDINGS * _eps(self.coarsest) * largest_of_all
+            for name, (difference, size) in of_group.items():
+                if difference > tolerance * size + floor:  # NaN is the caller's to see
+                    found[name] = difference / size
+        return found
 
 
 def _eps(dtype: torch.dtype) -> float:

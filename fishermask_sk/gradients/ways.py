@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fishermask_sk.gradients.continuing_check import ContinuingCheck, Sums
 from fishermask_sk.gradients.generic import (
@@ -25,7 +25,13 @@ from fishermask_sk.gradients.generic import (
 )
 from fishermask_sk.gradients.layer_rules import FromOutputGradient
 from fishermask_sk.gradients.modules import Batch
-from fishermask_sk.gradients.recording import Recorded, Recorder, Route, Wanted
+from fishermask_sk.gradients.recording import (
+    Outputs,
+    Recorded,
+    Recorder,
+    Route,
+    Wanted,
+)
 from fishermask_sk.gradients.verification import (
     ONE_BY_ONE,
     RULE,
@@ -79,6 +85,10 @@ class Ways:
                 (ruled if uses else unused).append(name)
         return ruled, unused
 
+    def still_ruled(self, names: Iterable[str]) -> list[str]:
+        """Those of them whose rule has not turned out not to fit."""
+        return [name for name in names if self._verification.ways[name] == RULE]
+
     def prepared(
         self,
         names: list[str],
@@ -106,11 +116,19 @@ class Ways:
         """Hand the gradient at the output of every ruled layer to `take`, for each row
         of the cotangents (n, rows, c).
         """
-        for name, row, g in self._recorder.pulled_back(
-            logits, cotangents, names, recorded
-        ):
-            if self._verification.ways[name] == RULE:
-                self._attempt(name, take, name, row, g)
+        by_layer: dict[nn.Module, list[str]] = {}
+        for name in names:
+            by_layer.setdefault(self._recorder.routes[name].module, []).append(name)
+        outputs, n_rows = Outputs(by_layer, recorded), cotangents.shape[1]
+        for row in range(n_rows):
+
+            def arrived(layer: nn.Module, g: Tensor, row: int = row) -> None:
+                for name in self.still_ruled(by_layer[layer]):
+                    self._attempt(name, take, name, row, g)
+
+            outputs.pull_back(
+                logits, cotangents[:, row], arrived, retain_graph=row < n_rows - 1
+            )
 
     def go_generic(
         self,
