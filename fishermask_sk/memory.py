@@ -269,8 +269,8 @@ class Budget:
                 else "may be used of what is free"
             )
             raise MemoryError(
-                f"This query needs about {readable(needed.matrices)} beside its "
-                f"embeddings {size} and {readable(self.n_bytes or 0)} {limit}; "
+                f"This query needs about {readable(needed.matrices)} on top of "
+                f"its embeddings {size} and {readable(self.n_bytes or 0)} {limit}; "
                 f"{cures()}{', or raise max_memory' if self.given is not None else ''}."
             )
         if self._embeddings_exceed(needed):

@@ -170,7 +170,7 @@ def test_beside_a_head_only_the_others_are_cut(net, monkeypatch):
     monkeypatch.setattr(directions, "MOST", 12)
     asked = {"n_instances": 6, "X_labeled": X[:30]}
     strategy = FisherMask(80, random_state=0)
-    said = "Beside the head, which is kept whole, the mask has 47 weights, more than"
+    said = "Besides the head, which is kept whole, the mask has 47 weights, more than"
     with pytest.warns(UserWarning, match=said):
         picks = strategy.select(net, X[30:], **asked)
     assert 33 < strategy.n_components_ <= 33 + 12
@@ -184,7 +184,7 @@ def test_the_directions_beside_a_head_are_those_of_its_embeddings(net, monkeypat
     monkeypatch.setattr(directions, "MOST", 12)
     monkeypatch.setattr(directions, "SHARE", 1.0)
     strategy = FisherMask(80, random_state=0, n_mask_samples=90)
-    with pytest.warns(UserWarning, match="Beside the head"):
+    with pytest.warns(UserWarning, match="Besides the head"):
         strategy.select(net, X[30:], 6, X_labeled=X[:30])
     v = embeddings(net, strategy.mask_indices_, X)
     head = strategy.mask_indices_ >= 130

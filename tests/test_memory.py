@@ -118,7 +118,7 @@ def test_picks_are_the_same_from_a_mapped_file_that_leaves_nothing(net, monkeypa
 
 def test_what_does_not_fit_is_refused_with_its_numbers(net, monkeypatch):
     needs = (
-        r"needs about .* beside its embeddings \(k=\d+ weights, 400 samples\) "
+        r"needs about .* on top of its embeddings \(k=\d+ weights, 400 samples\) "
         r"and 1.0 KiB max_memory allows; "
     )
     with pytest.raises(

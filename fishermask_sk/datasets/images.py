@@ -382,7 +382,7 @@ def _read_idx(folder: Path, stem: str, ndim: int) -> np.ndarray:
     path = _idx_file(folder, stem)
     if path is None:
         raise ValueError(
-            f"{folder} has no {stem} nor {stem}.gz beside its other idx files; "
+            f"{folder} has no {stem} nor {stem}.gz among its idx files; "
             "download it again."
         )
     with TemporaryDirectory() as scratch:

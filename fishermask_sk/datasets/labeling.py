@@ -37,7 +37,7 @@ class LabelingSession:
     """What is labelled in a pool and what is not, kept in a folder of answers.
 
     That folder is all the memory there is: for each batch ``batch-001.csv`` to fill in,
-    ``batch-001.png`` to look at and ``batch-001.tasks.json`` for Label Studio, beside
+    ``batch-001.png`` to look at and ``batch-001.tasks.json`` for Label Studio, next to
     exports of Label Studio that you save there. A session reads them when it is made;
     to go on, tomorrow or after new answers, make it anew.
 
@@ -112,7 +112,7 @@ class LabelingSession:
         if images.root.resolve() in (place, *place.parents):
             raise ValueError(
                 f"The answers' folder {self.folder} lies in that of the images, whose "
-                "contact sheets would become images; name one beside it."
+                "contact sheets would become images; name one outside it."
             )
         answers = self._answers()
         self.labels = {name: a for name, a in answers.items() if a != SKIP}

@@ -264,13 +264,13 @@ def _play(
         disable=not verbose,
         leave=False,
     ) as bar:
-        for played in rounds:
-            if played.number < len(
+        for round_ in rounds:
+            if round_.number < len(
                 rows
             ):  # the last known round, fitted again to go on from
                 continue
             with preserved_rng():  # a net's data loader draws, also to predict
-                row = {**curve, **_row(played, X_test, y_test)}
+                row = {**curve, **_row(round_, X_test, y_test)}
             if file is not None:
                 file.append(row)
             rows.append(row)
@@ -278,24 +278,24 @@ def _play(
     return rows
 
 
-def _row(played: Round, X_test: Any, y_test: np.ndarray) -> Record:
+def _row(round_: Round, X_test: Any, y_test: np.ndarray) -> Record:
     """What a round adds to the table; only types that JSON gives back as they were."""
-    correct = np.asarray(played.learner.predict(X_test)) == y_test
-    classes, counts = np.unique(played.learner.y_training, return_counts=True)
+    correct = np.asarray(round_.learner.predict(X_test)) == y_test
+    classes, counts = np.unique(round_.learner.y_training, return_counts=True)
     return {
-        "round": played.number,
-        "n_labels": len(played.labeled_indices),
+        "round": round_.number,
+        "n_labels": len(round_.labeled_indices),
         "accuracy": float(correct.mean()),
         "balanced_accuracy": float(
             np.mean([correct[y_test == label].mean() for label in np.unique(y_test)])
         ),
-        "log_loss": _log_loss(played.learner, X_test, y_test),
+        "log_loss": _log_loss(round_.learner, X_test, y_test),
         "class_counts": {
             str(label): int(count) for label, count in zip(classes, counts, strict=True)
         },
-        "query_seconds": played.query_seconds,
-        "fit_seconds": played.fit_seconds,
-        "indices": played.query_idx.tolist(),
+        "query_seconds": round_.query_seconds,
+        "fit_seconds": round_.fit_seconds,
+        "indices": round_.query_idx.tolist(),
     }
 
 

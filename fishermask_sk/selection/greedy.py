@@ -44,8 +44,8 @@ ROUNDING_TOLERANCE = 1e-6
 ROUNDING_SHARE = 1e-3
 
 TOO_LARGE = (
-    "The information is too large beside the damping, for float64 or for the dtype of "
-    "the embeddings: raise damping, scale the samples, or look for one whose gradient "
+    "The information is too large for this damping, in float64 or in the dtype of the "
+    "embeddings: raise damping, scale the samples, or look for one whose gradient "
     "is far larger than the others'."
 )
 

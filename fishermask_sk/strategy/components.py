@@ -78,8 +78,8 @@ def leading_directions(
     if processes.rank == 0:
         question.warn(
             (
-                f"Beside the head, which is kept whole, the mask has {k} weights, more "
-                "than"
+                f"Besides the head, which is kept whole, the mask has {k} weights, "
+                "more than"
                 if is_beside_head
                 else f"The mask has {k} weights, more than the {limits.EXACT} that"
             )

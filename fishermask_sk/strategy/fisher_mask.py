@@ -110,7 +110,7 @@ class FisherMask(BaseEstimator):
         weights; beyond, it keeps the leading ones that hold 99.9 % of the information's
         trace, measured on an eighth of these samples, which did not find them, and at
         most 1,000. One warning says how many and what they hold. A linear head of up to
-        12,000 weights is held as a product and never cut: beside it only the others
+        12,000 weights is held as a product and never cut: besides it only the others
         are. An int is obeyed, for the whole mask with its head, or refused.
     random_state : int, RandomState or None, default=None
         Draws the mask's samples, a random mask, where the search for principal
