@@ -241,7 +241,7 @@ def test_a_pick_asks_little_of_a_device(product, most, settings, monkeypatch):
     the head as a product, each of its two factors and the rest take a launch.
     """
     if not product:
-        monkeypatch.setattr(embedding, "is_worth_it", lambda *counts: False)
+        monkeypatch.setattr(embedding, "cheapest_form", lambda *counts: "dense")
     with PretendDevice() as device:
         launches, syncs, counts = asked_for_picks(device, **settings)
     assert syncs == 2, counts
@@ -255,7 +255,7 @@ def test_embeddings_in_blocks_ask_for_each_block(
 ):
     """And wait for none of them. From main memory the pick's own rows are fetched."""
     if not product:
-        monkeypatch.setattr(embedding, "is_worth_it", lambda *counts: False)
+        monkeypatch.setattr(embedding, "cheapest_form", lambda *counts: "dense")
     with PretendDevice() as device:
         whole = asked_for_picks(device)
         # k = 61 of 65 weights and 4 rows: 20 samples a block, of 60.

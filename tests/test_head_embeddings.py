@@ -16,6 +16,7 @@ from fishermask_sk.selection.head_embeddings import (
     JoinedEmbeddings,
     head_mask,
 )
+from fishermask_sk.selection.top_head_embeddings import TopHeadEmbeddings
 from fishermask_sk.strategy import embedding, query
 
 
@@ -31,7 +32,7 @@ def mask_of(kind, n_classes, d, rng):
     return np.sort(rng.choice(every, len(every) // 2, replace=False))
 
 
-def embedded(kind, n=40, n_classes=4, d=6, n_rows=None, n_rest=0, seed=0):
+def embedded(kind, n=40, n_classes=4, d=6, n_rows=None, n_rest=0, tops=False, seed=0):
     """The same embeddings as a product and as a tensor."""
     rng = np.random.default_rng(seed)
     r = rng.normal(size=(n, n_rows or n_classes - 1, n_classes))
@@ -44,6 +45,8 @@ def embedded(kind, n=40, n_classes=4, d=6, n_rows=None, n_rest=0, seed=0):
     _, mask = head_mask(positions, weight, bias, d)
     r, h = torch.as_tensor(r), torch.as_tensor(h)
     head = HeadEmbeddings(r, h, mask)
+    if tops:
+        head = TopHeadEmbeddings.of_whole(head, n_rows + 1)
     dense = r[:, :, mask.classes] * h[:, None, mask.columns]
     if not n_rest:
         return head, dense
@@ -62,6 +65,8 @@ SHAPES = [
     {"n_rest": 5},
     {"n_classes": 2, "d": 9},
     {"n_classes": 7, "n_rows": 2, "n_rest": 3},
+    {"n_classes": 7, "n_rows": 2, "tops": True},
+    {"n_classes": 7, "n_rows": 2, "n_rest": 3, "tops": True},
 ]
 
 
@@ -185,6 +190,10 @@ def plain(bias=True):
         (plain, {"sparsity": 0.9, "n_information_samples": 50}, JoinedEmbeddings),
         (plain, {"sparsity": 0.9, "candidates": 5}, JoinedEmbeddings),
         (plain, {"layers": "last", "sparsity": 4}, DenseEmbeddings),
+        (plain, {"sparsity": 0.9, "n_top_classes": 2}, JoinedEmbeddings),
+        (plain, {"sparsity": 60, "n_top_classes": 3}, TopHeadEmbeddings),
+        (Scaled, {"sparsity": 60, "n_top_classes": 2}, TopHeadEmbeddings),
+        (LogSoftmax, {"sparsity": 60, "n_top_classes": 2}, DenseEmbeddings),
         (Scaled, {"sparsity": 0.9}, JoinedEmbeddings),
         (Scaled, {"layers": "last", "sparsity": 1.0}, HeadEmbeddings),
         (Scaled, {"sparsity": 0.9, "weighting": "uniform"}, JoinedEmbeddings),
@@ -212,8 +221,8 @@ def test_a_query_takes_the_product_where_it_holds(make, params, kind, monkeypatc
 
     monkeypatch.setattr(query, "select", noted)
     strategies = []
-    for is_worth_it in (embedding.is_worth_it, lambda *counts: False):
-        monkeypatch.setattr(embedding, "is_worth_it", is_worth_it)
+    for cheapest in (embedding.cheapest_form, lambda *counts: "dense"):
+        monkeypatch.setattr(embedding, "cheapest_form", cheapest)
         strategies.append(FisherMask(random_state=0, **params))
         strategies[-1].select(net, X[20:], 12, X_labeled=X[:20])
     product, dense = strategies
@@ -222,6 +231,12 @@ def test_a_query_takes_the_product_where_it_holds(make, params, kind, monkeypatc
     np.testing.assert_allclose(
         product.trace_reductions_, dense.trace_reductions_, rtol=1e-10
     )
+
+
+def test_a_sample_with_more_classes_than_are_counted_is_no_such_product():
+    found, _ = embedded("whole", n_classes=7, n_rows=2)
+    assert TopHeadEmbeddings.of_whole(found, 2) is None
+    assert TopHeadEmbeddings.of_whole(found, 7) is None
 
 
 def test_a_query_of_head_and_rest_passes_each_sample_once():
@@ -262,7 +277,7 @@ def test_information_is_summed_in_float64_where_damping_is_small(
 
     monkeypatch.setattr(query, "select", noted)
     if not product:
-        monkeypatch.setattr(embedding, "is_worth_it", lambda *counts: False)
+        monkeypatch.setattr(embedding, "cheapest_form", lambda *counts: "dense")
     strategy = FisherMask(1.0, damping=damping, random_state=0)
     strategy.select(net, X, 3, X_labeled=X[:0])
     assert isinstance(given["pool"], HeadEmbeddings if product else DenseEmbeddings)

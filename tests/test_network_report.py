@@ -176,7 +176,7 @@ def test_fewer_classes_and_directions(net):
         checked(n_components=20),
     )
     assert few_classes.n_classes == CLASSES
-    assert few_classes.bytes["embeddings"] == 8 * 5_000 * 100
+    assert few_classes.bytes["embeddings"] == 8 * 5_000 * (2 + 2 + 7 + (100 - 21))
     assert whole.bytes["embeddings"] == 8 * 5_000 * (2 * 3 + 7 + 2 * (100 - 21))
     assert few_directions.bytes["embeddings"] == 8 * 5_000 * 2 * 20
     assert all(report.k == 100 for report in (whole, few_classes, few_directions))

@@ -22,11 +22,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fishermask_sk.selection.embeddings import DenseEmbeddings, blocks
+from fishermask_sk.selection.embeddings import DenseEmbeddings, Embeddings, blocks
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,18 @@ class HeadMask:
             )
             for y in self.classes.unique().tolist()
         ]
+
+    @cached_property
+    def _of_class(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return {y: (own, later) for y, own, later in self.pairs}
+
+    def own(self, y: int) -> Tensor:
+        """Which masked weights are those of a class."""
+        return self._of_class[y][0]
+
+    def later(self, y: int) -> Tensor:
+        """Which are those of it and later classes."""
+        return self._of_class[y][1]
 
 
 class HeadEmbeddings:
@@ -164,12 +178,38 @@ class HeadEmbeddings:
         return r, h
 
 
+class Head(Embeddings, Protocol):
+    """A head's embeddings in any form, the whole head's among them."""
+
+    mask: HeadMask
+    inputs: Tensor
+    n_classes: int
+
+    def times_whole(self, u: Tensor) -> Tensor:
+        """V_x U, for U (d·C, r) of the whole head, inputs first."""
+
+    def transposed(self, values: Tensor) -> Tensor:
+        """The sum of V_xᵀ X_x (k, r), for X (n, c, r)."""
+
+    def whole_rows(self, samples: Tensor) -> Tensor:
+        """V_i of the whole head (m, c, d·C), inputs first."""
+
+    def part(self, samples: slice) -> Head:
+        """As of all `Embeddings`."""
+
+    def of(self, tensors: Sequence[Tensor]) -> Head:
+        """As of all `Embeddings`."""
+
+    def scaled(self, factors: Tensor) -> Head:
+        """As of all `Embeddings`."""
+
+
 class JoinedEmbeddings:
     """A head as a product, and the rest of a mask beside it.
 
     Parameters
     ----------
-    head : HeadEmbeddings
+    head : HeadEmbeddings or TopHeadEmbeddings
     rest : DenseEmbeddings
     in_head, in_rest : Tensors of int64
         Which of the k weights are whose.
@@ -179,7 +219,7 @@ class JoinedEmbeddings:
 
     def __init__(
         self,
-        head: HeadEmbeddings,
+        head: Head,
         rest: DenseEmbeddings,
         in_head: Tensor,
         in_rest: Tensor,
@@ -261,11 +301,21 @@ class JoinedEmbeddings:
         return self.of([tensor[samples] for tensor in self.tensors])
 
 
-def is_worth_it(k: int, c: int, n_classes: int, d: int) -> bool:
-    """Whether the product with a head takes fewer multiplications than with its k
-    masked weights as they are.
+def cheapest_form(k: int, c: int, n_classes: int, d: int, on_cpu: bool = True) -> str:
+    """The form of k masked weights of a head with the fewest multiplications: "dense",
+    as they are; "whole", as a product of the whole head; or "tops", where each sample
+    has c rows for its c + 1 most probable classes alone. That goes class by class,
+    which an accelerator had better not.
+
+    Examples
+    --------
+    >>> cheapest_form(5130, 9, 10, 513), cheapest_form(5000, 4, 100, 513)
+    ('whole', 'tops')
     """
-    return n_classes * d + c * n_classes < c * k
+    counts = {"dense": c * k, "whole": n_classes * d + c * n_classes}
+    if on_cpu and c + 1 < n_classes:
+        counts["tops"] = (c + 1) * ceil(k / n_classes) + c * (c + 1)
+    return min(counts, key=lambda form: counts[form])
 
 
 def head_mask(

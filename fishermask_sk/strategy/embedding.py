@@ -11,11 +11,13 @@ from torch import Tensor
 from fishermask_sk.gradients.per_sample import PerSampleGradients
 from fishermask_sk.selection.embeddings import DenseEmbeddings, Embeddings
 from fishermask_sk.selection.head_embeddings import (
+    Head,
     HeadEmbeddings,
     JoinedEmbeddings,
+    cheapest_form,
     head_mask,
-    is_worth_it,
 )
+from fishermask_sk.selection.top_head_embeddings import TopHeadEmbeddings
 from fishermask_sk.strategy.question import Question, Samples, check_complete
 
 Embed = Callable[[Any], Embeddings]
@@ -90,6 +92,8 @@ class HeadProduct:
         How many masked weights are the head's.
     rest : Tensor of shape (k - n,)
         The positions of the others.
+    form : str
+        See `cheapest_form`.
     """
 
     def __init__(
@@ -98,16 +102,19 @@ class HeadProduct:
         gradients: PerSampleGradients,
         names: list[str],
         mask_indices: Tensor,
+        n_rows: int,
     ) -> None:
         self.question, self.gradients = question, gradients
         self.names, self.mask_indices = names, mask_indices
         slices = gradients.slices
         bias = slices[names[1]] if len(names) > 1 else None
-        d = gradients.parameters[names[0]].shape[1]
+        n_classes, d = gradients.parameters[names[0]].shape
         in_head, self.mask = head_mask(mask_indices, slices[names[0]], bias, d)
         self.n, self.rest = len(self.mask.classes), mask_indices[~in_head]
         self._places = in_head.nonzero()[:, 0], (~in_head).nonzero()[:, 0]
         self._uses_bias = bool((self.mask.columns == d).any())
+        on_cpu = question.device.type == "cpu"
+        self.form = cheapest_form(self.n, n_rows, n_classes, d + 1, on_cpu)
 
     def embed(self, batch: Any, directions: Tensor | None = None) -> Embeddings:
         """The embeddings of a batch.
@@ -135,7 +142,7 @@ class HeadProduct:
         r, h, v = factors
         if self._uses_bias:
             h = torch.cat([h, h.new_ones(len(h), 1)], dim=1)
-        of_head = HeadEmbeddings(r, h, self.mask)
+        of_head: Head = self._in_form(HeadEmbeddings(r, h, self.mask))
         if v is None:
             return of_head
         if directions is None:
@@ -143,6 +150,14 @@ class HeadProduct:
         in_order = torch.arange(self.n + directions.shape[1], device=v.device)
         places = in_order[: self.n], in_order[self.n :]
         return JoinedEmbeddings(of_head, DenseEmbeddings(v @ directions), *places)
+
+    def _in_form(self, whole: HeadEmbeddings) -> Head:
+        if self.form != "tops":
+            return whole
+        found = TopHeadEmbeddings.of_whole(whole, whole.c + 1)
+        if found is None:
+            raise NoProductError
+        return found
 
     def is_right(self) -> bool:
         """Whether embeddings of the first samples are those that gradients give, on all
@@ -177,6 +192,5 @@ def head_as_product(
     names = sorted(head, key=lambda name: -parameters[name].ndim)
     if [parameters[name].ndim for name in names] not in ([2], [2, 1]):
         return None
-    product = HeadProduct(question, gradients, names, mask_indices)
-    n_classes, d = parameters[names[0]].shape
-    return product if is_worth_it(product.n, n_rows, n_classes, d + 1) else None
+    product = HeadProduct(question, gradients, names, mask_indices, n_rows)
+    return None if product.form == "dense" else product

@@ -12,7 +12,7 @@ import torch
 
 from fishermask_sk.memory import Budget, Needs, needs, uses_rows
 from fishermask_sk.selection.greedy import FLOAT32_DAMPING
-from fishermask_sk.selection.head_embeddings import is_worth_it
+from fishermask_sk.selection.head_embeddings import cheapest_form
 from fishermask_sk.strategy.cures import fitting_settings
 from fishermask_sk.strategy.directions import n_kept_directions
 from fishermask_sk.strategy.eligible import Eligible
@@ -92,12 +92,21 @@ class Sizes:
 
     def _n_in_product(self, k: int, n_rows: int) -> int:
         """How many of k weights a product with the head stands for."""
-        shapes = self._shapes_of_head
-        if not shapes or not self.params.keep_head or callable(self.params.mask):
-            return 0
-        n_classes, d = shapes[0]
-        in_head = min(k, sum(shape.numel() for shape in shapes))
-        return in_head if is_worth_it(in_head, n_rows, n_classes, d + 1) else 0
+        n_head = self._n_of_head(k)
+        is_dense = not n_head or self._form(n_head, n_rows) == "dense"
+        return 0 if is_dense else n_head
+
+    def _n_of_head(self, k: int) -> int:
+        """How many of k weights are the head's, where a mask keeps it."""
+        keeps = self.params.keep_head and not callable(self.params.mask)
+        n_head = sum(shape.numel() for shape in self._shapes_of_head)
+        return min(k, n_head) if keeps else 0
+
+    def _form(self, n_head: int, n_rows: int) -> str:
+        """See `cheapest_form`."""
+        n_classes, d = self._shapes_of_head[0]
+        on_cpu = self.question.device.type == "cpu"
+        return cheapest_form(n_head, n_rows, n_classes, d + 1, on_cpu)
 
     @cached_property
     def _shapes_of_head(self) -> list[torch.Size]:
@@ -153,7 +162,9 @@ class Sizes:
         stored = n_rows * n
         if n_head:
             n_classes, d = self._shapes_of_head[0]
-            stored += n_rows * n_classes + d + 1
+            tops = self._form(n_head, n_rows) == "tops"
+            columns = n_rows + 1 if tops else n_classes
+            stored += n_rows * columns + d + 1 + tops * columns
         stored *= self.eligible.n_here * itemsize
         needed = needed._replace(embeddings=stored)
         k -= n_head
