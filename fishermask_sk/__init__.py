@@ -1,5 +1,11 @@
 """FisherMask for modAL and scikit-learn: which samples to label next, by sparse Fisher
 information.
+
+Where things are, from the maths up: `gradients` (per-sample gradients; `modules` puts
+a net into evaluation mode and back), `selection` (the greedy choice; `gains` has what a
+pick is worth), `nets`, `scores`, `strategy` (`FisherMask`; `query` has its steps),
+`baselines` (a new one goes there), `loops` (`results_file` reads and writes a file of
+results), and next to these `datasets`, `plotting`, `modal` and `activeml`.
 """
 
 from fishermask_sk import _moved as _moved  # old paths load, for one release

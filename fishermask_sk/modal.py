@@ -2,7 +2,7 @@
 
 modAL is no longer maintained: its `fit` and `teach` hand scikit-learn a keyword that
 1.6 deprecated and 1.8 removed, and its pandas branch calls a method that pandas 2
-removed. Only this module, and the baselines inside functions, import modAL.
+removed. Only this module imports modAL.
 """
 
 from collections.abc import Callable, Iterator, Mapping
