@@ -59,11 +59,17 @@ CONTROL_GROUPS = (
 
 class Needs(NamedTuple):
     """Bytes that a query holds: embeddings of the pool, which may lie in a file, and
-    what may not.
+    what may not; and before these, while weights are ranked, what each weight takes.
     """
 
     embeddings: int
     matrices: int
+    weights: int = 0
+
+    @property
+    def total(self) -> int:
+        """What is held at once, at the most."""
+        return max(self.weights, self.embeddings + self.matrices)
 
     def __str__(self) -> str:
         return (
@@ -261,16 +267,13 @@ class Budget:
         ------
         MemoryError
         """
+        self.check_weights(needed.weights)
         size = f"(k={k} weights, {n_pool} samples)"
         if self._matrices_exceed(needed):
-            limit = (
-                "max_memory allows"
-                if self.given is not None
-                else "may be used of what is free"
-            )
             raise MemoryError(
                 f"This query needs about {readable(needed.matrices)} on top of "
-                f"its embeddings {size} and {readable(self.n_bytes or 0)} {limit}; "
+                f"its embeddings {size} and {readable(self.n_bytes or 0)} "
+                f"{self._limit}; "
                 f"{cures()}{', or raise max_memory' if self.given is not None else ''}."
             )
         if self._embeddings_exceed(needed):
@@ -280,6 +283,29 @@ class Budget:
                 f"{readable(self._free_of_disk())} free in {tempfile.gettempdir()}; "
                 f"{cures()}, or let TMPDIR name a larger disk."
             )
+
+    def check_weights(self, n_bytes: int) -> None:
+        """Refuse a net of which each weight's share does not leave room for a batch.
+
+        Raises
+        ------
+        MemoryError
+        """
+        if self.n_bytes is None or n_bytes <= (1 - LEAST_SHARE) * self.n_bytes:
+            return
+        cures = ["use a smaller net", "or raise max_memory"][: 1 + bool(self.given)]
+        raise MemoryError(
+            f"A query on this net holds {readable(n_bytes)} on top of a batch, a copy "
+            "of its weights, their gradients and their scores, and "
+            f"{readable(self.n_bytes)} {self._limit}, of which a batch has "
+            f"{LEAST_SHARE:.0%}; {', '.join(cures)}."
+        )
+
+    @property
+    def _limit(self) -> str:
+        if self.given is not None:
+            return "max_memory allows"
+        return "may be used of what is free"
 
     def fits(self, needed: Needs) -> bool:
         """Whether such a query is not refused."""

@@ -30,6 +30,7 @@ from fishermask_sk.gradients.fisher import (
 from fishermask_sk.memory import needs
 from fishermask_sk.selection import select
 from fishermask_sk.strategy.masks import (
+    merged,
     n_kept,
     per_layer_mask,
     ranked_mask,
@@ -391,6 +392,10 @@ SCORES = st.builds(
 )
 
 
+def ranges_of(positions):
+    return merged(slice(i, i + 1) for i in positions.tolist())
+
+
 def masks_are_ranked(case):
     rng = np.random.default_rng(case.seed)
     n = sum(case.sizes)
@@ -408,8 +413,8 @@ def masks_are_ranked(case):
 
     k = min(case.k, len(candidates))
     plain, with_head = (
-        ranked_mask(scores, case.k, candidates),
-        ranked_mask(scores, case.k, candidates, head),
+        ranked_mask(scores, case.k, ranges_of(candidates)),
+        ranked_mask(scores, case.k, ranges_of(candidates), ranges_of(head)),
     )
     assert plain.tolist() == sorted(best(candidates, k))
     n_head = min(k, len(head))
@@ -421,7 +426,13 @@ def masks_are_ranked(case):
     for place in slices.values():
         inside = candidates[(candidates >= place.start) & (candidates < place.stop)]
         expected |= best(inside, -(-case.percent * len(inside) // 100))
-    found = per_layer_mask(scores, case.percent / 100, slices, candidates, head)
+    found = per_layer_mask(
+        scores,
+        case.percent / 100,
+        slices,
+        ranges_of(candidates),
+        ranges_of(head),
+    )
     assert found.tolist() == sorted(expected)
     assert found.dtype == plain.dtype == with_head.dtype == torch.int64
     assert n_kept(case.percent / 100, n) == max(1, case.percent * n // 100)

@@ -2,16 +2,21 @@
 the budget, with the same gradients.
 """
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import reference
 import torch
 from networks import CLASSES, make_net
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
-from fishermask_sk import FisherMask
+from fishermask_sk import FisherMask, check_network
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.memory import Budget, Needs
+from fishermask_sk.strategy.masks import ranked_mask
 
 
 def small_net():
@@ -73,3 +78,128 @@ def test_a_batch_has_what_is_left_of_the_budget():
     assert not budget.holds(Needs(500, 600))
     budget.n_bytes = None
     assert budget.beside(5000) is None
+
+
+# What torch allocates, counted byte by byte.
+
+
+def most_held(function):
+    """The most bytes of torch's allocations that were held at a time, beyond those
+    before.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        function()
+    events = found.profiler.kineto_results.events()
+    changes = sorted(
+        (e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"
+    )
+    return int(np.cumsum([n_bytes for _, n_bytes in changes]).max())
+
+
+def many_weights():
+    return nn.Sequential(
+        nn.Linear(64, 1500),
+        nn.Tanh(),
+        nn.Linear(1500, 500),
+        nn.Tanh(),
+        nn.Linear(500, 3),
+    )
+
+
+def large_activations():
+    layers = [nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()]
+    layers += [nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()]
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, CLASSES)
+    )
+
+
+def of_shape(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+@pytest.mark.parametrize("limit", [None, "8MB"])
+@pytest.mark.parametrize(
+    ("make", "shape"), [(large_activations, (1, 32, 32)), (many_weights, (64,))]
+)
+def test_what_a_query_takes_is_what_was_said(make, shape, limit):
+    """Copies of weights, scores and gradients, and the graph of a batch; and some
+    megabytes that torch's own libraries keep, which show where little is allowed.
+    """
+    torch.manual_seed(0)
+    net, X = make_net(make()).initialize(), of_shape(40, *shape)
+    strategy = FisherMask(40, keep_head=False, max_memory=limit, random_state=0)
+    said = check_network(net, X, 3, query_strategy=strategy, X_labeled=X[:0]).bytes
+    if make is many_weights and limit is not None:
+        with pytest.raises(MemoryError, match="on top of a batch"):
+            strategy.select(net, X, 3, X_labeled=X[:0])
+        return
+    taken = most_held(lambda: strategy.select(net, X, 3, X_labeled=X[:0]))
+    assert 0.5 * said["total"] < taken < 1.1 * said["total"] + 4e6
+    largest = "batch" if make is large_activations else "weights"
+    assert said[largest] > 0.7 * said["total"]
+
+
+def test_a_net_whose_weights_do_not_fit_is_refused_before_any_work():
+    net, X = make_net(many_weights()).initialize(), of_shape(40, 64)
+    strategy = FisherMask(40, max_memory="8MB")
+    seen = []
+    net.module_.register_forward_hook(lambda *args: seen.append(args))
+    message = (
+        r"net holds 1\d\.\d MiB on top of a batch, a copy of its weights, their "
+        r"gradients and their scores, and 7\.6 MiB max_memory allows, of which a batch has 25%; "
+        r"use a smaller net, or raise max_memory\."
+    )
+    with pytest.raises(MemoryError, match=message):
+        strategy.select(net, X, 3, X_labeled=X[:0])
+    assert all(len(outputs) <= 8 for _, _, outputs in seen)
+    report = check_network(net, X, 3, query_strategy=strategy, X_labeled=X[:0])
+    assert report.verdict.startswith("would be refused: A query on this net holds")
+    limited = Budget(None, torch.device("cpu"))
+    with pytest.raises(MemoryError, match=r"of what is free, .* smaller net\.$"):
+        limited.check_weights(2**60)
+
+
+def test_a_mask_of_many_weights_takes_no_list_of_them():
+    """Nor a copy of their scores, where a head is kept first or not."""
+    n = 2**22
+    torch.manual_seed(0)
+    scores = torch.rand(n)
+    candidates, head = [slice(0, n)], [slice(n - 100, n)]
+    expected = reference.naive_top_k(scores[: n - 100], 50)
+    for of_head, k in ((head, 150), ((), 50)):
+        found = []
+        taken = most_held(
+            lambda k=k, h=of_head, to=found: to.append(
+                ranked_mask(scores, k, candidates, h)
+            )
+        )
+        assert (
+            taken < 16.5 * 2**20
+        )  # topk of a part; positions alone are 8 bytes a score
+        if of_head:
+            assert found[0].tolist() == expected + list(range(n - 100, n))
+
+
+@pytest.mark.slow
+def test_a_large_net_stays_within_its_budget():
+    """ResNet-18 of width 64 at 224 pixels, by the memory of the process."""
+    code = """
+import resource, numpy as np, torch
+from fishermask_sk import FisherMask, as_estimator
+from fishermask_sk.nets.resnet_module import resnet18
+torch.set_num_threads(1)
+net = resnet18(3, 10, width=64, stem="imagenet", head_bias=True,
+               weights=None)
+net = as_estimator(net, classes=range(10))
+X = np.random.default_rng(0).random((40, 3, 224, 224), dtype="float32")
+net.predict_proba(X[:2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+FisherMask(300, keep_head=False, max_memory="600MB", n_mask_samples=16,
+           random_state=0).select(net, X, 3, X_labeled=X[:0])
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) < 750e6

@@ -48,8 +48,8 @@ def recording_mask(
     scores: torch.Tensor, k: int, slices: dict[str, slice]
 ) -> torch.Tensor:
     """Keep the weights that FisherMask keeps by default, and note where they are."""
-    candidates = torch.arange(len(scores))
-    mask_indices = ranked_mask(scores, k, candidates, candidates[slices["fc.weight"]])
+    every, head = [slice(0, len(scores))], [slices["fc.weight"]]
+    mask_indices = ranked_mask(scores, k, every, head)
     masked = torch.zeros_like(scores).index_put_((mask_indices,), scores[mask_indices])
     kept = torch.zeros(len(scores)).index_fill_(0, mask_indices, 1)
     seen = {

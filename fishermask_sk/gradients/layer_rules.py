@@ -257,7 +257,7 @@ def _conv_squares(module: Conv, a: Tensor) -> FromOutputGradient:
     def squares(g: Tensor) -> Tensor:
         g = _channels_first(g)
         total = module.weight.new_zeros(module.weight.numel(), dtype=g.dtype)
-        step = max(1, _squared_at_a_time(g) // len(total)) * module.groups
+        step = max(1, squared_at_a_time(g.device) // len(total)) * module.groups
         of_groups = g.reshape(len(g) * module.groups, -1, g.shape[-1])
         for part, seen in zip(of_groups.split(step), columns.split(step), strict=True):
             total += (part @ seen).square_().reshape(-1, len(total)).sum(0)
@@ -266,8 +266,9 @@ def _conv_squares(module: Conv, a: Tensor) -> FromOutputGradient:
     return squares
 
 
-def _squared_at_a_time(g: Tensor) -> int:
-    return SQUARED_AT_A_TIME if g.device.type == "cpu" else SQUARED_ON_DEVICE
+def squared_at_a_time(device: torch.device) -> int:
+    """How many numbers are held while they are squared."""
+    return SQUARED_AT_A_TIME if device.type == "cpu" else SQUARED_ON_DEVICE
 
 
 def _squared_products(a: Tensor) -> FromOutputGradient:
@@ -291,7 +292,7 @@ def _squared_products(a: Tensor) -> FromOutputGradient:
         return from_pairs
 
     def one_by_one(g: Tensor) -> Tensor:
-        step = max(1, _squared_at_a_time(g) // (g.shape[1] * n_columns))
+        step = max(1, squared_at_a_time(g.device) // (g.shape[1] * n_columns))
         total = g.new_zeros(g.shape[1], n_columns)
         for start in range(0, n, step):
             products = g[start : start + step] @ a[start : start + step]

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from fishermask_sk.gradients.continuing_check import SHARE_DRAWN
 from fishermask_sk.gradients.generic import is_out_of_memory, samples
-from fishermask_sk.gradients.layer_rules import held_numbers
+from fishermask_sk.gradients.layer_rules import held_numbers, squared_at_a_time
 from fishermask_sk.gradients.modules import Batch, map_tensors
 from fishermask_sk.gradients.recording import Recorder, Route, Wanted
 
@@ -30,15 +31,24 @@ logger = logging.getLogger(__name__)
 # time are left; else it is made layer by layer, for each row again, in parts of
 # samples, and the graph has this share of the working memory.
 FEW_SAMPLES, GRAPH_SHARE = 16, 0.75
+# Where squares would take more, a batch has this share.
+LEAST_ROOM = 0.25
 
 
 class Load(NamedTuple):
-    """Bytes that one sample takes: in the graph and its gradients, and in what all
-    rules make of their inputs.
+    """Bytes that one sample takes: in the graph and its gradients, in what all rules
+    make of their inputs, and in the largest gradient that a rule squares; of that so
+    many bytes at a time.
     """
 
     graph: float
     held: float
+    squared: int = 0
+    most_squared: int = 0
+
+    def apart(self, n: int) -> int:
+        """What n samples take for squares, beside all else."""
+        return min(n * self.squared, self.most_squared)
 
 
 class WorkingMemory:
@@ -110,9 +120,23 @@ class WorkingMemory:
         if self.n_bytes is None or n == 1:
             return n
         load = self.load(batch, wanted)
+        room = self._room(load, n)
         if self._holds_inputs(load, n):
-            return max(1, int(self.n_bytes / (load.graph + load.held)))
-        return max(1, int(self.n_bytes * GRAPH_SHARE / load.graph))
+            return max(1, int(room / (load.graph + load.held)))
+        return max(1, int(room * GRAPH_SHARE / load.graph))
+
+    def bytes_of(self, batch: Batch, wanted: Wanted, n: int) -> int:
+        """What a batch of n samples like these takes while its gradients are made, in
+        parts where it must be.
+        """
+        load = self.load(batch, wanted)
+        if self.n_bytes is None or self._holds_inputs(load, n):
+            whole = n * (load.graph + load.held)
+        else:
+            whole = n * load.graph / GRAPH_SHARE
+        if self.n_bytes is not None:
+            whole = min(whole, self._room(load, n))
+        return int(max(whole, load.graph)) + load.apart(n)
 
     def together(
         self, batch: Batch, wanted: Wanted
@@ -125,7 +149,8 @@ class WorkingMemory:
             return lambda route, seen: None
         if self._holds_inputs(self.load(batch, wanted), length(batch)):
             return lambda route, seen: None
-        room = (1 - GRAPH_SHARE) * memory
+        load = self.load(batch, wanted)
+        room = (1 - GRAPH_SHARE) * self._room(load, length(batch))
 
         def n_samples(route: Route, seen: Tensor) -> int:
             size = seen.itemsize * held_numbers(route.module, seen, None)
@@ -137,8 +162,12 @@ class WorkingMemory:
         """Whether all that rules make of their inputs is kept from row to row: where
         that leaves room for a batch worth its name.
         """
+        return self._room(load, n) >= (load.graph + load.held) * min(n, FEW_SAMPLES)
+
+    def _room(self, load: Load, n: int) -> float:
+        """What is left beside squares, and never less than a part of all."""
         assert self.n_bytes is not None  # for the type checker
-        return self.n_bytes >= (load.graph + load.held) * min(n, FEW_SAMPLES)
+        return max(self.n_bytes - load.apart(n), LEAST_ROOM * self.n_bytes)
 
     def load(self, batch: Batch, wanted: Wanted) -> Load:
         """What a sample of this shape takes, seen on the first of the batch."""
@@ -175,6 +204,8 @@ class WorkingMemory:
             pass
         held = dict[nn.Module, float]()
         graph = float(sum(size for place, size in stored.items() if place not in own))
+        if None in sizes.values():  # scores: some samples have a pass of their own
+            graph *= 1 + 1 / SHARE_DRAWN
         for module, uses in recorded.items():
             for use in uses:
                 itemsize = max(4, use.seen.itemsize)
@@ -186,7 +217,17 @@ class WorkingMemory:
                 ]
                 largest = None if None in most else max(filter(None, most), default=1)
                 held[module] = itemsize * held_numbers(module, use.seen, largest)
-        return Load(max(1.0, graph / n), sum(held.values()) / n)
+        squared = [
+            max(4, p.itemsize) * p.numel()
+            for name, p in self._recorder.parameters.items()
+            if name in routes and p.ndim > 1 and sizes.get(name, 0) is None
+        ]
+        return Load(
+            max(1.0, graph / n),
+            sum(held.values()) / n,
+            max(squared, default=0),
+            4 * squared_at_a_time(next(iter(weights)).device),
+        )
 
 
 def length(batch: Batch) -> int:

@@ -135,7 +135,7 @@ def _affordable(question: Question, plan: Plan) -> int:
     """
     few = min(EXAMPLES, question.pool.n)
     _rank(question, plan, few)  # whatever is only slow once
-    seconds = _seconds(lambda: _rank(question, plan, few), plan.candidates.device)
+    seconds = _seconds(lambda: _rank(question, plan, few), question.device)
     in_time = int(few * STEP_SECONDS / max(seconds, 1e-6))
     return min(question.pool.n, question.params.batch_size, max(few, in_time))
 

@@ -8,7 +8,8 @@ positions (k,) that are kept. This file sees tensors only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil, floor
 from numbers import Integral
 
@@ -23,6 +24,7 @@ ROUNDING = 1e-6
 RANKED_AT_A_TIME = 2**20
 
 Slices = Mapping[str, slice]
+Ranges = Sequence[slice]
 MaskRule = Callable[[Tensor, int, dict[str, slice]], Tensor]
 
 
@@ -40,13 +42,32 @@ def n_kept(sparsity: float, n_weights: int) -> int:
     return max(1, floor(sparsity * n_weights + ROUNDING))
 
 
-def top_k(scores: Tensor, k: int) -> Tensor:
+def merged(places: Iterable[slice]) -> list[slice]:
+    """Slices in their order, those that touch each other as one."""
+    ends: list[list[int]] = []
+    for place in places:
+        if ends and ends[-1][1] == place.start:
+            ends[-1][1] = place.stop
+        else:
+            ends.append([place.start, place.stop])
+    return [slice(*pair) for pair in ends]
+
+
+def n_positions(ranges: Ranges) -> int:
+    """How many positions there are in them."""
+    return sum(place.stop - place.start for place in ranges)
+
+
+def top_k(scores: Tensor, k: int, ranges: Ranges | None = None) -> Tensor:
     """Positions of the k largest scores, sorted; of equal scores the lowest positions.
 
     Parameters
     ----------
-    scores : Tensor of shape (n,)
-    k : int, between 0 and n
+    scores : Tensor of shape (P,)
+    k : int, between 0 and the number of positions
+    ranges : sequence of slice, optional
+        Sorted and apart; by default all positions. Their scores are looked at where
+        they are, and no list is made of the positions.
 
     Returns
     -------
@@ -55,25 +76,35 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> top_k(torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0]), 3)
+    >>> scores = torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0])
+    >>> top_k(scores, 3)
     tensor([1, 2, 3])
+    >>> top_k(scores, 2, [slice(0, 1), slice(2, 5)])
+    tensor([2, 3])
     """
     if k == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     # torch.topk promises nothing about equal scores, so it only supplies the threshold.
     # It takes 16 bytes a score: of so many at a time.
-    best = [
-        part.topk(min(k, len(part)), sorted=False).values
-        for part in scores.split(RANKED_AT_A_TIME)
+    parts = [
+        (place.start + i * RANKED_AT_A_TIME, part)
+        for place in ([slice(0, len(scores))] if ranges is None else ranges)
+        for i, part in enumerate(scores[place].split(RANKED_AT_A_TIME))
     ]
+    best = [part.topk(min(k, len(part)), sorted=False).values for _, part in parts]
     threshold = torch.cat(best).topk(k, sorted=False).values.min()
-    above = (scores > threshold).nonzero()[:, 0]
-    level = (scores == threshold).nonzero()[:, 0]
-    return torch.cat([above, level[: k - len(above)]]).sort().values
+    found = [start + (part > threshold).nonzero()[:, 0] for start, part in parts]
+    left = k - sum(map(len, found))
+    for start, part in parts:
+        if not left:
+            break
+        found.append(start + (part == threshold).nonzero()[:left, 0])
+        left -= len(found[-1])
+    return torch.cat(found).sort().values
 
 
 def ranked_mask(
-    scores: Tensor, k: int, candidates: Tensor, head: Tensor | None = None
+    scores: Tensor, k: int, candidates: Ranges, head: Ranges = ()
 ) -> Tensor:
     """The `k` best of the candidates; a head, where given, is kept whole before the
     rest is filled.
@@ -83,8 +114,9 @@ def ranked_mask(
     scores : Tensor of shape (P,)
     k : int
         At least 1. Where there are fewer candidates, all of them are kept.
-    candidates : Tensor of shape (n_candidates,), int64, sorted
-    head : Tensor of shape (n_head,), int64, sorted, or None
+    candidates : sequence of slice
+        The positions that may be kept, sorted and apart.
+    head : sequence of slice
         Candidates to keep first. Where they are k or more, the k best of them are the
         mask.
 
@@ -96,26 +128,23 @@ def ranked_mask(
     --------
     >>> import torch
     >>> scores = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
-    >>> ranked_mask(scores, 3, torch.arange(5), head=torch.tensor([4]))
+    >>> ranked_mask(scores, 3, [slice(0, 5)], head=[slice(4, 5)])
     tensor([0, 1, 4])
     """
-    k = min(k, len(candidates))
-    if head is None or len(head) == 0:
-        return candidates[top_k(scores[candidates], k)]
-    if len(head) >= k:
-        return head[top_k(scores[head], k)]
-    left = scores[candidates]
-    left[torch.searchsorted(candidates, head)] = -torch.inf  # the head is in already
-    filled = candidates[top_k(left, k - len(head))]
-    return torch.cat([head, filled]).sort().values
+    k = min(k, n_positions(candidates))
+    n_head = n_positions(head)
+    if n_head >= k:
+        return top_k(scores, k, head)
+    filled = top_k(scores, k - n_head, _without(candidates, head))
+    return torch.cat([top_k(scores, n_head, head), filled]).sort().values
 
 
 def per_layer_mask(
     scores: Tensor,
     fraction: float,
     slices: Slices,
-    candidates: Tensor,
-    head: Tensor | None = None,
+    candidates: Ranges,
+    head: Ranges = (),
 ) -> Tensor:
     """The ⌈fraction·size⌉ best of each parameter tensor, and the head, where given,
     whole.
@@ -125,27 +154,40 @@ def per_layer_mask(
     scores : Tensor of shape (P,)
     fraction : float in (0, 1]
     slices : mapping from parameter name to its slice of the scores
-    candidates, head : Tensors of positions, as in `ranked_mask`
+    candidates, head : sequences of slice, as in `ranked_mask`
 
     Returns
     -------
     mask_indices : Tensor of shape (k,), int64, sorted
     """
-    kept = [] if head is None else [head]
-    ends = [(place.start, place.stop) for place in slices.values()]
-    # The candidates are sorted: those of one tensor stand side by side.
-    places = torch.searchsorted(
-        candidates, torch.tensor(ends, device=candidates.device)
-    )
-    for first, last in places.tolist():
-        inside = candidates[first:last]
-        share = max(1, ceil(fraction * len(inside) - ROUNDING))
-        kept.append(inside[top_k(scores[inside], min(share, len(inside)))])
+    kept = [top_k(scores, n_positions(head), head)]
+    for place in slices.values():
+        inside = _within(candidates, place)
+        if n := n_positions(inside):
+            share = max(1, ceil(fraction * n - ROUNDING))
+            kept.append(top_k(scores, min(share, n), inside))
     return torch.unique(torch.cat(kept))
 
 
+def _within(ranges: Ranges, place: slice) -> list[slice]:
+    """What of the ranges lies inside this place."""
+    cut = [
+        slice(max(each.start, place.start), min(each.stop, place.stop))
+        for each in ranges
+    ]
+    return [each for each in cut if each.start < each.stop]
+
+
+def _without(ranges: Ranges, others: Ranges) -> list[slice]:
+    """What of the ranges lies outside the others, which are sorted."""
+    starts = [-1, *(other.stop for other in others)]
+    stops = [*(other.start for other in others), sys.maxsize]
+    gaps = [slice(*pair) for pair in zip(starts, stops, strict=True)]
+    return [part for each in ranges for gap in gaps for part in _within([each], gap)]
+
+
 def custom_mask(
-    rule: MaskRule, scores: Tensor, k: int, slices: dict[str, slice], candidates: Tensor
+    rule: MaskRule, scores: Tensor, k: int, slices: dict[str, slice], candidates: Ranges
 ) -> Tensor:
     """Ask a user's rule for positions, and check that they are a mask of candidates.
 
@@ -190,7 +232,11 @@ def custom_mask(
         raise ValueError(
             "The mask callable returned a position twice; return each position once."
         )
-    foreign = mask_indices[~torch.isin(mask_indices, candidates)]
+    bounds = [end for place in candidates for end in (place.start, place.stop)]
+    # Inside where an odd number of bounds lies at or below.
+    ends = mask_indices.new_tensor(bounds)
+    n_below = torch.searchsorted(ends, mask_indices, right=True)
+    foreign = mask_indices[n_below % 2 == 0]
     if len(foreign):
         raise ValueError(
             f"The mask callable returned {len(foreign)} positions that may not be "

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parameter import UninitializedParameter
 
 from fishermask_sk._warnings import warn_user
@@ -154,7 +155,8 @@ def _compare_with_predictions(fitted: FittedNet, example: Any, outputs: Tensor) 
         predicted = fitted.outputs(example)
     finally:
         torch.backends.mha.set_fastpath_enabled(False)
-    with torch.enable_grad():
+    # A graph is wanted, and nothing of what it would keep for a backward pass.
+    with torch.enable_grad(), saved_tensors_hooks(lambda t: None, lambda t: t):
         trained = fitted.outputs(example).detach()
     apart = max(_distance(predicted, trained), _distance(outputs, trained))
     if apart > _tolerance(ALONE, fitted, outputs):

@@ -11,7 +11,7 @@ from sklearn.base import clone
 
 from fishermask_sk._types import Learner, Samples
 from fishermask_sk.gradients.modules import undisturbed
-from fishermask_sk.memory import Budget, duration, free_bytes, readable
+from fishermask_sk.memory import Budget, Needs, duration, free_bytes, readable
 from fishermask_sk.nets.skorch_adapter import fitted_net, preserved_rng
 from fishermask_sk.strategy.calibration import calibrate
 from fishermask_sk.strategy.eligible import Eligible
@@ -69,7 +69,9 @@ class NetworkReport:
     n_classes, n_pool, n_labeled, n_instances : int
         What the query would see, and pick.
     bytes : dict of str to int
-        What "embeddings" and "matrices" take, and their sum, "total".
+        What "embeddings" and "matrices" take, what each weight's copy, gradient and
+        score do while "weights" are ranked, what a "batch" takes while it is computed
+        on, and what is held at once at the most, "total".
     free_bytes : int or None
         Memory that is free now, where the system says.
     seconds : dict of str to float
@@ -110,7 +112,9 @@ class NetworkReport:
             f"{self.n_labeled:,} labelled, {self.n_classes} classes",
             f"memory   about {readable(self.bytes['total'])} (embeddings "
             f"{readable(self.bytes['embeddings'])}, matrices "
-            f"{readable(self.bytes['matrices'])})"
+            f"{readable(self.bytes['matrices'])}, weights "
+            f"{readable(self.bytes['weights'])}, batch "
+            f"{readable(self.bytes['batch'])})"
             + (
                 ""
                 if self.free_bytes is None
@@ -272,6 +276,7 @@ def check_network(
         k = len(mask_indices)
         seconds = costs.seconds(sizes, plan.n_rows)
         needed = sizes.needs(k, plan.n_rows)
+        of_batch = _of_batch(query.question, plan, sizes.question.pool.n)
         verdict = _verdict(sizes, query.budget, k, plan.n_rows)
         alternatives = []
         for changes in _cheaper(params, plan.n_classes):
@@ -282,7 +287,7 @@ def check_network(
                 Alternative(
                     ", ".join(f"{name}={value}" for name, value in changes.items()),
                     sum(costs.seconds(other, n_rows).values()),
-                    sum(other.needs(k, n_rows)),
+                    other.needs(k, n_rows).total + of_batch,
                 )
             )
     return NetworkReport(
@@ -294,13 +299,24 @@ def check_network(
         n_pool=sizes.question.pool.n,
         n_labeled=n_labeled,
         n_instances=int(n_instances),
-        bytes={**needed._asdict(), "total": sum(needed)},
+        bytes=_bytes(needed, of_batch),
         free_bytes=free_bytes(mask_indices.device),
         seconds={**seconds, "total": sum(seconds.values())},
         verdict=verdict,
         alternatives=tuple(alternatives),
         notes=_notes(params, plan, k),
     )
+
+
+def _of_batch(question: Question, plan: Plan, n_pool: int) -> int:
+    """What the graph and the gradients of a batch take, by a pass of one sample."""
+    wanted = dict.fromkeys(plan.names)
+    n = min(question.params.batch_size, n_pool)
+    return plan.gradients.memory.bytes_of(question.shared_example[0], wanted, n)
+
+
+def _bytes(needed: Needs, of_batch: int) -> dict[str, int]:
+    return {**needed._asdict(), "batch": of_batch, "total": needed.total + of_batch}
 
 
 def _verdict(sizes: Sizes, budget: Budget, k: int, n_rows: int) -> str:
@@ -385,7 +401,7 @@ def _notes(params: Settings, plan: Plan, k: int) -> tuple[str, ...]:
         )
     elif (
         params.keep_head
-        and k <= n_head < len(plan.candidates)
+        and k <= n_head < plan.n_candidates
         and params.mask in ("fisher", "random")
     ):
         notes.append(

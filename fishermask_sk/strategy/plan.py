@@ -7,8 +7,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.gradients.generic import samples as some_samples
@@ -16,7 +14,7 @@ from fishermask_sk.gradients.layers import Layout, candidate_names, find_layout
 from fishermask_sk.gradients.per_sample import PerSampleGradients
 from fishermask_sk.gradients.verification import ONE_BY_ONE
 from fishermask_sk.memory import Budget
-from fishermask_sk.strategy.masks import n_kept
+from fishermask_sk.strategy.masks import merged, n_kept, n_positions
 from fishermask_sk.strategy.net_checks import (
     check_candidates,
     check_real,
@@ -25,6 +23,7 @@ from fishermask_sk.strategy.net_checks import (
     some_of,
 )
 from fishermask_sk.strategy.question import Question, Samples
+from fishermask_sk.strategy.sizes import bytes_of_weights
 
 # Of the examples, those with a graph of all layers.
 GRAPHED = 2
@@ -41,11 +40,16 @@ class Plan(NamedTuple):
     gradients: PerSampleGradients
     layout: Layout
     names: list[str]
-    candidates: Tensor
+    candidates: list[slice]
     k: int
     n_trainable: int
     n_classes: int
     n_rows: int
+
+    @property
+    def n_candidates(self) -> int:
+        """How many weights a mask may touch."""
+        return n_positions(self.candidates)
 
     @property
     def head(self) -> tuple[str, ...]:
@@ -98,7 +102,7 @@ def _made(
     gradients = _gradients(question, budget, names, example, within)
     n_trainable = sum(gradients.parameters[name].numel() for name in trainable)
     k = n_kept(params.sparsity, n_trainable)
-    candidates = positions_of(gradients.slices, names).to(question.device)
+    candidates = merged(gradients.slices[name] for name in names)
     n_classes = max(2, n_outputs)  # one logit is two classes
     n_rows = min(n_classes, params.n_top_classes or n_classes) - 1
     return Plan(gradients, layout, names, candidates, k, n_trainable, n_classes, n_rows)
@@ -113,7 +117,6 @@ def _gradients(
 ) -> PerSampleGradients:
     """Gradients whose ways were tried on samples from all over what is here."""
     module = question.fitted.module
-    n_bytes = sum(p.numel() * p.itemsize for p in module.parameters())
     drawn = [
         _drawn_example(question, samples, min(samples.n, within or samples.n))
         for samples in (question.pool, question.labeled, question.target)
@@ -124,7 +127,7 @@ def _gradients(
         question.fitted.logits,
         drawn.pop(0) if drawn else example,
         names,
-        budget.beside(3 * n_bytes),  # as it was found, and scores twice
+        budget.beside(bytes_of_weights(question.params, module)),
     )
     for batch in drawn:
         gradients.verify(batch)
@@ -152,15 +155,3 @@ def say_what_is_slow(plan: Plan, rank: int) -> bool:
             f"{plan.gradients.reasons[slow[0]]}. layers= can leave them out."
         )
     return bool(slow)
-
-
-def positions_of(slices: dict[str, slice], names: list[str]) -> Tensor:
-    """The positions of these parameters, in the network's order."""
-    ends: list[list[int]] = []
-    for place in (slices[name] for name in names):
-        if ends and ends[-1][1] == place.start:
-            ends[-1][1] = place.stop
-        else:
-            ends.append([place.start, place.stop])
-    parts = [torch.arange(*pair, device="cpu") for pair in ends]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -50,7 +50,7 @@ from fishermask_sk.strategy.progress import Progress
 from fishermask_sk.strategy.question import Question
 from fishermask_sk.strategy.ranking import find_mask
 from fishermask_sk.strategy.settings import Settings
-from fishermask_sk.strategy.sizes import Sizes
+from fishermask_sk.strategy.sizes import Sizes, bytes_of_weights
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,9 @@ class Query:
 
     def run(self, random_tie_break: bool) -> dict[str, Any]:
         """All steps in turn; what `FisherMask` learns from them."""
-        timed = self.progress.timed
+        timed, module = self.progress.timed, self.question.fitted.module
+        with self.processes.together():
+            self.budget.check_weights(bytes_of_weights(self.params, module))
         with timed("mask"):
             plan = self.plan()
             has_said = say_what_is_slow(plan, self.processes.rank)
@@ -147,7 +149,7 @@ class Query:
         """Steps 1 and 2, and before and after them a look at the memory."""
         sizes, n_rows = self.sizes(plan), plan.n_rows
         with self.processes.together():
-            k = min(plan.k, len(plan.candidates))
+            k = min(plan.k, plan.n_candidates)
             sizes.check_memory(self.budget, k, n_rows)
         mask_indices = find_mask(self.question, plan, self.progress)
         with self.processes.together():

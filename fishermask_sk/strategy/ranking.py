@@ -12,11 +12,13 @@ from torch import Tensor
 
 from fishermask_sk.strategy.masks import (
     custom_mask,
+    merged,
+    n_positions,
     per_layer_mask,
     ranked_mask,
     warn_if_head_fills_mask,
 )
-from fishermask_sk.strategy.plan import Plan, positions_of
+from fishermask_sk.strategy.plan import Plan
 from fishermask_sk.strategy.progress import Progress
 from fishermask_sk.strategy.question import Question, weighty
 
@@ -47,7 +49,7 @@ def ranked_names(question: Question, plan: Plan) -> list[str]:
     sizes = {name: p.numel() for name, p in plan.gradients.parameters.items()}
     in_head = [name for name in plan.names if name in plan.layout.head]
     n_head = sum(sizes[name] for name in in_head) if question.params.keep_head else 0
-    if plan.k == n_head or plan.k >= len(plan.candidates):
+    if plan.k == n_head or plan.k >= plan.n_candidates:
         return []
     return in_head if n_head > plan.k else plan.names
 
@@ -69,8 +71,9 @@ def _diagonal_fisher(
             weights=drawn.weights,
         )
     own = drawn.n_own if drawn.weights is None else float(drawn.weights.sum())
-    scores = processes.add(mean * (own / drawn.total_weight))
-    if not bool(torch.isfinite(scores).all()):
+    scores = processes.add(mean.mul_(own / drawn.total_weight))
+    # The largest of all is NaN where any is; torch.isfinite would copy them.
+    if not bool(scores.amax().isfinite()):
         raise FloatingPointError(
             "The diagonal Fisher information holds NaN or infinite values: samples "
             "do, or the net's weights."
@@ -85,14 +88,10 @@ def mask_by_scores(question: Question, plan: Plan, scores: Tensor) -> Tensor:
     allowed = {name: slices[name] for name in plan.names}
     if callable(params.mask):
         return custom_mask(
-            params.mask, scores, min(plan.k, len(candidates)), allowed, candidates
+            params.mask, scores, min(plan.k, plan.n_candidates), allowed, candidates
         )
     in_head = [name for name in plan.names if name in plan.layout.head]
-    head = (
-        positions_of(slices, in_head).to(scores.device)
-        if params.keep_head and in_head
-        else None
-    )
+    head = merged(slices[name] for name in in_head) if params.keep_head else []
     if params.mask == "per_layer":
         fraction = (
             plan.k / plan.n_trainable
@@ -100,6 +99,6 @@ def mask_by_scores(question: Question, plan: Plan, scores: Tensor) -> Tensor:
             else params.sparsity
         )
         return per_layer_mask(scores, fraction, allowed, candidates, head)
-    if head is not None and len(head) < len(candidates):
-        warn_if_head_fills_mask(plan.k, len(head), plan.n_trainable, question.warn)
+    if head and (n_head := n_positions(head)) < plan.n_candidates:
+        warn_if_head_fills_mask(plan.k, n_head, plan.n_trainable, question.warn)
     return ranked_mask(scores, plan.k, candidates, head)

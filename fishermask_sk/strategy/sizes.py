@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from math import ceil
 
 import torch
+from torch import nn
 
 from fishermask_sk.memory import Budget, Needs, needs, uses_rows
 from fishermask_sk.selection.greedy import FLOAT32_DAMPING
@@ -17,6 +18,23 @@ from fishermask_sk.strategy.cures import fitting_settings
 from fishermask_sk.strategy.directions import n_kept_directions
 from fishermask_sk.strategy.eligible import Eligible
 from fishermask_sk.strategy.question import Question
+from fishermask_sk.strategy.settings import Settings
+
+
+def bytes_of_weights(params: Settings, module: nn.Module) -> int:
+    """What a query holds for each weight of a net, beside a batch: the module's numbers
+    as they were found, gradients of a backward pass to all, and two vectors of scores,
+    of all samples and of a batch.
+    """
+    parameters = list(module.parameters())
+    as_found = sum(t.numel() * t.itemsize for t in (*parameters, *module.buffers()))
+    trainable = [p for p in parameters if p.requires_grad]
+    gradients = sum(p.numel() * p.itemsize for p in trainable)
+    n = sum(p.numel() for p in parameters)
+    scores = 2 * n * max([4, *(p.itemsize for p in trainable)])
+    if params.mask == "random":  # drawn as float64
+        scores = 8 * n
+    return as_found + gradients + scores
 
 
 class Sizes:
@@ -166,7 +184,9 @@ class Sizes:
             columns = n_rows + 1 if tops else n_classes
             stored += n_rows * columns + d + 1 + tops * columns
         stored *= self.eligible.n_here * itemsize
-        needed = needed._replace(embeddings=stored)
+        needed = needed._replace(
+            embeddings=stored, weights=bytes_of_weights(self.params, module)
+        )
         k -= n_head
         if n == k:
             return needed
