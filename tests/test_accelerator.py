@@ -22,6 +22,7 @@ from fishermask_sk.gradients.layer_rules import find_rule
 from fishermask_sk.gradients.modules import undisturbed
 from fishermask_sk.memory import Budget
 from fishermask_sk.strategy import embedding
+from fishermask_sk.strategy.agreement import _sums
 
 N_CLASSES = 5
 
@@ -217,6 +218,21 @@ def test_the_host_waits_once_a_batch_whatever_the_net(depth, n_classes):
         with device.counted() as counts, undisturbed(module):
             pass
         assert counts.n_syncs == 1, counts
+
+
+def test_processes_compare_their_nets_with_one_wait():
+    with PretendDevice() as device:
+        state = device.move(convolutions()).state_dict()
+        state["steps"], state["name"] = device.put(torch.tensor(3)), "net"
+        with device.counted() as counts:
+            found = _sums(state)
+        assert counts.n_syncs == 1, counts
+        weight = state["0.weight"].cpu().double()
+        assert found["0.weight"] == pytest.approx(
+            (float(weight.sum()), float(weight.norm()))
+        )
+        assert found["steps"] is found["name"] is None
+        assert _sums({"name": 1}) == {"name": None}
 
 
 def asked_for_picks(device, few=3, many=11, **params):

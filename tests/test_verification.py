@@ -86,6 +86,17 @@ class PadsItself(nn.Conv2d):
         return F.conv2d(F.pad(x, (1, 1, 0, 1)), self.weight, self.bias, self.stride)
 
 
+class WithoutSettings(nn.Conv2d):
+    """Holds a convolution's weight, and none of its other attributes."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.randn(4, 2, 3, 3))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight)
+
+
 class ChannelsFirst(nn.Linear):
     def forward(self, x):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
@@ -231,6 +242,7 @@ NETS = {
         images,
     ),
     "padding itself": (lambda: convolutional(PadsItself(2, 4, 3, stride=2)), images),
+    "without settings": (lambda: convolutional(WithoutSettings()), images),
     "linear over channels": (lambda: convolutional(ChannelsFirst(2, 4)), images),
     "group norm over the last": (
         lambda: convolutional(ChannelsFirst(2, 5), ChannelsLast(1, 5), channels=5),
@@ -716,3 +728,40 @@ def test_a_rule_that_does_not_fit_is_vmapped():
     gradients = PerSampleGradients(net.module_.eval(), net.module_, torch.tensor(X[:4]))
     assert gradients.ways()["1.weight"] == "vmap"
     assert "does not fit its layout" in gradients.reasons["1.weight"]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError, NotImplementedError, ValueError, IndexError, TypeError]
+)
+def test_what_a_rule_may_raise(error):
+    assert way_of_rule_raising(error) == "vmap"
+
+
+@pytest.mark.parametrize("error", [KeyError, ZeroDivisionError, AssertionError])
+def test_a_mistake_in_a_rule_is_not_hidden(error):
+    with pytest.raises(error, match="oops"):
+        way_of_rule_raising(error)
+
+
+def way_of_rule_raising(error):
+    """The way of a parameter whose rule raises this on a batch."""
+    torch.manual_seed(0)
+    module, batch = nn.Linear(3, 4).double().eval(), torch.randn(6, 3).double()
+    gradients = PerSampleGradients(module, module, batch[:2])
+
+    def raising(*args):
+        raise error("oops")
+
+    routes = gradients._recorder.routes
+    routes["weight"] = routes["weight"]._replace(rule=Rule(raising, raising))
+    assert_scores_are_right(gradients, module, batch)
+    return gradients.ways()["weight"]
+
+
+def test_a_layer_that_skips_its_class_is_vmapped():
+    torch.manual_seed(0)
+    module = convolutional(WithoutSettings()).double().eval()
+    batch = torch.randn(6, 2, 5, 5).double()
+    gradients = PerSampleGradients(module, module, batch[:2])
+    assert gradients.ways()["0.weight"] == "vmap"
+    assert_scores_are_right(gradients, module, batch)

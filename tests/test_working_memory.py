@@ -147,8 +147,8 @@ def test_a_net_whose_weights_do_not_fit_is_refused_before_any_work():
     net.module_.register_forward_hook(lambda *args: seen.append(args))
     message = (
         r"net holds 1\d\.\d MiB on top of a batch, a copy of its weights, their "
-        r"gradients and their scores, and 7\.6 MiB max_memory allows, of which a batch has 25%; "
-        r"use a smaller net, or raise max_memory\."
+        r"gradients and their scores, and 7\.6 MiB max_memory allows, "
+        r"of which a batch has 25%; use a smaller net, or raise max_memory\."
     )
     with pytest.raises(MemoryError, match=message):
         strategy.select(net, X, 3, X_labeled=X[:0])

@@ -48,8 +48,9 @@ def held_numbers(module: nn.Module, seen: Tensor, n_entries: int | None) -> int:
     if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return seen.numel() if isinstance(module, nn.Linear) else 2 * seen.numel()
     padded = seen.numel()
-    positions = padded // max(1, seen.shape[1] * prod(module.stride))
-    n_columns = module.in_channels * prod(module.kernel_size)
+    stride = getattr(module, "stride", (1,))  # a subclass may do without
+    positions = padded // max(1, seen.shape[1] * prod(stride))
+    n_columns = seen.shape[1] * prod(module.weight.shape[2:])
     return padded + positions * min(n_columns, n_entries or n_columns)
 
 

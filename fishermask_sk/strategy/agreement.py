@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,10 +46,7 @@ def check_same_question(
     own = {
         name: describe(value) for name, value in params.items() if name not in OWN
     } | settings
-    question = (
-        own,
-        {name: _sums(tensor) for name, tensor in module.state_dict().items()},
-    )
+    question = own, _sums(module.state_dict())
     (expected, weights), *others = processes.objects(question)
     for rank, (found, found_weights) in enumerate(others, start=1):
         for name, value in expected.items():
@@ -67,14 +65,26 @@ def check_same_question(
                 )
 
 
-def _sums(tensor: Any) -> tuple[float, float] | None:
-    """Sum and norm; None for what is no tensor of floats."""
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-        return None
-    return (
-        float(tensor.sum(dtype=torch.float64)),
-        float(torch.linalg.vector_norm(tensor, dtype=torch.float64)),
-    )
+def _sums(state: Mapping[str, Any]) -> dict[str, tuple[float, float] | None]:
+    """Sum and norm of each tensor, fetched in one go, for an accelerator is waited for;
+    None for what is no tensor of floats.
+    """
+    numbers = {
+        name: torch.stack(
+            [
+                tensor.sum(dtype=torch.float64),
+                torch.linalg.vector_norm(tensor, dtype=torch.float64),
+            ]
+        )
+        for name, tensor in state.items()
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+    }
+    found: dict[str, tuple[float, float] | None] = dict.fromkeys(state)
+    if numbers:
+        device = next(iter(numbers.values())).device
+        together = torch.stack([pair.to(device) for pair in numbers.values()])
+        found |= dict(zip(numbers, map(tuple, together.tolist()), strict=True))
+    return found
 
 
 def _alike(a: tuple[float, float] | None, b: tuple[float, float] | None) -> bool:
