@@ -56,18 +56,7 @@ BY_COST = (
 # Kinds of pool, and the settings behind each. A setting that is named nowhere has a
 # line of its own.
 POOLS = {
-    "images, some classes rare": (
-        ("digits", "imbalanced"),
-        ("fashion_imbalanced", "imbalanced"),
-        ("ablations", "imbalanced 14x14"),
-        ("ablations", "imbalanced 14x14, 20 a query"),
-        ("ablations", "imbalanced 14x14, 180 a query"),
-        ("cifar10_imbalanced", "imbalanced"),
-        ("demo", "imbalanced"),
-        ("last_layer", "classes 7 to 9 common"),
-        ("last_layer", "classes 4 to 7, 14x14"),
-    ),
-    "images, most of them beside the point": (
+    "images, most of them irrelevant": (
         ("irrelevant", "FashionMNIST, few wanted"),
         ("irrelevant", "digits, few wanted"),
         ("irrelevant", "CIFAR-10, few wanted"),
@@ -79,7 +68,7 @@ POOLS = {
         ("near_duplicates", "each five times"),
         ("near_duplicates", "each eight times"),
     ),
-    "images, most beside the point and each many times": (
+    "images, most irrelevant, each many times": (
         ("both", "FashionMNIST, a fifth wanted, each eight times"),
         ("both", "CIFAR-10, a fifth wanted, each eight times"),
     ),
@@ -87,6 +76,17 @@ POOLS = {
         ("shift", "a tenth dark"),
         ("shift", "a tenth blurred"),
         ("shift", "a tenth turned"),
+    ),
+    "images, some classes rare": (
+        ("digits", "imbalanced"),
+        ("fashion_imbalanced", "imbalanced"),
+        ("ablations", "imbalanced 14x14"),
+        ("ablations", "imbalanced 14x14, 20 a query"),
+        ("ablations", "imbalanced 14x14, 180 a query"),
+        ("cifar10_imbalanced", "imbalanced"),
+        ("demo", "imbalanced"),
+        ("last_layer", "classes 7 to 9 common"),
+        ("last_layer", "classes 4 to 7, 14x14"),
     ),
     "images, all classes equally common": (
         ("digits", "balanced"),
@@ -106,12 +106,12 @@ POOLS = {
 CLAIMS = {
     "both": [
         (setting, "FisherMask with target", baseline)
-        for _, setting in POOLS["images, most beside the point and each many times"]
+        for _, setting in POOLS["images, most irrelevant, each many times"]
         for baseline in ("margin", "weighted margin", "facility location")
     ],
     "irrelevant": [
         (setting, "FisherMask with target", baseline)
-        for _, setting in POOLS["images, most of them beside the point"]
+        for _, setting in POOLS["images, most of them irrelevant"]
         for baseline in ("FisherMask", "margin")
     ],
     "near_duplicates": [
