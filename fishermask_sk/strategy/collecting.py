@@ -18,6 +18,9 @@ from fishermask_sk.strategy.progress import Progress
 from fishermask_sk.strategy.question import Drawn, Samples
 from fishermask_sk.strategy.sizes import Sizes
 
+# Numbers of embeddings that wait until their information is summed: 16 MiB of float32.
+WAITING = 2**22
+
 
 class Embedded(NamedTuple):
     """What the selection is given: matrices, or the embeddings of those that they are
@@ -54,14 +57,14 @@ def collect(
     none = embed(question.shared_example[0]).part(slice(0, 0))
     k = none.k
     in_rows = sizes.in_rows(n_rows, k)
-    total: Tensor | None = None
-    known: Tensor | None = None
+    total: _Information | None = None
+    known: _Information | None = None
     rows: list[Embeddings] = []  # of the labelled samples, for the kernel
     averaged: list[Embeddings] = []  # of what F̄ is a mean over, likewise
     if not in_rows:
-        total = torch.zeros(k, k, dtype=torch.float64, device=none.device)
+        dtype = torch.float64 if sizes.sums_in_float64 else none.dtype
+        total = _Information(none, dtype)
     whole = sizes.passes_are_the_mean
-    dtype = torch.float64 if sizes.sums_in_float64 else none.dtype
     n_embedded = sizes.n_embedded(drawn.n_own)
     with progress.bar("embeddings", n_embedded) as bar:
         advance = paced(bar, n_embedded, n_rows, sizes)
@@ -75,19 +78,20 @@ def collect(
             if weights is not None:
                 v = v.scaled(weights.sqrt())
             if total is not None:
-                total.add_(v.information(dtype))
+                total.add(v)
             elif not sizes.shares_rows:
                 averaged.append(v)
 
         if question.labeled.shard.total:
+            if not in_rows:  # M_∅ is inverted: rounding must stay far below λ
+                known = _Information(none, torch.float64)
             for v in embedded(question.labeled):
-                if in_rows:
+                if known is None:
                     rows.append(v)
-                else:  # M_∅ is inverted: rounding must stay far below λ
-                    of_batch = v.information()
-                    known = of_batch if known is None else known.add_(of_batch)
+                else:
+                    known.add(v)
             if whole and known is not None and total is not None:
-                total.add_(known, alpha=question.labeled_weight)
+                total.matrix.add_(known.sum(), alpha=question.labeled_weight)
             elif whole:
                 for v in rows:
                     average(v, _equal(question.labeled_weight, v.n))
@@ -114,15 +118,40 @@ def collect(
                 else:
                     to[start : start + v.n] = tensor
             start += v.n
-    if total is not None:
-        total /= drawn.total_weight
+    of_mean = None if total is None else total.sum().div_(drawn.total_weight)
+    of_labeled = None
     if known is not None:
-        known /= question.labeled.shard.total
+        of_labeled = known.sum().div_(question.labeled.shard.total)
     scaled = _joined(averaged)
     if scaled is not None:
         share = _equal(1 / drawn.total_weight, scaled.n)
         scaled = scaled.scaled(share.sqrt())
-    return Embedded(stored, total, known, _joined(rows), scaled)
+    return Embedded(stored, of_mean, of_labeled, _joined(rows), scaled)
+
+
+class _Information:
+    """The sum of VᵀV of batches that come one by one. Each addition reads and writes
+    k² numbers, so it is made for several batches at a time.
+    """
+
+    def __init__(self, like: Embeddings, dtype: torch.dtype) -> None:
+        k, self.dtype = like.k, dtype
+        self.matrix = torch.zeros(k, k, dtype=torch.float64, device=like.device)
+        self._waiting: list[Embeddings] = []
+
+    def add(self, v: Embeddings) -> None:
+        self._waiting.append(v)
+        held = sum(t.numel() for each in self._waiting for t in each.tensors)
+        if held >= min(WAITING, self.matrix.numel()):
+            self.sum()
+
+    def sum(self) -> Tensor:
+        """Of all that came."""
+        together = _joined(self._waiting)
+        if together is not None:
+            self.matrix += together.information(self.dtype)
+        self._waiting.clear()
+        return self.matrix
 
 
 def _room_for(v: Embeddings, sizes: Sizes, budget: Budget) -> Embeddings:
