@@ -236,15 +236,16 @@ def keep_names(app, what, name, obj, options, lines):
     ]
 
 
-def skip_request_methods(app, what, name, obj, skip, options):
-    """scikit-learn adds `set_fit_request` and the like to every estimator; its own
-    guide tells of them.
+def skip_what_says_nothing(app, what, name, obj, skip, options):
+    """scikit-learn adds `set_fit_request` and the like to every estimator, of which its
+    own guide tells; a named tuple's fields stand in the signature.
     """
-    return True if re.fullmatch(r"set_\w+_request", name) else skip
+    is_field = (getattr(obj, "__doc__", None) or "").startswith("Alias for field")
+    return True if is_field or re.fullmatch(r"set_\w+_request", name) else skip
 
 
 def setup(app):
     app.connect("source-read", add_saved_output)
     app.connect("source-read", link_to_site)
     app.connect("autodoc-process-docstring", keep_names, priority=600)  # after numpydoc
-    app.connect("autodoc-skip-member", skip_request_methods)
+    app.connect("autodoc-skip-member", skip_what_says_nothing)

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from fishermask_sk import FisherMask, baselines
+from fishermask_sk import FisherMask, baselines, fisher_mask_sampling
 from fishermask_sk._docstrings import completed_by
 
 SHARED = """
@@ -108,4 +108,9 @@ def test_activeml_describes_every_parameter():
         assert described(strategy.query) == query
     assert "Notes" not in inspect.getdoc(activeml.WeightedMarginQuery)
     assert "See " not in inspect.getdoc(activeml.FisherMaskQuery)
+
+
+def test_the_strategy_describes_every_parameter():
+    function = fisher_mask_sampling
+    assert described(function) == list(inspect.signature(function).parameters)
     assert described(FisherMask) == list(inspect.signature(FisherMask).parameters)

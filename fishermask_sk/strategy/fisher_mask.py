@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
+from fishermask_sk._docstrings import completed_by
 from fishermask_sk._types import (
     Labels,
     Learner,
@@ -454,6 +455,7 @@ class FisherMask(BaseEstimator):
         return settings
 
 
+@completed_by(FisherMask.select.__doc__)
 def fisher_mask_sampling(
     learner: Learner,
     X_pool: Samples,
@@ -471,10 +473,10 @@ def fisher_mask_sampling(
 
     Parameters
     ----------
-    learner, X_pool, n_instances, X_labeled, X_target, target_weight
-        See `FisherMask.__call__`.
-    random_tie_break, return_metrics
-        See `FisherMask.__call__`.
+    learner : modAL learner or fitted estimator
+        With a skorch net in it.
+    return_metrics
+        Accepted because modAL forwards it.
     **params
         Parameters of `FisherMask`.
 
