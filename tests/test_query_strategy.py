@@ -448,7 +448,8 @@ def test_a_long_query_says_so_once_with_what_would_be_shorter(monkeypatch):
     strategy = FisherMask(0.9, batch_size=2)
     with pytest.warns(
         UserWarning,
-        match=r"The gradients of 42 samples will take about 21 min, by the first 2; "
+        match=r"This query needs about .*, .* of them for the selection\. "
+        r"The gradients of 42 samples will take about 21 min, by the first 2; "
         r"layers='last' needs the head's gradients alone\. See the page",
     ) as caught:
         select(strategy)

@@ -54,7 +54,8 @@ def collect(
         Of an embedding.
     """
     question, eligible = sizes.question, sizes.eligible
-    none = embed(question.shared_example[0]).part(slice(0, 0))
+    example = embed(question.shared_example[0])
+    none = example.part(slice(0, 0))
     k = none.k
     in_rows = sizes.in_rows(n_rows, k)
     total: _Information | None = None
@@ -67,7 +68,7 @@ def collect(
     whole = sizes.passes_are_the_mean
     n_embedded = sizes.n_embedded(drawn.n_own)
     with progress.bar("embeddings", n_embedded) as bar:
-        advance = paced(bar, n_embedded, n_rows, sizes)
+        advance = paced(bar, n_embedded, example, sizes)
 
         def embedded(
             samples: Samples, positions: list[int] | None = None
