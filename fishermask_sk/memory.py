@@ -330,6 +330,8 @@ class Budget:
         where = self.place(needed)
         if where == "file":
             return _mapped(shape, dtype)
+        if where == "host" and self.device.type == "cuda":
+            return _pinned(shape, dtype)
         return torch.empty(
             shape, dtype=dtype, device=self.device if where == "device" else "cpu"
         )
@@ -363,6 +365,16 @@ class Budget:
             return None
         n_sharing = self.n_beside if device.type == "cpu" else self.n_on_card
         return int(SHARE_OF_FREE * free / n_sharing)
+
+
+def _pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Main memory that stays where it is, so that blocks of it are copied to a GPU
+    while that computes; ordinary memory where the system does not give so much.
+    """
+    try:
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
+    except RuntimeError:
+        return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

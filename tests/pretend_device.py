@@ -87,6 +87,7 @@ class Counts:
     def __init__(self):
         self.launches, self.syncs = Counter(), Counter()
         self.to_device, self.to_host = Counter(), Counter()
+        self.pageable = Counter()  # of those to the device, from memory not pinned
 
     @property
     def n_launches(self):
@@ -120,6 +121,7 @@ class PretendDevice:
         self.device = torch.device(name)
         self.free, self.reserved, self.allocated = free, reserved, allocated
         self.counts = [Counts()]
+        self.pinned = set()  # places of memory in main memory
         self._exits = None
 
     def __enter__(self):
@@ -251,10 +253,12 @@ class _Names(TorchFunctionMode):
             return args[0].to(META)
         if name == "pin_memory":
             return first
-        kwargs.pop("pin_memory", None)
+        pinned = kwargs.pop("pin_memory", False)
         out = kwargs.pop("out", None)
         kwargs = {key: self._true(value) for key, value in kwargs.items()}
         found = func(*map(self._true, args), **kwargs)
+        if pinned:
+            self.pretended.pinned.add(_place(found))
         if out is None:
             return found
         for place, tensor in zip(tree_leaves(out), tree_leaves(found), strict=True):
@@ -355,7 +359,7 @@ class _Operations(TorchDispatchMode):
         if isinstance(to, OnDevice) and isinstance(source, OnDevice):
             self.pretended.note("launches", "copy_")
         elif isinstance(to, OnDevice):
-            self._moved("to_device", non_blocking, "copy_")
+            self._moved("to_device", non_blocking, "copy_", source)
         else:
             self._moved("to_host", non_blocking, "copy_")
         func(_values(to), _values(source))
@@ -369,13 +373,16 @@ class _Operations(TorchDispatchMode):
             self._moved("to_host", non_blocking, "to")
             return found
         if not isinstance(source, OnDevice):
-            self._moved("to_device", non_blocking, "to")
+            self._moved("to_device", non_blocking, "to", source)
         else:
             self.pretended.note("launches", "to")
         return OnDevice(found, claimed)
 
-    def _moved(self, kind, non_blocking, what):
+    def _moved(self, kind, non_blocking, what, source=None):
         self.pretended.note(kind, what)
+        in_main_memory = source is not None and not isinstance(source, OnDevice)
+        if in_main_memory and _place(source) not in self.pretended.pinned:
+            self.pretended.note("pageable", what)
         if not non_blocking:
             self.pretended.note("syncs", f"{what}, {kind}")
 
@@ -406,6 +413,10 @@ class _Operations(TorchDispatchMode):
                 "Expected all tensors to be on the same device, but found at least "
                 f"two, {places}, in {func}"
             )
+
+
+def _place(tensor):
+    return tensor.untyped_storage().data_ptr()
 
 
 def _values(tree):

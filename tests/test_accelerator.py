@@ -279,6 +279,15 @@ def test_embeddings_in_blocks_ask_for_each_block(
         if in_main_memory:
             monkeypatch.setattr(Budget, "place", lambda self, needed: "host")
         in_blocks = asked_for_picks(device)
+    counts = in_blocks[2]
+    copied, pageable = (
+        sum(n for line, n in counter.items() if "embeddings.py" in line)
+        for counter in (counts.to_device, counts.pageable)
+    )
+    # Blocks come from pinned memory, else no copy goes on beside the computation; the
+    # rows of each pick, gathered, do not.
+    assert (copied > 3 * pageable) == in_main_memory, counts
+    assert pageable <= 11 * (2 if product else 1), counts
     assert in_blocks[1] == waits, in_blocks[2]
     assert in_blocks[0] - whole[0] <= 2 * most, in_blocks[2]  # two blocks more
 

@@ -215,6 +215,25 @@ def test_embeddings_of_an_accelerator_go_to_main_memory_first(monkeypatch):
     assert budget.place(Needs(900, 101)) == "file"
 
 
+def test_main_memory_beside_a_gpu_is_pinned_where_it_can_be(monkeypatch):
+    budget, asked, full = Budget(500, torch.device("cpu")), [], [False, True]
+    budget.device = torch.device("cuda")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
+    plain = torch.empty
+
+    def empty(*args, pin_memory=False, **kwargs):
+        asked.append(pin_memory)
+        if pin_memory and full.pop(0):
+            raise RuntimeError("CUDA error: out of memory")
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    for _ in range(2):
+        found = budget.empty((100, 1, 1), torch.float32, Needs(400, 101))
+        assert found.device.type == "cpu"
+    assert asked == [True, True, False]
+
+
 def test_a_budget_of_what_is_free_where_the_system_does_not_say():
     budget = Budget(None, torch.device("meta"))
     assert budget.n_bytes is None

@@ -97,6 +97,68 @@ class WithoutSettings(nn.Conv2d):
         return F.conv2d(x, self.weight)
 
 
+class OwnScale(nn.GroupNorm):
+    """Uses its weight once more, on what it gives."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 + self.weight.sum())
+
+
+class Between(nn.Module):
+    """A hidden layer, and what becomes of its output."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.head(input=self.change(self.body(input=x)).tanh())
+
+
+class Reversed(torch.autograd.Function):
+    """Twice the gradient, with the other sign."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return -2 * g
+
+
+def changed_in_place(x):
+    x *= 2
+    x[:, 0] = 0
+    return x
+
+
+class Experts(nn.Module):
+    """Some samples see one layer, the others another."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        first, y = x[:, 0] > 0, torch.zeros_like(x)
+        y[first], y[~first] = self.one(x[first]), self.other(x[~first])
+        return self.head(y.tanh())
+
+
+class Halves(nn.Module):
+    """A layer that sees two rows for each sample, along the first axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.body(x.reshape(-1, 3)).tanh().reshape(len(x), 8))
+
+
 class ChannelsFirst(nn.Linear):
     def forward(self, x):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
@@ -249,6 +311,20 @@ NETS = {
         images,
     ),
     "standardised": (lambda: convolutional(Standardised(2, 4, 3)), images),
+    "group norm, scaled": (
+        lambda: convolutional(nn.Conv2d(2, 4, 3), OwnScale(2, 4)),
+        images,
+    ),
+    "circular": (
+        lambda: convolutional(
+            nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular", dilation=2)
+        ),
+        images,
+    ),
+    "gradient reversed": (lambda: Between(Reversed.apply), vectors),
+    "changed in place": (lambda: Between(changed_in_place), vectors),
+    "experts": (Experts, vectors),
+    "halves of samples": (Halves, vectors),
     "tuple": (
         lambda: nn.Sequential(
             TwoOutputs(6, 5), First(), nn.Tanh(), nn.Linear(5, CLASSES)
@@ -765,3 +841,29 @@ def test_a_layer_that_skips_its_class_is_vmapped():
     gradients = PerSampleGradients(module, module, batch[:2])
     assert gradients.ways()["0.weight"] == "vmap"
     assert_scores_are_right(gradients, module, batch)
+
+
+@pytest.mark.slow
+def test_convnext_of_torchvision():
+    """Its layer norms are over channels, and its blocks have a bare scale."""
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    module = models.convnext_tiny(num_classes=2).double().eval()
+    batch = torch.randn(2, 3, 32, 32).double()
+    gradients = PerSampleGradients(module, module, batch)
+    mask_indices = torch.arange(0, gradients.n_parameters, 9973)
+    scores, rows = torch.zeros(gradients.n_parameters).double(), []
+    for x in batch:
+        log_p = module(x[None]).log_softmax(1)[0]
+        for each in log_p:
+            found = torch.autograd.grad(each, module.parameters(), retain_graph=True)
+            row = torch.cat([g.flatten() for g in found]) * (each.detach() / 2).exp()
+            scores += row.square() / len(batch)
+            rows.append(row[mask_indices])
+    expected = torch.stack(rows).unflatten(0, (2, 2))
+    found = gradients.embeddings(batch, mask_indices)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+    found = gradients.diagonal_fisher([batch])
+    torch.testing.assert_close(found, scores, rtol=1e-8, atol=1e-14)
+    ways = set(gradients.ways().values())
+    assert ways == {"rule of Conv2d", "rule of Linear", "vmap", "rule of LayerNorm"}
