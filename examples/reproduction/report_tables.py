@@ -186,6 +186,12 @@ def hours(rows: Rows) -> float:
     return sum(row["query_seconds"] + row["fit_seconds"] for row in rows) / 3600
 
 
+def in_hours(spent: float) -> str:
+    if math.isnan(spent):
+        return "–"
+    return "< 0.1" if spent < 0.05 else f"{spent:.1f}"
+
+
 def _value(key: str, text: str) -> Any:
     if key in NUMBERS:
         return NUMBERS[key](text)
@@ -534,7 +540,7 @@ def runs_table(folder: Path) -> str:
                     str(len({row["strategy"] for row in own})),
                     f"{labels[0]} to {labels[-1]}",
                     f"{n_seeds(own)} of {about(folder, study)['seeds']}",
-                    "–" if math.isnan(spent) else f"{spent:.1f}",
+                    in_hours(spent),
                 ]
             )
     header = ["study", "data and setting", "strategies", "labels", "seeds", "hours"]
