@@ -133,6 +133,8 @@ sphinx_gallery_conf = {
     "within_subsection_order": "ExampleTitleSortKey",
     "download_all_examples": False,
     "show_memory": False,
+    "capture_repr": ("_repr_html_",),
+    "min_reported_time": 10**6,  # a busy machine's seconds say nothing
     "show_signature": False,
     "default_thumb_file": str(DOCS / "images" / "gains.svg"),
     "abort_on_example_error": True,

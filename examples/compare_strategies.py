@@ -4,7 +4,6 @@
 FisherMask and six other strategies on an imbalanced pool. A quarter of an hour on one
 core; the output below is from such a run.
 """
-# sphinx_gallery_thumbnail_path = '_saved/compare_strategies.png'
 
 # %%
 # An imbalanced pool
@@ -77,3 +76,4 @@ from fishermask_sk.plotting import LearningCurveDisplay
 display = LearningCurveDisplay.from_results(results, metric="balanced_accuracy")
 display.plot(highlight=["FisherMask", "margin", "random"])
 display.figure_.savefig("compare.png", dpi=110)
+# sphinx_gallery_thumbnail_path = '_saved/compare_strategies.png'

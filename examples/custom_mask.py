@@ -3,7 +3,6 @@
 
 You decide which weights describe a sample. Ten seconds on one core.
 """
-# sphinx_gallery_thumbnail_path = 'images/mask.svg'
 
 # %%
 # The rule
@@ -56,3 +55,4 @@ for name, mask in {"fisher": "fisher", "equal shares": equal_shares}.items():
         weights[stage] = weights.get(stage, 0) + count
     print(f"{name}: {len(strategy.mask_indices_)} weights, {weights}")
     print(f"  asks for {query_idx.tolist()}")
+# sphinx_gallery_thumbnail_path = 'images/mask.svg'

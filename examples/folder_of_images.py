@@ -4,7 +4,6 @@
 JPEG or PNG, grey or colour, of any sizes: which of them should be labelled next? Images
 are read from their files when they are needed, and you can stop and go on tomorrow.
 """
-# sphinx_gallery_thumbnail_path = 'images/demo-digits.png'
 
 # %%
 # Your folder would stand here. This one is made of scikit-learn's digits: 120 files to
@@ -13,6 +12,7 @@ import csv
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -76,4 +76,5 @@ for _ in range(2):
 
 # %%
 # The last contact sheet:
-Image.open(batch.with_suffix(".png"))
+plt.figure().figimage(plt.imread(batch.with_suffix(".png")), resize=True)
+# sphinx_gallery_thumbnail_path = 'images/demo-digits.png'

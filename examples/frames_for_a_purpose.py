@@ -5,7 +5,6 @@ A camera filmed for a day: most of its frames are beside the point, and everythi
 them several times. A handful of images shows where the model will run. Which frames
 should be labelled?
 """
-# sphinx_gallery_thumbnail_path = 'images/embeddings.svg'
 
 # %%
 # Two folders
@@ -15,6 +14,7 @@ should be labelled?
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -75,4 +75,5 @@ for name, picks in batches.items():
 # on from here.
 session = LabelingSession(frames, home / "answers")
 batch = session.ask(asked, guesses=net.predict(pool)[picks])
-Image.open(batch.with_suffix(".png"))
+plt.figure().figimage(plt.imread(batch.with_suffix(".png")), resize=True)
+# sphinx_gallery_thumbnail_path = 'images/embeddings.svg'

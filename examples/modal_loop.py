@@ -3,7 +3,6 @@
 
 In a loop that you have already, one argument changes. Half a minute on one core.
 """
-# sphinx_gallery_thumbnail_path = 'images/rounds.svg'
 
 # %%
 # What a loop has anyway
@@ -62,3 +61,4 @@ for _ in range(N_ROUNDS):
 # different queries cannot be compared: mask and information are new each time.
 gains = learner.query_strategy.trace_reductions_
 print("share after each pick:", *np.round(gains.cumsum() / gains.sum(), 2))
+# sphinx_gallery_thumbnail_path = 'images/rounds.svg'

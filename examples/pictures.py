@@ -70,6 +70,7 @@ gradients = PerSampleGradients(module, module, pixels)
 positions = torch.as_tensor(strategy.mask_indices_)
 places = PCA(2).fit_transform(gradients.embeddings(pixels, positions).flatten(1))
 embeddings, panels = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
+panels[0].set_ylabel("second principal direction")
 margin = margin_sampling(net, X_pool, n_instances=20)
 picks = [("FisherMask", query_idx, "#0072B2"), ("margin sampling", margin, "#D55E00")]
 for ax, (name, chosen, color) in zip(panels, picks, strict=True):
@@ -77,4 +78,3 @@ for ax, (name, chosen, color) in zip(panels, picks, strict=True):
     ax.scatter(*places[chosen].T, s=40, marker="s", color=color, label="20 picks")
     ax.set_xlabel("first principal direction of the embeddings")
     ax.legend(title=name, frameon=False)
-panels[0].set_ylabel("second principal direction")

@@ -4,7 +4,6 @@
 Preprocessing and an MLP in one Pipeline, which asks for the rows to label. Ten seconds
 on one core.
 """
-# sphinx_gallery_thumbnail_path = 'images/results-networks-table-mlp.svg'
 
 # %%
 # A table as tables are
@@ -77,3 +76,4 @@ for _ in range(N_ROUNDS):
 # ----------------------
 shown = rows[["mean radius", "mean texture", "clinic"]]
 print(shown.assign(gain=strategy.trace_reductions_).to_string())
+# sphinx_gallery_thumbnail_path = 'images/results-networks-table-mlp.svg'

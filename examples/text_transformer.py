@@ -4,7 +4,6 @@
 It asks which sentences to label; a Pipeline turns text into the net's dict of inputs.
 Half a minute on one core.
 """
-# sphinx_gallery_thumbnail_path = 'images/results-networks-text-transformer.svg'
 
 # %%
 # The inputs have the names that Hugging Face's models take. Words become numbers by
@@ -78,3 +77,4 @@ for _ in range(N_ROUNDS):
     accuracy = learner.score(X_test, y_test)
     print(f"{len(learner.X_training)} labels: accuracy {accuracy:.3f}")
 print(*X_query[:3], sep="\n")  # what it asked for last
+# sphinx_gallery_thumbnail_path = 'images/results-networks-text-transformer.svg'

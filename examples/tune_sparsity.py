@@ -9,7 +9,6 @@ every setting and judges by held-out labels. On the pool that you want to have l
 this would cost more labels than it could save. Take a labelled set that resembles
 yours, and carry the sparsity over.
 """
-# sphinx_gallery_thumbnail_path = 'images/results-sparsity-imbalanced-14x14-variants.svg'  # noqa: E501
 
 # %%
 # The labelled set
@@ -75,3 +74,4 @@ n_labels = len(search.best_estimator_.labeled_indices_)
 print(f"labels spent per candidate: {n_labels} of {len(images.y_train)}")
 score = search.score(images.X_test, images.y_test)
 print(f"balanced accuracy on the test images: {score:.3f}")
+# sphinx_gallery_thumbnail_path = 'images/results-sparsity-imbalanced-14x14-variants.svg'  # noqa: E501

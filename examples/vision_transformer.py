@@ -3,7 +3,6 @@
 
 What a query on it would cost, the loop, and another device. A minute on one core.
 """
-# sphinx_gallery_thumbnail_path = 'images/results-networks-images-vision-transformer.svg'  # noqa: E501
 
 # %%
 # The net
@@ -54,8 +53,8 @@ print(check_network(learner, X_pool, n_instances=20, n_pool=N_POOL))
 
 
 # %%
-# The loop; ``y_pool`` stands for the person who labels
-# -----------------------------------------------------
+# The loop, with ``y_pool`` for the person who labels
+# ----------------------------------------------------
 def ask_and_teach(learner, X_pool, y_pool):
     query_idx, X_query = learner.query(X_pool, n_instances=20)
     learner.teach(X_query, y_pool[query_idx])
@@ -78,3 +77,4 @@ learner = pickle.loads(pickle.dumps(learner))  # in earnest, by way of a file
 learner.estimator.set_params(device="cuda" if torch.cuda.is_available() else "cpu")
 learner.estimator.module_.to(learner.estimator.device)
 X_pool, y_pool = ask_and_teach(learner, X_pool, y_pool)
+# sphinx_gallery_thumbnail_path = 'images/results-networks-images-vision-transformer.svg'  # noqa: E501
