@@ -165,13 +165,15 @@ def all_processes() -> Processes:
 
 class Best(NamedTuple):
     """The position, among all samples, of the largest of all gains, that gain, there
-    and for the host, and whether all that are not −∞ are equal to it.
+    and for the host, whether all that are not −∞ are equal to it, and the position for
+    the host, where it is known.
     """
 
     position: Tensor
     gain: Tensor
     value: float
     all_tied: bool
+    place: int | None = None
 
 
 class Shard:
@@ -194,7 +196,7 @@ class Shard:
     def best(
         self,
         gains: Tensor,
-        level: Callable[[Tensor], Tensor],
+        level: Callable[[float], float],
         choose: Callable[[Tensor], Tensor] | None = None,
     ) -> Best:
         """The largest gain of all processes. Of those that are equal the lowest
@@ -214,15 +216,15 @@ class Shard:
         """
         # One look, for an accelerator waits for each: nearly always one is far ahead.
         values, places = gains.topk(min(2, len(gains)))
-        first, *second = torch.cat([values, places]).tolist()[: len(values)]
+        numbers = torch.cat([values, places]).tolist()
+        (first, *second), place = numbers[: len(values)], int(numbers[len(values)])
         is_last = all(value == -torch.inf for value in second)
         if not abs(first) < torch.inf or (is_last and choose is None):
-            return Best(places[0], values[0], first, is_last)
+            return Best(places[0], values[0], first, is_last, place)
         # Whoever chooses is asked at every pick, also where one is ahead.
-        largest = torch.tensor(first, dtype=torch.float64, device="cpu")
-        if choose is None and second[0] < float(level(largest)):
-            return Best(places[0], values[0], first, False)
-        tied = gains >= level(values[0])
+        if choose is None and second[0] < level(first):
+            return Best(places[0], values[0], first, False, place)
+        tied = gains >= level(first)
         # Of several largest argmax is the first.
         i = tied.to(torch.uint8).argmax().reshape(1)
         if choose is not None:
@@ -289,13 +291,13 @@ class SharedOut(Shard):
     def best(
         self,
         gains: Tensor,
-        level: Callable[[Tensor], Tensor],
+        level: Callable[[float], float],
         choose: Callable[[Tensor], Tensor] | None = None,
     ) -> Best:
         own = gains.amax() if len(gains) else gains.new_full((), -torch.inf)
         largest = own
         while True:
-            tied = gains >= level(largest)
+            tied = gains >= level(float(largest))
             found = self._processes.stack(_lowest(own, self.start, tied, gains))
             largest = found[:, 0].amax()
             if not bool(torch.isfinite(largest)):
@@ -303,10 +305,10 @@ class SharedOut(Shard):
                 return Best(nobody, largest, float(largest), False)
             # Where the lowest of a process's own best is none of the best of all, it
             # has to look again.
-            leaders = found[found[:, 0] >= level(largest)]
-            if bool((leaders[:, 2] >= level(largest)).all()):
+            leaders = found[found[:, 0] >= level(float(largest))]
+            if bool((leaders[:, 2] >= level(float(largest))).all()):
                 break
-        tied = gains >= level(largest)
+        tied = gains >= level(float(largest))
         is_all = (tied | torch.isneginf(gains)).all().to(largest)
         all_tied = bool(self._processes.stack(is_all[None]).amin())
         if choose is not None:

@@ -111,7 +111,7 @@ def needs(
         at_start = of_labeled * (2 * of_pool + 4 * of_labeled)
         matrices = 8 * (kernel + at_start) + of_labeled * row
     else:
-        matrices = 8 * k * (4 * k + 2 * FOLDED_PICKS * n_rows)
+        matrices = 8 * k * (4 * k + 3 * FOLDED_PICKS * n_rows)
     reviewed = n_reviewed * n_rows
     directions = min(k, reviewed)
     of_review = 8 * (reviewed * k + directions * (7 * reviewed + 6 * directions))

@@ -8,7 +8,9 @@ import reference
 import torch
 
 from fishermask_sk.gradients.fisher import information
-from fishermask_sk.selection import candidates, select, surplus
+from fishermask_sk.selection import select
+from fishermask_sk.selection.embeddings import DenseEmbeddings
+from fishermask_sk.selection.gains import trace_reductions
 
 
 def random_embeddings(n, c=3, k=6, seed=0):
@@ -17,8 +19,19 @@ def random_embeddings(n, c=3, k=6, seed=0):
     return rng.normal(size=(n, c, k)) * rng.uniform(0.2, 2, size=(n, 1, 1))
 
 
-def run(pool, labeled, n_instances, device="cpu", dtype=torch.float64, form=None, **kw):
-    """Picks and gains, from matrices or, in the form "kernel", from rows."""
+def run(
+    pool,
+    labeled,
+    n_instances,
+    device="cpu",
+    dtype=torch.float64,
+    form=None,
+    width=None,
+    **kw,
+):
+    """Picks and gains, from matrices or, in the form "kernel", from rows; in blocks,
+    where a sample is said to have so many numbers.
+    """
     pool_, labeled_ = (
         torch.as_tensor(v, dtype=dtype, device=device) for v in (pool, labeled)
     )
@@ -28,6 +41,9 @@ def run(pool, labeled, n_instances, device="cpu", dtype=torch.float64, form=None
     else:
         target = (information(pool_.double()) + known) / (len(pool) + len(labeled))
         kw["labeled_information"] = known / len(labeled) if len(labeled) else None
+    if width is not None:
+        pool_ = DenseEmbeddings(pool_)
+        pool_.width = width
     picks, gains = select(pool_, target, n_instances, n_labeled=len(labeled), **kw)
     return picks.tolist(), gains.tolist()
 
@@ -68,19 +84,7 @@ def steep_embeddings(n, c=4, k=40, seed=0):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("ERROR_LIMIT", candidates.ERROR_LIMIT),  # as it is
-        ("ERROR_LIMIT", 0.0),  # a fresh A and B for every pick
-        ("PASS_LIMIT", np.inf),  # float32 from the first pick on
-        ("FOLDED_PICKS", 1),
-    ],
-)
-def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(
-    name, value, monkeypatch, device
-):
-    monkeypatch.setattr(candidates, name, value)
+def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(device):
     pool, labeled = (
         v.astype("float32")
         for v in (steep_embeddings(150), steep_embeddings(10, seed=1))
@@ -93,31 +97,51 @@ def test_float32_gives_the_gains_of_float64_on_a_steep_spectrum(
 
 
 @FORMS
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("embeddings.BLOCK_NUMBERS", {"cpu": 50}),
-        ("gains.MAX_UNROLLED_ROWS", 0),
-        ("gains.MIN_UNROLLED", 0),
-        ("gains.ENTRIES_AT_A_TIME", 20),
-    ],
-)
 @pytest.mark.parametrize("n_labeled", [0, 5])
-def test_large_problems_take_the_same_picks(
-    name, value, n_labeled, form, monkeypatch, device
-):
+def test_a_pool_in_blocks_gives_the_same_picks(n_labeled, form, device):
     pool, labeled = random_embeddings(25), random_embeddings(n_labeled, seed=1)
     expected, expected_gains = reference.naive_selection(
         pool, labeled, 8, oversample=1.5
     )
-    monkeypatch.setattr("fishermask_sk.selection.gains.MIN_UNROLLED", 0)
-    monkeypatch.setattr(f"fishermask_sk.{name}", value)
-    picks, gains = run(pool, labeled, 8, device, form=form, oversample=1.5)
-    assert picks == expected
-    np.testing.assert_allclose(gains, expected_gains, rtol=1e-7)
+    settings = {"form": form, "oversample": 1.5}
+    for width in (2**18, 2**40):  # eight samples in a block, and one
+        picks, gains = run(pool, labeled, 8, device, width=width, **settings)
+        assert picks == expected
+        np.testing.assert_allclose(gains, expected_gains, rtol=1e-7)
 
 
-def problem(seed, information_over_damping):
+@pytest.mark.parametrize(("n", "c"), [(30, 3), (2_500, 3), (2_100, 32), (2_100, 33)])
+def test_gains_of_few_and_many_candidates_and_rows(n, c, device):
+    rng = np.random.default_rng(0)
+    a, b = (
+        torch.as_tensor(v @ v.swapaxes(1, 2))
+        for v in (rng.normal(size=(n, c, c + 1)) for _ in range(2))
+    )
+    found = trace_reductions(a.to(device), b.to(device)).cpu()
+    inverse = torch.linalg.inv(torch.eye(c, dtype=a.dtype) + a)
+    torch.testing.assert_close(found, (inverse * b).sum((1, 2)))
+
+
+@pytest.mark.parametrize("spread", [1e-3, 3e-5])
+def test_float32_tells_near_copies_apart(spread, device):
+    """Many candidates whose gains float32 has no digits for: they are looked at one by
+    one, or all are float64 in the end.
+    """
+    rng = np.random.default_rng(0)
+    originals = 30 * rng.normal(size=(3, 2, 30)) * np.geomspace(1, 1e-3, 30)
+    pool = originals[rng.integers(0, 3, 300)]
+    pool = (pool * (1 + spread * rng.normal(size=pool.shape))).astype("float32")
+    picks, gains = run(pool, pool[:0], 40, device, dtype=torch.float32)
+    v = torch.as_tensor(pool).double()
+    target = information(v) / len(v)
+    for t, (pick, gain) in enumerate(zip(picks, gains, strict=True)):
+        expected = gains_from_scratch(v, target, torch.tensor(picks[:t], dtype=int))
+        assert gain == pytest.approx(float(expected[pick]), rel=1e-6)
+        expected[picks[:t]] = 0
+        assert gain >= float(expected.max()) * (1 - 2e-6)
+
+
+def problem(seed, information_over_damping, n=24):
     """A pool, labelled samples and λ: few weights or many, spectra flat or steep."""
     rng = np.random.default_rng(seed)
     c, k, n_labeled = rng.integers([1, 6, 0], [4, 25, 6])
@@ -125,7 +149,7 @@ def problem(seed, information_over_damping):
     spectrum = np.geomspace(1, 10 ** -rng.uniform(0, 3), k)
     pool, labeled = (
         rng.normal(size=(n, c, k)) * spectrum @ rotation * rng.uniform(0.2, 2)
-        for n in (24, n_labeled)
+        for n in (n, n_labeled)
     )
     return pool, labeled, (pool**2).sum((1, 2)).max() / information_over_damping
 
@@ -151,45 +175,43 @@ def test_gains_are_right_however_small_damping_is(ratio, form):
 @AT_ITS_EDGE
 @FORMS
 @RATIOS
-def test_the_backward_pass_drops_what_is_least_missed(ratio, form, monkeypatch):
-    monkeypatch.setattr(surplus, "REMOVALS", 3)
+def test_the_backward_pass_drops_what_is_least_missed(ratio, form):
     for seed in range(4):
-        pool, labeled, damping = problem(seed, ratio)
-        settings = {"form": form, "damping": damping}
-        first, _ = run(pool, labeled, 5, oversample=2, **settings)
-        picks = picks_first(pool, labeled, 5, 10, **settings)
-        twin = reference.PreciseObjective(pool, labeled, 5, damping)
-        while len(picks) > 5:
-            left = {i: twin.value([j for j in picks if j != i]) for i in picks}
-            picks.remove(min(left, key=left.get))
-        assert first == picks
+        check_backward_pass(seed, ratio, form, n_instances=5)
 
 
-def picks_first(pool, labeled, n_instances, n_picks, **settings):
-    """The picks before a backward pass."""
-    found = []
-
-    def note(start, indices, *args):
-        found.extend(indices.tolist())
-        return torch.ones(len(indices), dtype=torch.bool)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fishermask_sk.selection.greedy.kept_picks", note)
-        run(pool, labeled, n_instances, oversample=n_picks / n_instances, **settings)
-    return found
+@FORMS
+@pytest.mark.parametrize("ratio", [1, 1e7])
+def test_a_backward_pass_of_many_removals(ratio, form):
+    """All is made afresh on the way."""
+    check_backward_pass(4, ratio, form, n_instances=20)
 
 
-@pytest.mark.parametrize("limits", ["afresh", "factor of N", "plain"])
-def test_ways_to_the_least_cost_agree(limits, monkeypatch):
-    """Costs made one by one, N from its own factor, and A from that of M."""
-    pool, labeled = random_embeddings(40, k=60), random_embeddings(3, k=60, seed=1)
-    settings = {"damping": 1e-3, "oversample": 2}
-    expected, _ = reference.naive_selection(pool, labeled, 12, **settings)
-    if limits != "factor of N":
-        monkeypatch.setattr(surplus, "LARGE_INFORMATION", np.inf)
-    if limits == "afresh":
-        monkeypatch.setattr(surplus, "COST_ERROR", 1e-12)
-    assert run(pool, labeled, 12, **settings)[0] == expected
+def check_backward_pass(seed, ratio, form, n_instances):
+    pool, labeled, damping = problem(seed, ratio, max(24, 2 * n_instances + 2))
+    first, _ = run(pool, labeled, n_instances, form=form, damping=damping, oversample=2)
+    picks = picks_first(pool, labeled, n_instances, damping, form)
+    twin = reference.PreciseObjective(pool, labeled, n_instances, damping)
+    while len(picks) > n_instances:
+        left = {i: twin.value([j for j in picks if j != i]) for i in picks}
+        picks.remove(min(left, key=left.get))
+    assert first == picks
+
+
+def picks_first(pool, labeled, n_instances, damping, form):
+    """The 2·b picks before a backward pass: with each labelled sample counted twice, a
+    pick of 2·b has the weight of one of b.
+    """
+    pool, labeled = torch.as_tensor(pool), torch.as_tensor(labeled)
+    every, twice = torch.cat([pool, labeled]), torch.cat([labeled, labeled])
+    target, kw = None, {"n_labeled": len(twice), "damping": damping}
+    if form == "kernel":
+        kw["labeled_embeddings"] = twice
+        kw["information_embeddings"] = every / len(every) ** 0.5
+    else:
+        target = information(every) / len(every)
+        kw["labeled_information"] = information(labeled) / max(1, len(labeled))
+    return select(pool, target, 2 * n_instances, **kw).indices.tolist()
 
 
 def test_a_backward_pass_that_cannot_decide_raises():
@@ -218,17 +240,7 @@ def test_float64_does_not_lose_late_gains_beside_huge_early_ones():
     assert min(gains) >= 0
 
 
-def test_where_float32_would_ask_for_a_refresh_after_every_pick_it_is_not_used(
-    monkeypatch, device
-):
-    refreshed = []
-    refresh = candidates.Candidates.refresh
-
-    def counted(self):
-        refreshed.append(len(self.picked))
-        refresh(self)
-
-    monkeypatch.setattr(candidates.Candidates, "refresh", counted)
+def test_float32_whose_early_gains_drown_late_ones(device):
     rng = np.random.default_rng(0)
     v = (
         100
@@ -237,17 +249,9 @@ def test_where_float32_would_ask_for_a_refresh_after_every_pick_it_is_not_used(
         * rng.uniform(0.2, 2, (200, 1, 1))
     ).astype("float32")
     exact, exact_gains = run(v, v[:0], 60)
-
-    def refreshes():
-        refreshed.clear()
-        picks, gains = run(v, v[:0], 60, device, dtype=torch.float32)
-        assert picks == exact
-        np.testing.assert_allclose(gains, exact_gains, rtol=1e-4)
-        return len(refreshed) - 1  # the first is the start
-
-    assert refreshes() <= 2
-    monkeypatch.setattr(candidates, "PASS_LIMIT", np.inf)
-    assert refreshes() > 10
+    picks, gains = run(v, v[:0], 60, device, dtype=torch.float32)
+    assert picks == exact
+    np.testing.assert_allclose(gains, exact_gains, rtol=1e-4)
 
 
 def gains_from_scratch(v, target, picked):
@@ -348,6 +352,24 @@ def test_of_equal_samples_the_lowest_index_goes_first(dtype, form):
     for i in range(5):  # of the three copies of a sample
         order = [p for p in picks if p % 5 == i]
         assert order == sorted(order)
+
+
+@AT_ITS_EDGE
+@FORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("damping", [1.0, 1e-3, 1e-5])
+def test_of_copies_the_lowest_index_goes_first_at_any_damping(damping, dtype, form):
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        c, k, n = rng.integers([1, 3, 4], [5, 40, 12])
+        v = rng.normal(size=(n, c, k)) * rng.uniform(0.2, 2, size=(n, 1, 1))
+        pool = np.tile(v * 10 ** rng.uniform(0, 2), (4, 1, 1))
+        labeled = rng.normal(size=(rng.integers(0, 4), c, k))
+        settings = {"damping": damping, "dtype": dtype, "form": form}
+        picks, _ = run(pool, labeled, min(4 * n, 20), **settings)
+        for i in range(n):
+            order = [p for p in picks if p % n == i]
+            assert order == list(range(i, i + n * len(order), n))
 
 
 @FORMS

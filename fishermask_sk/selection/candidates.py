@@ -1,20 +1,23 @@
 r"""What the selection keeps of every candidate, and how a pick changes it, where M and
 F̄ are k×k matrices.
 
-.. math:: A = V M^{-1} V^\top, \qquad B = V M^{-1} \bar F M^{-1} V^\top
-    \qquad (n, c, c), \text{ float64}.
+.. math:: A = V M^{-1} V^\top, \qquad B = V Z V^\top \qquad (n, c, c), \qquad
+    Z = M^{-1} \bar F M^{-1}.
 
 Plainly, both are made anew for every pick, N·c·k² multiplications each. The fast form:
-picking i, with the old M⁻¹ and :math:`U = M^{-1} V_i^\top \mathrm{chol}(I +
-A_i)^{-\top}` (k, c), :math:`G = U^\top \bar F U`, :math:`H = M^{-1} \bar F U -
-\frac12 U G` and :math:`Y = V U`, changes
+picking i, with :math:`U = M^{-1} V_i^\top \mathrm{chol}(I + A_i)^{-\top}` (k, c),
+:math:`H = 2 Z V_i^\top \mathrm{chol}(I + A_i)^{-\top} - U G`, :math:`G = U^\top \bar F
+U` and :math:`Y = V U`, changes
 
-.. math:: A \to A - Y Y^\top, \qquad B \to B - Y (VH)^\top - (VH) Y^\top, \qquad
-    M^{-1} \to M^{-1} - U U^\top,
+.. math:: A \to A - Y Y^\top, \qquad B \to B - Y (VH)^\top, \qquad
+    M^{-1} \to M^{-1} - U U^\top, \qquad Z \to Z - \tfrac12 (U H^\top + H U^\top),
 
-so that a pick costs one product of all embeddings with [U, H]. The weights' own basis
-is kept: no embedding is ever rewritten. M and F̄ come divided by the weight b/(L+b) of
-a pick, which leaves V as it is. This file sees tensors only.
+so that a pick costs one product of all embeddings with [U, H]; of B the symmetric part
+counts, and is left as it comes. M⁻¹ and Z are float64; the product need not be: what
+rounding may have left in each gain is estimated, and the few candidates whose gain may
+be the largest are looked at again, by M⁻¹ and Z themselves. The weights' own basis is
+kept: no embedding is ever rewritten. M and F̄ come divided by the weight b/(L+b) of a
+pick, which leaves V as it is. This file sees tensors only.
 """
 
 from __future__ import annotations
@@ -24,16 +27,25 @@ from torch import Tensor
 
 from fishermask_sk.distributed import Shard
 from fishermask_sk.selection.embeddings import Embeddings, blocks
-from fishermask_sk.selection.gains import trace_reductions
+from fishermask_sk.selection.gains import (
+    cholesky_plus_identity,
+    equal_from,
+    factored_traces,
+    quotient_traces,
+)
 
-# The product of a pick leaves errors in all gains; their sum is estimated, at 1 to 100
-# times of what was measured. While it is below this share of a gain, products are
-# float32 ...
-PASS_LIMIT = 1e-4
-# ... and beyond this one M⁻¹, A and B are made afresh, which costs as much as hundreds
-# of products in float64.
+# So many of those with the largest gains are looked at together, as long as others may
+# have a larger one. More than the last of these cannot be told apart.
+LOOKS = (2, 8, 64)
+# Where A and B are made afresh, because looks have cost as much as that does, after
+# fewer picks than this, they are float64 from then on.
+FEW_PICKS = 16
+# Those that look so nearly equal may be copies.
+NEAR_COPIES = 1e-5
+# Beyond this share of a gain M⁻¹ and Z are made afresh, which costs as much as hundreds
+# of picks. Their error is estimated, at 1 to 100 times of what was measured.
 ERROR_LIMIT = 1e-3
-# Picks whose columns wait beside M⁻¹ before they are folded into it.
+# Picks whose columns wait beside M⁻¹ and Z before they are folded into them.
 FOLDED_PICKS = 16
 
 
@@ -59,7 +71,7 @@ class Candidates:
     Attributes
     ----------
     error : float
-        What rounding may have left in a gain.
+        What rounding may have left in a gain that was looked at.
     """
 
     def __init__(
@@ -72,34 +84,33 @@ class Candidates:
         exact: bool,
     ) -> None:
         self.embeddings, self.information, self.known = embeddings, information, known
-        self.damping, self.shard, self.exact = damping, shard, exact
+        self.damping, self.shard = damping, shard
+        self.dtype = torch.float64 if exact else embeddings.dtype
         self.picked: list[Tensor] = []
+        self.error = 0.0
         n, c = embeddings.n, embeddings.c
-        self._both = information.new_empty(2, n, c, c)
-        self.a, self.b = self._both
-        for part in blocks(embeddings):
-            self.a[part] = embeddings.part(part).quadratic()
-        self._longest = float(self._largest_traces()[0])
+        self._worth_filling = n * embeddings.width / (2 * c * embeddings.k)
+        self._both = information.new_empty(2, n, c, c)  # I + A, and B
+        self._both[0] = embeddings.quadratic()
+        self._lengths = _traces(self._both[0]).sqrt()
+        self._per_term = self._lengths / embeddings.k**0.5
+        self._seen: dict[int, tuple[Tensor, ...]] = {}
         self.refresh()
 
-    def gains(self) -> Tensor:
-        """The trace reduction of every candidate here (n,)."""
-        return trace_reductions(self.a, self.b)
-
     def refresh(self) -> None:
-        """M⁻¹, A and B from their definitions; at most four k×k matrices are held.
+        """M⁻¹, Z, A and B from their definitions; at most four k×k matrices are held.
 
-        With M = LLᵀ, B is made from :math:`L^{-\\top} (L^{-1} \\bar F L^{-\\top})
-        L^{-1}`: rounding then has the shape of M⁻¹ on both sides, and stays below the
-        condition of M times that of float64.
+        With M = LLᵀ, Z is :math:`L^{-\\top} (L^{-1} \\bar F L^{-\\top}) L^{-1}`:
+        rounding then has the shape of M⁻¹ on both sides, and stays below the condition
+        of M times that of float64.
         """
         k, c = self.embeddings.k, self.embeddings.c
-        inverse = self.information.new_tensor(1 / self.damping)
-        self.inverse = _Inverse(inverse, k, c)  # the old one's memory goes first
-        factor: Tensor | None = None
+        none = self.information.new_tensor(1 / self.damping)
+        self._of_weights = _OfWeights(none, none, k, c)  # old memory goes first
         if self.known is None and not self.picked:
-            middle = self.information / self.damping**2
-            self.a /= self.damping
+            inverse, z = none, self.information / self.damping**2
+            self._both[0] /= self.damping
+            self._both[0].diagonal(dim1=1, dim2=2).add_(1)
         else:
             factor = self._factor()
             # Symmetric, and transposed as LAPACK wants it: nothing is copied below.
@@ -113,65 +124,146 @@ class Candidates:
                 torch.linalg.solve_triangular(
                     triangle, middle, upper=upper, left=left, out=middle
                 )
-        noise = torch.finfo(torch.float64).eps * float(middle.diagonal().amax())
-        self.error, self._n_fresh = noise * self._longest, len(self.picked)
-        self._fill(self.b, middle)
-        del middle
-        if factor is not None:
-            inverse = torch.cholesky_inverse(factor)
-            del factor
-            self._fill(self.a, inverse)
-            self.inverse = _Inverse(inverse, k, c)
+            torch.cholesky_inverse(factor, out=factor)
+            inverse, z = factor.mT, middle.mT
+        self._of_weights = _OfWeights(inverse, z, k, c)
+        squares = self.shard.largest(self._lengths[:, None].square())[0]
+        self._noise = float(z.diagonal().amax() * squares)
+        self._n_fresh = len(self.picked)
+        self._fill()
 
-    def add(self, position: Tensor, gain: float) -> None:
+    def _fill(self) -> None:
+        """A and B by M⁻¹ and Z, and what rounding may leave in them, in units of the
+        last digit.
+        """
+        inverse, z = self._of_weights.folded()
+        self._both[1] = self.embeddings.quadratic(z, self.dtype)
+        if inverse.ndim:
+            self._both[0] = self.embeddings.quadratic(inverse, self.dtype)
+            self._both[0].diagonal(dim1=1, dim2=2).add_(1)
+        # What X = M⁻¹ or Z leaves in V X Vᵀ is the rounding of |V| |X Vᵀ|, where X Vᵀ
+        # is no longer than the root of |X| tr V X Vᵀ, and of its own terms.
+        norm_z = torch.linalg.matrix_norm(z)
+        norms = torch.stack([norm_z.new_tensor(1 / self.damping), norm_z])[:, None]
+        traces = _traces(self._both)
+        traces[0] -= self.embeddings.c
+        roots = (traces.clamp_min(0) * norms).sqrt()
+        terms = norms * self._per_term
+        self._units_of_a, self._units = self._lengths * (roots + terms)
+        if self.picked:
+            self._close(torch.stack(self.picked))
+        self._worst = self.shard.largest(self._units[:, None])[0]
+        self._n_filled, self._n_looks = len(self.picked), 0
+
+    def _close(self, positions: Tensor) -> None:
+        """These are not to be picked."""
+        self._units.index_fill_(0, self.shard.own(positions), -torch.inf)
+
+    def gains(self) -> Tensor:
+        """The trace reduction of every candidate here (n,), −∞ for those that are
+        picked; of those that are not among the largest an upper bound.
+        """
+        n = self.embeddings.n
+        while n:
+            if self.dtype != torch.float64 and self._n_looks > self._worth_filling:
+                self._sharpen()
+            found = quotient_traces(self._both[1], self._both[0])
+            eps = torch.finfo(self.dtype).eps
+            upper = torch.add(found, self._units, alpha=eps)
+            upper.addcmul_(found, self._units_of_a, value=eps)
+            if self._look(upper):
+                return upper
+            if self.dtype == torch.float64:
+                return found.masked_fill(upper.isneginf(), -torch.inf)
+            self._sharpen()
+        return self._lengths
+
+    def _sharpen(self) -> None:
+        """A and B afresh; where they were a few picks ago, in float64 from now on."""
+        if len(self.picked) - self._n_filled < FEW_PICKS:
+            self.dtype = torch.float64
+        self._fill()
+
+    def _look(self, upper: Tensor) -> bool:
+        """Put their gain, by M⁻¹ and Z, in the place of the largest of these upper
+        bounds of gains, until no other can be as large; or False, if they are many.
+        """
+        values, places = upper.topk(min(len(upper), LOOKS[-1] + 1))
+        self._seen = {}
+        found, rows = [], []
+        for start, end in zip((0, *LOOKS), LOOKS, strict=False):
+            few = places[start:end]
+            v = self.embeddings.rows(few).double()
+            both = self._of_weights.times(v.flatten(0, 1))
+            a_b = (both.view(len(v), -1, both.shape[2]) @ v.mT).unflatten(1, (-1, 2))
+            factor = cholesky_plus_identity(a_b[:, :, 0])
+            exact = factored_traces(a_b[:, :, 1], factor)
+            exact = exact.minimum(values[start:end])  # −∞ stays
+            upper.index_copy_(0, few, exact)
+            numbers = torch.cat([self._worst[None], values[end : end + 1], few, exact])
+            worst, *others = numbers.tolist()
+            others, gains = others[: -len(few)], others[-len(few) :]
+            self.error = torch.finfo(torch.float64).eps * (self._noise + worst)
+            for i, place in enumerate(others[-len(few) :]):
+                self._seen[int(place)] = (
+                    v[i],
+                    both.unflatten(0, v.shape[:2])[i],
+                    factor[i],
+                )
+            found += gains
+            rows.append(v)
+            level = equal_from(max(found), self.error, self.embeddings.dtype)
+            self._n_looks += len(few) if start else 0
+            if end >= len(upper) or not others[0] >= level:
+                near = (1 - NEAR_COPIES) * max(found) - self.error
+                if sorted(found)[-2:][0] >= near:
+                    self._level_copies(upper, places[:end], torch.cat(rows))
+                return True
+        return False
+
+    def _level_copies(self, upper: Tensor, places: Tensor, rows: Tensor) -> None:
+        """Give copies of the best its gain."""
+        gains = upper[places]
+        best = rows.index_select(0, gains.argmax().reshape(1))
+        is_copy = (rows == best).flatten(1).all(1) & ~gains.isneginf()
+        upper[places] = torch.where(is_copy, gains.amax(), gains)
+
+    def add(self, position: Tensor, place: int | None) -> None:
         """Bring every candidate up to date with a pick."""
-        v = self.shard.take(position.reshape(1), self.embeddings.rows)[0].double()
-        p = self.inverse.times(v)
-        gram = p @ v.mT
-        gram.diagonal().add_(1)
-        factor, _ = torch.linalg.cholesky_ex(gram)
-        u = torch.linalg.solve_triangular(factor, p, upper=False).mT
-        f_u = self.information @ u
-        g = f_u.mT @ u
-        h = torch.addmm(self.inverse.times(f_u.mT).mT, u, g, alpha=-0.5)
-        self.inverse.subtract(u)
-        self.picked.append(position)
-        right = torch.cat([u, h], dim=1)
-        rounding = self._rounding_of_pass(right, g.diagonal())
-        in_float32 = self.error + torch.finfo(torch.float32).eps * rounding
-        if self.exact or in_float32 > PASS_LIMIT * gain:
-            self.error += torch.finfo(torch.float64).eps * rounding
+        if place in self._seen:
+            v, both, factor = self._seen[place]
         else:
-            self.error = in_float32
-            right = right.to(self.embeddings.dtype)
+            v = self.shard.take(position.reshape(1), self.embeddings.rows)[0].double()
+            both = self._of_weights.times(v)
+            factor = cholesky_plus_identity(both[:, 0] @ v.mT)
+        half = torch.linalg.solve_triangular(factor, both.flatten(1), upper=False)
+        u, h = half.tensor_split(2, dim=1)
+        g = torch.linalg.solve_triangular(factor, v @ h.mT, upper=False)
+        u_h, h_u = self._of_weights.subtract(u, h, g)
+        self.picked.append(position)
+        # An entry of Y = VU is off by |V||U| over the root of k, as a sum of k terms
+        # whose errors are independent.
+        norms = torch.linalg.vector_norm(h_u, dim=(1, 2))
+        columns = u_h.to(self.dtype).flatten(0, 1).mT
         for part in blocks(self.embeddings):
-            products = self.embeddings.part(part).times(right).unflatten(2, (2, -1))
-            y, both = products[:, :, 0], products.flatten(1, 2)
-            y_y, y_vh = (y @ both.mT).unflatten(2, (-1, 2)).unbind(3)
-            self.a[part] -= y_y
-            self.b[part] -= y_vh + y_vh.mT
+            products = self.embeddings.part(part).times(columns).unflatten(2, (2, -1))
+            y = products[:, :, 0]
+            changes = (y @ products.flatten(1, 2).mT).unflatten(2, (-1, 2))
+            self._both[:, part].sub_(changes.permute(3, 0, 1, 2))
+            of_rows = torch.linalg.vector_norm(products, dim=(1, 3), dtype=norms.dtype)
+            self._units[part].addcmul_(of_rows @ norms, self._per_term[part], value=2)
+        self._close(position.reshape(1))
+        self._worst = self.shard.largest(self._units[:, None])[0]
 
-    def _rounding_of_pass(self, right: Tensor, g: Tensor) -> float:
-        """What the products of a pick may leave in a gain, in units of the last digit.
-
-        An entry of Y = VU is off by |V||U| over the root of k, as a sum of k terms
-        whose errors are independent, and changes B by twice as much times VH, whose
-        square is at most tr B tr G; and the other way round.
+    def is_settled(self, gain: float) -> bool:
+        """Whether a largest gain like this is no rounding; else all was made afresh,
+        and gains are to be asked for again.
         """
-        norms = torch.linalg.vector_norm(right.unflatten(1, (2, -1)), dim=(0, 2))
-        numbers = torch.cat([self._largest_traces(), norms, g])
-        # One look, as in `Shard.best`.
-        a, b, of_u, of_h, *of_g = numbers.tolist()
-        length = 2 * (self._longest / self.embeddings.k) ** 0.5
-        # Rounding may leave less than nothing of a trace.
-        roots = [max(x, 0.0) ** 0.5 for x in (b * sum(of_g), a)]
-        return length * (of_u * roots[0] + of_h * roots[1])
-
-    def is_stale(self, gain: float) -> bool:
-        """Whether too much of a gain this small may be rounding, and a pick was made
-        since the last fresh start.
-        """
-        return self.error > ERROR_LIMIT * gain and len(self.picked) > self._n_fresh
+        is_fresh = len(self.picked) == self._n_fresh
+        if is_fresh or self.error <= ERROR_LIMIT * gain:
+            return True
+        self.refresh()
+        return False
 
     def starting_point(self, picks: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The picks' embeddings (m, c, k), F̄ and M_∅ in float64, for the backward
@@ -180,15 +272,12 @@ class Candidates:
         v = self.shard.take(picks, self.embeddings.rows).double()
         return v, self.information, self.known
 
-    def _fill(self, target: Tensor, middle: Tensor) -> None:
-        for part in blocks(self.embeddings):
-            target[part] = self.embeddings.part(part).quadratic(middle)
-
     def _factor(self) -> Tensor:
         """L with LLᵀ = M, from M_∅ and the picks."""
         k = self.embeddings.k
         if self.known is None:
-            m = torch.eye(k, dtype=self.a.dtype, device=self.a.device) * self.damping
+            m = torch.zeros_like(self.information)
+            m.diagonal().fill_(self.damping)
         else:
             m = self.known.clone()
         step = max(1, k // self.embeddings.c)
@@ -197,42 +286,67 @@ class Candidates:
             m.addmm_(v.mT, v)
         return cholesky(m, self.damping)
 
-    def _largest_traces(self) -> Tensor:
-        """The largest trace of an A, and of a B (2,)."""
-        traces = self._both.diagonal(dim1=2, dim2=3).sum(2)
-        return self.shard.largest(traces.mT)
 
-
-class _Inverse:
-    """M⁻¹ = base − Q Qᵀ: every pick adds columns to Q, and they are folded into the
-    base when there are many.
+class _OfWeights:
+    """M⁻¹ and Z, minus what picks have added: columns, which are folded into them when
+    there are many.
 
     Parameters
     ----------
-    base : Tensor of shape (k, k), or () for that multiple of the identity
+    inverse : Tensor of shape (k, k), or () for that multiple of the identity
+    z : Tensor of shape (k, k), or ()
     k, c : int
     """
 
-    def __init__(self, base: Tensor, k: int, c: int) -> None:
-        self.base, self.k = base, k
-        self._columns = base.new_empty(k, 0)
-        self._room = FOLDED_PICKS * c
+    def __init__(self, inverse: Tensor, z: Tensor, k: int, c: int) -> None:
+        self._inverse, self._z, self._c = inverse, z, c
+        # U, H and U again: either neighbours are what Z changes by.
+        self._columns = inverse.new_zeros(3, FOLDED_PICKS * c, k)
+        self._n = 0
 
     def times(self, rows: Tensor) -> Tensor:
-        """P M⁻¹, for rows P (m, k)."""
-        product = rows @ self.base if self.base.ndim else rows * self.base
-        spent = rows @ self._columns
-        return torch.addmm(product, spent, self._columns.mT, alpha=-1)
+        """Rows (m, k) times each of them (m, 2, k)."""
+        result = rows.new_empty(len(rows), 2, rows.shape[1])
+        p, q = result.unbind(1)
+        # Transposed, which it equals, a matrix is read at twice the pace by MKL.
+        for out, matrix in ((p, self._inverse), (q, self._z)):
+            torch.matmul(rows, matrix.mT, out=out) if matrix.ndim else torch.mul(
+                rows, matrix, out=out
+            )
+        u = self._columns[0]
+        spent = rows @ self._columns[1:].flatten(0, 1).mT
+        p.addmm_(spent[:, len(u) :], u, alpha=-1)
+        q.addmm_(spent, self._columns[:2].flatten(0, 1), alpha=-0.5)
+        return result
 
-    def subtract(self, u: Tensor) -> None:
-        """M⁻¹ ← M⁻¹ − U Uᵀ, for U (k, c)."""
-        self._columns = torch.cat([self._columns, u], dim=1)
-        if self._columns.shape[1] >= self._room:
-            if not self.base.ndim:
-                eye = torch.eye(self.k, dtype=u.dtype, device=u.device)
-                self.base = eye * self.base
-            self.base.addmm_(self._columns, self._columns.mT, alpha=-1)
-            self._columns = self._columns[:, :0]
+    def subtract(self, u: Tensor, half: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a pick away, with H = 2·half − G U, all of them transposed; [U, H] and
+        [H, U] (2, c, k).
+        """
+        if self._n == self._columns.shape[1]:
+            self.folded()
+        place = slice(self._n, self._n + self._c)
+        self._n = place.stop
+        self._columns[::2, place] = u
+        torch.addmm(half, g, u, beta=2, alpha=-1, out=self._columns[1, place])
+        return self._columns[:2, place], self._columns[1:, place]
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """All of M⁻¹ and Z."""
+        u_h, h_u = (self._columns[i : i + 2].flatten(0, 1) for i in (0, 1))
+        if self._n:
+            if not self._inverse.ndim:
+                self._inverse = torch.eye(len(self._z)).to(self._z) * self._inverse
+            u = self._columns[0]
+            self._inverse.addmm_(u.mT, u, alpha=-1)
+            self._z.addmm_(u_h.mT, h_u, alpha=-0.5)
+            self._columns.zero_()
+            self._n = 0
+        return self._inverse, self._z
+
+
+def _traces(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def cholesky(m: Tensor, damping: float) -> Tensor:

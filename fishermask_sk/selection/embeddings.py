@@ -43,8 +43,12 @@ class Embeddings(Protocol):
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The sum of VᵀV (k, k), float64; the products are of the given dtype."""
 
-    def quadratic(self, m: Tensor | None = None) -> Tensor:
-        """V_x M V_xᵀ for every sample (n, c, c), float64; M (k, k), or None for I."""
+    def quadratic(
+        self, m: Tensor | None = None, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        """V_x M V_xᵀ for every sample (n, c, c), float64; M (k, k), or None for I. The
+        products are of the given dtype.
+        """
 
     def part(self, samples: slice) -> Embeddings:
         """The embeddings of these samples, without a copy."""
@@ -109,10 +113,18 @@ class DenseEmbeddings:
             total += rows.mT @ rows
         return total
 
-    def quadratic(self, m: Tensor | None = None) -> Tensor:
+    def quadratic(
+        self, m: Tensor | None = None, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
         """As of all `Embeddings`."""
-        v = self._there(self.values, torch.float64)
-        return (v if m is None else v @ m) @ v.mT
+        m = m if m is None else m.to(dtype)
+        found = torch.empty(
+            self.n, self.c, self.c, dtype=torch.float64, device=self.device
+        )
+        for part in blocks(self):
+            v = self._there(self.values[part], dtype)
+            found[part] = (v if m is None else v @ m) @ v.mT
+        return found
 
     def _there(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Where arithmetic is done. Nobody waits for the copy, for nobody writes into

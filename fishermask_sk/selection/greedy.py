@@ -28,18 +28,13 @@ from torch import Tensor
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.distributed import Shard
 from fishermask_sk.selection.candidates import Candidates
-from fishermask_sk.selection.embeddings import Embeddings, as_embeddings, blocks
+from fishermask_sk.selection.embeddings import Embeddings, as_embeddings
+from fishermask_sk.selection.gains import TIE_TOLERANCE, equal_from
 from fishermask_sk.selection.kernels import KernelCandidates
 from fishermask_sk.selection.surplus import kept_picks
 
 # λ below this asks for float64 in every product and every sum.
 FLOAT32_DAMPING = 0.1
-# Gains closer than this, relative to the best, are equal: of these the lowest index
-# wins. Copies of a sample differ by the rounding of their embeddings ...
-TIE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-9}
-# ... and by that of A and B, so that gains are equal, too, that differ by no more than
-# is estimated to be rounding, up to this share.
-ROUNDING_TOLERANCE = 1e-6
 # Where λ is this close to the rounding of the information, gains may be rounding too.
 ROUNDING_SHARE = 1e-3
 
@@ -216,28 +211,21 @@ def _pick(
     """Greedy picks and their gains."""
     dtype = state.embeddings.dtype
 
-    def level(largest: Tensor) -> Tensor:
-        size = largest.abs()
-        rounding = (ROUNDING_TOLERANCE * size).clamp_max(state.error)
-        return largest - rounding.maximum(TIE_TOLERANCE[dtype] * size)
+    def level(largest: float) -> float:
+        return equal_from(largest, state.error, dtype)
 
     indices: list[Tensor] = []
     gains: list[Tensor] = []
     has_warned = False
-    closed: Tensor | None = None
     while True:
         reductions = state.gains()
-        if closed is None:
-            closed = torch.zeros_like(reductions, dtype=torch.bool)
-        reductions = reductions.masked_fill(closed, -torch.inf)
         best = shard.best(reductions, level, choose)
         gain, all_tied = best.value, best.all_tied
         if not abs(gain) < torch.inf:
             raise FloatingPointError(
                 f"The largest trace reduction is {gain}. {TOO_LARGE}"
             )
-        if state.is_stale(gain):
-            state.refresh()
+        if not state.is_settled(gain):
             continue
         position, t = best.position, len(indices)
         # Where all that are left are picked, nobody need be drawn.
@@ -252,16 +240,15 @@ def _pick(
                     "Nets that have diverged, are certain of everything or give one "
                     "output for all samples come to this."
                 )
-            position = draw(shard.positions(~closed))
-            best = best._replace(gain=shard.value(reductions, position))
+            position = draw(shard.positions(~reductions.isneginf()))
+            best = best._replace(gain=shard.value(reductions, position), place=None)
         indices.append(position)
         gains.append(best.gain)
-        closed.index_fill_(0, shard.own(position.reshape(1)), True)
         if on_pick is not None:
             on_pick()
         if len(indices) == n_picks:
             return torch.stack(indices), torch.stack(gains)
-        state.add(position, gain)
+        state.add(position, best.place)
 
 
 def _from_rows(
@@ -289,11 +276,7 @@ def _from_rows(
 
 def _trace(embeddings: Embeddings) -> float:
     """Of the sum of VᵀV."""
-    total = 0.0
-    for part in blocks(embeddings):
-        squares = embeddings.part(part).quadratic().diagonal(dim1=1, dim2=2)
-        total += float(squares.sum())
-    return total
+    return float(embeddings.quadratic().diagonal(dim1=1, dim2=2).sum())
 
 
 def _check_rounding(largest: float, damping: float) -> None:

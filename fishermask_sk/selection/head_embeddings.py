@@ -42,20 +42,23 @@ class HeadMask:
     places: Tensor
 
     @cached_property
-    def pairs(self) -> list[tuple[int, Tensor, Tensor]]:
-        """Each masked class with its own weights, and those of it and later classes."""
-        return [
-            (
-                y,
-                (self.classes == y).nonzero()[:, 0],
-                (self.classes >= y).nonzero()[:, 0],
-            )
-            for y in self.classes.unique().tolist()
-        ]
+    def order(self) -> Tensor:
+        """The masked weights class by class (k,)."""
+        return self.classes.argsort(stable=True)
+
+    @cached_property
+    def runs(self) -> list[tuple[int, slice, slice]]:
+        """Each masked class with where in that order its own weights are, and those of
+        it and later classes.
+        """
+        classes, counts = self.classes.unique(return_counts=True)
+        ends = counts.cumsum(0)
+        bounds = torch.stack([classes, ends - counts, ends]).mT.tolist()
+        return [(y, slice(i, j), slice(i, None)) for y, i, j in bounds]
 
     @cached_property
     def _of_class(self) -> dict[int, tuple[Tensor, Tensor]]:
-        return {y: (own, later) for y, own, later in self.pairs}
+        return {y: (self.order[own], self.order[later]) for y, own, later in self.runs}
 
     def own(self, y: int) -> Tensor:
         """Which masked weights are those of a class."""
@@ -141,32 +144,44 @@ class HeadEmbeddings:
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""
         total = torch.empty(self.k, self.k, dtype=torch.float64, device=self.device)
-        for y, own, later in self.mask.pairs:
-            of_class = total.new_zeros(len(own), len(later))
+        order, columns = self.mask.order, self.columns[self.mask.order]
+        classes = self.classes[order]
+        for y, own, later in self.mask.runs:
+            of_class = total.new_zeros(own.stop - own.start, self.k - own.start)
             for part in blocks(self):
                 r, h = self.part(part)._here(dtype)
-                weights = (r[:, :, y, None] * r).sum(1)[:, self.classes[later]]
-                of_later = h[:, self.columns[later]].mul_(weights)
-                of_class += h[:, self.columns[own]].mT @ of_later
-            total[own[:, None], later] = of_class
-            total[later[:, None], own] = of_class.mT
+                weights = (r[:, :, y, None] * r).sum(1)[:, classes[later]]
+                of_later = h[:, columns[later]].mul_(weights)
+                of_class += h[:, columns[own]].mT @ of_later
+            total[order[own][:, None], order[later]] = of_class
+            total[order[later][:, None], order[own]] = of_class.mT
         return total
 
-    def quadratic(self, m: Tensor | None = None) -> Tensor:
+    def quadratic(
+        self, m: Tensor | None = None, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
         """As of all `Embeddings`."""
-        r, h = self._here(torch.float64)
-        if m is None:
-            squares = h.new_zeros(self.n, self.n_classes)
-            squares.index_add_(1, self.classes, h[:, self.columns].square())
-            return (r * squares[:, None]) @ r.mT
-        middle = h.new_zeros(self.n, self.n_classes, self.n_classes)
-        for y, own, later in self.mask.pairs:
-            products = h[:, self.columns[own]] @ m[own[:, None], later]
-            products *= h[:, self.columns[later]]
-            middle[:, y].index_add_(1, self.classes[later], products)
-        upper = middle.triu(1)
-        middle = upper + upper.mT + middle.diagonal(dim1=1, dim2=2).diag_embed()
-        return r @ middle @ r.mT
+        shape = self.n, self.c, self.c
+        found = torch.empty(shape, dtype=torch.float64, device=self.device)
+        order = self.mask.order
+        classes = self.classes[order]
+        for part in blocks(self):
+            r, h = self.part(part)._here(dtype)
+            middle = h.new_zeros(self.n_classes, self.n_classes, len(h))
+            # Samples last: sums over what a class has are sums of rows.
+            of_weights = h.mT[self.columns[order]]
+            if m is None:
+                squares = middle.diagonal(dim1=0, dim2=1).mT
+                squares.index_add_(0, classes, of_weights.square())
+            else:
+                for y, own, later in self.mask.runs:
+                    of_class = m[order[own]][:, order[later]].to(dtype)
+                    products = of_class.mT @ of_weights[own]
+                    products *= of_weights[later]
+                    middle[y].index_add_(0, classes[later], products)
+                    middle[y + 1 :, y] = middle[y, y + 1 :]
+            found[part] = r @ middle.permute(2, 0, 1) @ r.mT
+        return found
 
     def part(self, samples: slice) -> HeadEmbeddings:
         """As of all `Embeddings`."""
@@ -285,16 +300,21 @@ class JoinedEmbeddings:
         total[rest[:, None], head] = between.mT
         return total
 
-    def quadratic(self, m: Tensor | None = None) -> Tensor:
+    def quadratic(
+        self, m: Tensor | None = None, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
         """As of all `Embeddings`."""
         if m is None:
-            return self.head.quadratic() + self.rest.quadratic()
+            return self.head.quadratic(None, dtype) + self.rest.quadratic(None, dtype)
         head, rest = self.in_head[:, None], self.in_rest[:, None]
-        among = self.head.quadratic(m[head, self.in_head])
-        among += self.rest.quadratic(m[rest, self.in_rest])
-        values = self.rest.values.to(self.device, torch.float64)
-        between = self.head.times(m[head, self.in_rest]) @ values.mT
-        return among + between + between.mT
+        found = self.head.quadratic(m[head, self.in_head], dtype)
+        found += self.rest.quadratic(m[rest, self.in_rest], dtype)
+        across = m[head, self.in_rest].to(dtype)
+        for part in blocks(self):
+            values = self.rest.values[part].to(self.device, dtype)
+            between = self.head.part(part).times(across) @ values.mT
+            found[part] += between + between.mT
+        return found
 
     def part(self, samples: slice) -> JoinedEmbeddings:
         """As of all `Embeddings`."""

@@ -68,17 +68,21 @@ class KernelCandidates:
         largest = self._own_blocks().diagonal(dim1=1, dim2=2).sum(1).amax()
         self._noise = 16 * torch.finfo(torch.float64).eps * float(largest)
         self.error = 0.0
+        self._first = _first_copies(embeddings)
+        self._picked = torch.zeros_like(self._first, dtype=torch.bool)
 
     def gains(self) -> Tensor:
-        """The trace reduction of every candidate (n,)."""
+        """The trace reduction of every candidate (n,), −∞ for those that are picked."""
         n, c = self.embeddings.n, self.embeddings.c
         rows = self.kernel[:, self._of_target].unflatten(0, (n, c))
         b = (rows @ rows.mT).mul_(self.scale)
         self.error = self._noise * float(b.diagonal(dim1=1, dim2=2).sum(1).amax())
-        return trace_reductions(self._own_blocks(), b)
+        found = trace_reductions(self._own_blocks(), b)[self._first]
+        return found.masked_fill(self._picked, -torch.inf)
 
-    def add(self, position: Tensor, gain: float) -> None:
+    def add(self, position: Tensor, place: int | None) -> None:
         """Condition on a pick."""
+        self._picked.index_fill_(0, position, True)
         c = self.embeddings.c
         row = self.kernel.unflatten(0, (-1, c))[position]
         a = self._own_blocks()[position]
@@ -86,12 +90,9 @@ class KernelCandidates:
         half = torch.linalg.solve_triangular(factor, row, upper=False)
         self.kernel.addmm_(half[:, : len(self.kernel)].mT, half, alpha=-1)
 
-    def is_stale(self, gain: float) -> bool:
-        """Never: conditioning is an elimination, as good as one from a fresh start."""
-        return False
-
-    def refresh(self) -> None:
-        """Nothing is stale."""
+    def is_settled(self, gain: float) -> bool:
+        """Always: conditioning is an elimination, as good as one from a fresh start."""
+        return True
 
     def starting_point(self, picks: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The picks' embeddings (m, c, r), F̄ and M_∅ in float64, for the backward
@@ -137,6 +138,17 @@ def _kernel(
                 top += height
             start = place.stop
     return result
+
+
+def _first_copies(embeddings: Embeddings) -> Tensor:
+    """Of each sample the first that equals it (n,)."""
+    values = torch.cat([tensor.flatten(1) for tensor in embeddings.tensors], dim=1)
+    _, groups = values.unique(dim=0, return_inverse=True)
+    places = torch.arange(embeddings.n, device=groups.device)
+    first = torch.empty_like(places).scatter_reduce_(
+        0, groups, places, "amin", include_self=False
+    )
+    return first[groups].to(embeddings.device)
 
 
 def _information(embeddings: Embeddings, basis: Tensor) -> Tensor:

@@ -125,7 +125,8 @@ class TopHeadEmbeddings:
         total = torch.zeros(self.k, self.k, dtype=torch.float64, device=self.device)
         for part in blocks(self):
             self.part(part)._add_information(total, dtype)
-        for _, own, later in self.mask.pairs:
+        for y, _, _ in self.mask.runs:
+            own, later = self.mask.own(y), self.mask.later(y)
             total[later[:, None], own] = total[own[:, None], later].mT
         return total
 
@@ -143,9 +144,18 @@ class TopHeadEmbeddings:
             )
             total[own[:, None], later] += self._inputs_of(h, pairs, own).mT @ of_later
 
-    def quadratic(self, m: Tensor | None = None) -> Tensor:
+    def quadratic(
+        self, m: Tensor | None = None, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
         """As of all `Embeddings`."""
-        r, tops, h = self._here(torch.float64)
+        shape = self.n, self.c, self.c
+        found = torch.empty(shape, dtype=torch.float64, device=self.device)
+        for part in blocks(self):
+            found[part] = self.part(part)._quadratic(m, dtype)
+        return found
+
+    def _quadratic(self, m: Tensor | None, dtype: torch.dtype) -> Tensor:
+        r, tops, h = self._here(dtype)
         middle = h.new_zeros(self.n * self.m, self.m)
         for y, pairs in self._by_class(tops):
             own = self.mask.own(y)
@@ -156,7 +166,7 @@ class TopHeadEmbeddings:
                 middle[pairs] = of_own.square().sum(1, keepdim=True) * is_y
                 continue
             later = self.mask.later(y)
-            products = of_own @ m[own[:, None], later]
+            products = of_own @ m[own][:, later].to(dtype)
             products *= self._inputs_of(h, pairs, later)
             of_classes = h.new_zeros(len(pairs), self.n_classes)
             of_classes.index_add_(1, self.classes[later], products)
@@ -177,7 +187,7 @@ class TopHeadEmbeddings:
         flat = tops.flatten()
         counts = flat.bincount(minlength=self.n_classes).tolist()
         places = flat.argsort(stable=True).split(counts)
-        for y, _, _ in self.mask.pairs:
+        for y, _, _ in self.mask.runs:
             if counts[y]:
                 yield y, places[y]
 
