@@ -63,7 +63,7 @@ results = compare_strategies(
 # How far the area under each curve is above that of random sampling, on the same seeds,
 # with its 95 % interval. The p-value is that of a paired test, corrected for the six
 # comparisons.
-for row in results.summary(baseline="random", metric="balanced_accuracy"):
+for row in results.summary(baseline="random", metric="balanced_accuracy")[:-1]:
     lead, low, high = row["area_difference"], row["area_low"], row["area_high"]
     interval = f"{lead:+.3f} [{low:+.3f}, {high:+.3f}]"
     print(f"{row['strategy']:12}{interval}  p = {row['p_holm']:.3f}")

@@ -290,7 +290,7 @@ def test_wrong_answers(images, tmp_path):
 
 def test_answers_among_the_images(images):
     for folder in (images.root, images.root / "answers"):
-        with pytest.raises(ValueError, match=r"lies in that of the images.* one outside it"):
+        with pytest.raises(ValueError, match=r"that of the images.* one outside it"):
             LabelingSession(images, folder)
 
 

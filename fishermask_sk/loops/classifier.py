@@ -210,7 +210,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
     ----------
     estimator : estimator
         A classifier, or a pipeline that ends in one. Every round fits a clone of it;
-        itself it is never fitted. Most strategies ask for its `predict_proba`.
+        it is never fitted itself. Most strategies ask for its `predict_proba`.
     query_strategy : callable
         A modAL-style strategy, called as ``query_strategy(learner, X_pool,
         n_instances=b)`` with a

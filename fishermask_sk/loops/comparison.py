@@ -53,7 +53,7 @@ def compare_strategies(
     target_weight: Labels | None = None,
     verbose: int = 0,
 ) -> ComparisonResults:
-    """Play every query strategy with every seed, and score each round on a test set.
+    """Run every query strategy with every seed, and score each round on a test set.
 
     Every curve is one :class:`~fishermask_sk.ActiveLearningClassifier` with the seed
     for its `random_state`: with the same seed, all strategies start from the same first
@@ -218,7 +218,7 @@ def _run_all(
     n_jobs: int | None,
     verbose: int,
 ) -> dict[tuple[str, int], list[Record]]:
-    """Play every curve, here or in worker processes."""
+    """Run every curve, here or in worker processes."""
     bar = partial(tqdm, total=len(tasks), desc="curves", disable=not verbose)
     if n_jobs == 1:
         return {key: play(verbose=verbose) for key, play in bar(tasks.items())}
