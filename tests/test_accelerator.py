@@ -251,7 +251,7 @@ def asked_for_picks(device, few=3, many=11, **params):
 
 
 @pytest.mark.parametrize("settings", [{}, {"layers": "last"}, {"damping": 1e-3}])
-@pytest.mark.parametrize(("product", "most"), [(False, 40), (True, 50)])
+@pytest.mark.parametrize(("product", "most"), [(False, 41), (True, 52)])
 def test_a_pick_asks_little_of_a_device(product, most, settings, monkeypatch):
     """Once for which sample it is, once for what rounding has left in the gains. With
     the head as a product, each of its two factors and the rest take a launch.

@@ -40,6 +40,9 @@ LOOKS = (2, 8, 64)
 # Where A and B are made afresh, because looks have cost as much as that does, after
 # fewer picks than this, they are float64 from then on.
 FEW_PICKS = 16
+# Where rounding may take more than this from the I of I + A, all products are float64:
+# a float32 gain would tell nothing.
+MOST_OF_IDENTITY = 0.1
 # Those that look so nearly equal may be copies.
 NEAR_COPIES = 1e-5
 # Beyond this share of a gain M⁻¹ and Z are made afresh, which costs as much as hundreds
@@ -150,6 +153,12 @@ class Candidates:
         roots = (traces.clamp_min(0) * norms).sqrt()
         terms = norms * self._per_term
         self._units_of_a, self._units = self._lengths * (roots + terms)
+        largest = self.shard.largest(self._units_of_a[:, None])[0]
+        lost = largest * torch.finfo(self.dtype).eps
+        if self.dtype != torch.float64 and float(lost) > MOST_OF_IDENTITY:
+            self.dtype = torch.float64
+            self._fill()
+            return
         if self.picked:
             self._close(torch.stack(self.picked))
         self._worst = self.shard.largest(self._units[:, None])[0]
@@ -171,6 +180,8 @@ class Candidates:
             eps = torch.finfo(self.dtype).eps
             upper = torch.add(found, self._units, alpha=eps)
             upper.addcmul_(found, self._units_of_a, value=eps)
+            # No number: of one that is picked, or that rounding leaves no gain.
+            upper.nan_to_num_(-torch.inf, torch.inf, -torch.inf)
             if self._look(upper):
                 return upper
             if self.dtype == torch.float64:
@@ -198,7 +209,7 @@ class Candidates:
             a_b = (both.view(len(v), -1, both.shape[2]) @ v.mT).unflatten(1, (-1, 2))
             factor = cholesky_plus_identity(a_b[:, :, 0])
             exact = factored_traces(a_b[:, :, 1], factor)
-            exact = exact.minimum(values[start:end])  # −∞ stays
+            exact = exact.masked_fill(values[start:end].isneginf(), -torch.inf)
             upper.index_copy_(0, few, exact)
             numbers = torch.cat([self._worst[None], values[end : end + 1], few, exact])
             worst, *others = numbers.tolist()
