@@ -37,6 +37,7 @@ from fishermask_sk.strategy.agreement import check_same_question
 from fishermask_sk.strategy.masks import MaskRule
 from fishermask_sk.strategy.net_checks import check_module
 from fishermask_sk.strategy.query import Query
+from fishermask_sk.strategy.question import Question
 from fishermask_sk.strategy.settings import Settings, check_flag, check_settings
 
 LABELED = "the labelled ones (X_labeled, or the learner's X_training)"
@@ -392,7 +393,7 @@ class FisherMask(BaseEstimator):
                 )
             if weights is not None:
                 check_some_weight(sum(processes.objects(float(weights.sum()))))
-            query = Query(
+            question = Question(
                 settings,
                 fitted,
                 pool,
@@ -405,6 +406,7 @@ class FisherMask(BaseEstimator):
                 weights,
                 self._warn_once,
             )
+            query = Query(question)
             query.propose(candidates, estimator, X_pool)
             result = query.run(random_tie_break)
         for name, value in result.items():

@@ -247,9 +247,10 @@ def check_network(
         labeled, n_labeled = (
             (None, 0) if X_labeled is None else fitted.dataset(X_labeled, "X_labeled")
         )
-        query = Query(
+        asked = Question(
             params, fitted, pool, labeled, n_given, n_labeled, int(n_instances)
         )
+        query = Query(asked)
         plan = query.plan(within=params.batch_size)
         target = None if n_target is None else (None, int(n_target))
 
@@ -272,11 +273,11 @@ def check_network(
             return Sizes(question, Eligible(question, candidates), plan.head)
 
         sizes = of_size(params)
-        mask_indices, costs = calibrate(query.question, plan)
+        mask_indices, costs = calibrate(asked, plan)
         k = len(mask_indices)
         seconds = costs.seconds(sizes, plan.n_rows)
         needed = sizes.needs(k, plan.n_rows)
-        of_batch = _of_batch(query.question, plan, sizes.question.pool.n)
+        of_batch = _of_batch(asked, plan, sizes.question.pool.n)
         verdict = _verdict(sizes, query.budget, k, plan.n_rows)
         alternatives = []
         for changes in _cheaper(params, plan.n_classes):

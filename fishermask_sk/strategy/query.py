@@ -21,18 +21,13 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from fishermask_sk.distributed import ALONE, Processes
 from fishermask_sk.gradients.per_sample import PerSampleGradients
 from fishermask_sk.memory import Budget, card_of
-from fishermask_sk.nets.skorch_adapter import FittedNet
 from fishermask_sk.selection.embeddings import DenseEmbeddings
 from fishermask_sk.selection.greedy import Selection, select
 from fishermask_sk.strategy.collecting import Embedded, collect
@@ -49,50 +44,25 @@ from fishermask_sk.strategy.plan import Plan, make_plan, say_what_is_slow
 from fishermask_sk.strategy.progress import Progress
 from fishermask_sk.strategy.question import Question
 from fishermask_sk.strategy.ranking import find_mask
-from fishermask_sk.strategy.settings import Settings
 from fishermask_sk.strategy.sizes import Sizes, bytes_of_weights
 
 logger = logging.getLogger(__name__)
 
 
 class Query:
-    """One query: what `select` was given, and the steps from the mask to the picks.
+    """One query: the steps from what `select` was asked to the picks.
 
     Of several processes each has a Query of its own, with the samples that it holds,
     and all take the same steps.
     """
 
-    def __init__(
-        self,
-        params: Settings,
-        fitted: FittedNet,
-        pool: Dataset[Any] | None,
-        labeled: Dataset[Any] | None,
-        n_pool: int,
-        n_labeled: int,
-        n_instances: int,
-        processes: Processes = ALONE,
-        target: tuple[Dataset[Any] | None, int] | None = None,
-        target_weight: np.ndarray | None = None,
-        warn: Callable[..., None] | None = None,
-    ) -> None:
-        self.params, self.processes = params, processes
-        self.question = Question(
-            params,
-            fitted,
-            pool,
-            labeled,
-            n_pool,
-            n_labeled,
-            n_instances,
-            processes,
-            target,
-            target_weight,
-            warn,
-        )
-        self.eligible = Eligible(self.question)
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.params = params = question.params
+        self.processes = processes = question.processes
+        self.eligible = Eligible(question)
         self.progress = Progress(params.verbose, processes)
-        device = self.question.device
+        device = question.device
         machine, card = socket.gethostname(), card_of(device)
         all_places = processes.objects((machine, card))
         n_beside = sum(each == machine for each, _ in all_places)
