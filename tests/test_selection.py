@@ -299,6 +299,41 @@ def test_what_rounding_leaves_of_huge_gains_is_not_taken_for_a_gain(seed, form, 
         assert gain == pytest.approx(float(expected[pick]), rel=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore:damping=1 is")
+@pytest.mark.parametrize(("scale", "rtol"), [(1e5, 1e-4), (1e7, 5e-2)])
+@pytest.mark.parametrize("n", [1, 300])
+def test_float32_of_one_weight_has_the_gain_of_arithmetic(n, scale, rtol, device):
+    """With one weight, of mean information f, a sample of information s lowers f/λ to
+    f/(λ + s). The last digit of float32 is far more than λ here.
+    """
+    rng = np.random.default_rng(0)
+    pool = (scale * rng.normal(size=(n, 2, 1))).astype("float32").astype(float)
+    each = np.square(pool).sum((1, 2))
+    (pick,), gains = run(pool, pool[:0], 1, device, torch.float32)
+    expected = each.mean() * each / (1 + each)
+    np.testing.assert_allclose(gains, expected[pick], rtol=rtol)
+    assert expected[pick] >= (1 - rtol) * expected.max()
+
+
+@pytest.mark.filterwarnings("ignore:damping=1e-10 is")
+def test_nobody_is_picked_twice_where_rounding_leaves_no_number(device):
+    """Lengths from 1e-8 to 1e8, and λ = 1e-10: all are picked, or it is refused."""
+    n_picked = 0
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        pool = rng.normal(size=(2 + seed // 4, 32, 10))
+        pool *= 10 ** rng.uniform(-8, 8, (len(pool), 1, 1))
+        asked = len(pool), device, torch.float32
+        try:
+            picks, gains = run(pool, pool[:0], *asked, damping=1e-10)
+        except FloatingPointError:
+            continue
+        assert sorted(picks) == list(range(len(pool)))
+        assert np.isfinite(gains).all()
+        n_picked += 1
+    assert n_picked > 3
+
+
 def test_nothing_is_overwritten_but_matrices_when_asked():
     v = torch.as_tensor(random_embeddings(9))
     before, target = v.clone(), information(v) / 9
