@@ -32,9 +32,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fishermask_sk.gradients.generic import dense
+from fishermask_sk.gradients.generic import dense, samples
 from fishermask_sk.gradients.layer_rules import FromSeen
-from fishermask_sk.gradients.modules import Batch, map_tensors
+from fishermask_sk.gradients.modules import Batch
 from fishermask_sk.gradients.own_operations import by_own_operation
 from fishermask_sk.gradients.recording import (
     Recorded,
@@ -51,8 +51,6 @@ from fishermask_sk.gradients.verification import (
 
 # A head's product may differ from the class scores by this many roundings.
 PRODUCT_ROUNDINGS = 64
-
-
 # Of a batch's samples, those that scores are compared on where the graph vouches for
 # the others: one of so many, and at least so many.
 SHARE_DRAWN, LEAST_DRAWN = 8, 2
@@ -211,12 +209,12 @@ class ContinuingCheck:
         n = len(cotangents)
         drawn = self._verification.positions(n, max(LEAST_DRAWN, n // SHARE_DRAWN))
         drawn = drawn.to(cotangents.device, non_blocking=True)
-        part = map_tensors(lambda t: t[drawn.to(t.device)] if t.ndim else t, batch)
         sums, of_drawn = Sums(), cotangents[drawn, None]
         if not names:
             return drawn, sums
         weights = self._weights(of_drawn)
         places = {name: self.telling[name].places for name in names}
+        part = samples(batch, drawn)
         with self._recorder.recorded(part, names) as (logits, _):
             self._expect(sums, logits, of_drawn, weights, names, places)
         self.seconds += perf_counter() - start

@@ -239,9 +239,15 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
-def samples(batch: Batch, part: slice) -> Batch:
-    """Some samples of a batch."""
-    return map_tensors(lambda t: t[part] if t.ndim else t, batch)
+def samples(batch: Batch, part: slice | Tensor) -> Batch:
+    """Some samples of a batch, a slice or at some positions."""
+
+    def some(t: Tensor) -> Tensor:
+        if not t.ndim:
+            return t
+        return t[part if isinstance(part, slice) else part.to(t.device)]
+
+    return map_tensors(some, batch)
 
 
 class _Call(nn.Module):
