@@ -34,6 +34,7 @@ from fishermask_sk.nets.skorch_adapter import fitted_net
 from fishermask_sk.selection import select
 from fishermask_sk.selection.embeddings import BLOCK_NUMBERS
 from fishermask_sk.strategy.query import Query
+from fishermask_sk.strategy.question import Question
 from fishermask_sk.strategy.ranking import find_mask
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
@@ -162,8 +163,9 @@ class Setup:
         pool, n_pool = self.fitted.dataset(self.X_pool, "X_pool")
         labeled, n_labeled = self.fitted.dataset(self.X_labeled, "X_labeled")
         strategy = FisherMask(random_state=0, **params)
+        settings = strategy.settings()
         return Query(
-            strategy.settings(), self.fitted, pool, labeled, n_pool, n_labeled, N_PICKS
+            Question(settings, self.fitted, pool, labeled, n_pool, n_labeled, N_PICKS)
         )
 
     def mask(self, **params):

@@ -321,13 +321,19 @@ def test_errors_come_through(learner_class):
 
 def through_the_loop(net, strategy):
     ActiveLearningClassifier(
-        net, strategy, n_initial=20, n_instances=2, n_queries=1, verbose=1
+        net,
+        strategy,
+        n_initial=20,
+        n_instances=2,
+        n_queries=1,
+        random_state=0,
+        verbose=1,
     ).fit(X_POOL, np.resize([0, 1, 2], len(X_POOL)))
 
 
 def through_a_search(net, strategy):
     loop = ActiveLearningClassifier(
-        net, strategy, n_initial=12, n_instances=2, n_queries=1
+        net, strategy, n_initial=12, n_instances=2, n_queries=1, random_state=0
     )
     y = np.resize([0, 1, 2], len(X_POOL))
     GridSearchCV(loop, {"n_instances": [2]}, cv=2, refit=False).fit(X_POOL, y)
