@@ -4,9 +4,11 @@ the variants of FisherMask.
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -233,18 +235,49 @@ class WithoutLabeled(FisherMask):
         )
 
 
-class PickWeighsOne(FisherMask):
+class ScaledPicks(FisherMask):
+    """FisherMask in which picks weigh otherwise in M: V_x of each sample of the pool is
+    multiplied by a factor. F̄ and the labelled samples stay as they are.
+    """
+
+    def factors(
+        self, learner: Any, X_pool: Any, n_instances: int, X_target: Any
+    ) -> np.ndarray:
+        """One for each sample of the pool."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        learner: Any,
+        X_pool: Any,
+        n_instances: int = 1,
+        *,
+        X_target: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Pick as FisherMask does."""
+        factors = self.factors(learner, X_pool, n_instances, X_target)
+        scaled = partial(_select_scaled, torch.as_tensor(factors))
+        with patch("fishermask_sk.strategy.query.select", scaled):
+            return super().__call__(
+                learner, X_pool, n_instances, X_target=X_target, **options
+            )
+
+
+class PickWeighsOne(ScaledPicks):
     """FisherMask with 1/(L+b) for the weight of a pick in M, where BAIT's code has
     b/(L+b).
     """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Pick as FisherMask does."""
-        with patch("fishermask_sk.strategy.query.select", _select_with_weight_one):
-            return super().__call__(*args, **kwargs)
+    def factors(
+        self, learner: Any, X_pool: Any, n_instances: int, X_target: Any
+    ) -> np.ndarray:
+        """One for each sample of the pool."""
+        return np.full(len(X_pool), n_instances**-0.5)
 
 
-def _select_with_weight_one(
+def _select_scaled(
+    factors: Any,
     embeddings: Any,
     pool_information: Any,
     n_instances: int,
@@ -254,8 +287,8 @@ def _select_with_weight_one(
     information_embeddings: Any = None,
     **options: Any,
 ) -> Any:
-    # F̄ and the labelled samples' information stay as they are: where a query does
-    # without their matrices, they are made here.
+    # Where a query does without the matrices of F̄ and of the labelled samples, they are
+    # made here.
     if pool_information is None:
         parts = [part for part in (embeddings, labeled_embeddings) if part is not None]
         n = sum(part.n for part in parts)
@@ -266,14 +299,19 @@ def _select_with_weight_one(
             labeled_information = labeled_embeddings.information()
             labeled_information /= labeled_embeddings.n
     return select(
-        embeddings.scaled(
-            torch.full((embeddings.n,), n_instances**-0.5, dtype=torch.float64)
-        ),
+        embeddings.scaled(factors),
         pool_information,
         n_instances,
         labeled_information=labeled_information,
         **options,
     )
+
+
+def first_setting(study: str, **changes: Any) -> Setting:
+    """The first setting of another study, with what is given in place of its own."""
+    path = Path(__file__).parent / "studies" / f"{study}.py"
+    settings = runpy.run_path(str(path))["STUDY"].settings
+    return replace(settings[0], **changes)
 
 
 BASELINES = {

@@ -14,24 +14,14 @@ than −0.01. The choosing page recommends the cheapest form of which this holds
 four pools, and says where it does not.
 """
 
-import runpy
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from common import BASELINES, Study, fashion_imbalanced_small
+from common import BASELINES, Study, fashion_imbalanced_small, first_setting
 
 from fishermask_sk import FisherMask
 from fishermask_sk.baselines import power_margin_sampling
 
-HERE = Path(__file__).parent
 FEW = {"n_information_samples": 256, "n_mask_samples": 256}
-
-
-def first_setting(study, **changes):
-    """The first setting of another study, with these strategies and a name of ours."""
-    setting = runpy.run_path(str(HERE / f"{study}.py"))["STUDY"].settings[0]
-    return replace(setting, **changes)
 
 
 def strategies(n_instances, part_of_head):
