@@ -26,7 +26,7 @@ def main():
         digits.X_train.reshape(len(digits.X_train), -1).astype("float32"),
         digits.y_train,
     )
-    shares = {}
+    shares: dict[tuple[str, int], list[float]] = {}
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(X))
         known, pool = X[order[:N_LABELED]], X[order[N_LABELED:][:N_POOL]]

@@ -12,6 +12,7 @@ import argparse
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,14 +20,9 @@ from skorch import NeuralNetClassifier
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from fishermask_sk import (
-    FisherMask,
-    ResNet18Classifier,
-    _calibration,
-    _query,
-    check_network,
-)
+from fishermask_sk import FisherMask, ResNet18Classifier, check_network
 from fishermask_sk.datasets import load_images
+from fishermask_sk.strategy import calibration, progress
 
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
@@ -92,7 +88,8 @@ if __name__ == "__main__":
     )
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    _calibration.perf_counter = _query.perf_counter = time.process_time
+    for module in (calibration, progress):
+        mock.patch.object(module, "perf_counter", time.process_time).start()
     print(
         "net          pool    mask  embeddings  selection  total s (estimate / real)   "
         "     ratio  GiB"

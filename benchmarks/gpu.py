@@ -24,6 +24,7 @@ import warnings
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -33,9 +34,10 @@ from skorch import NeuralNetClassifier
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from fishermask_sk import FisherMask, ResNet18Classifier, query_strategy
+from fishermask_sk import FisherMask, ResNet18Classifier
 from fishermask_sk.datasets import load_images
 from fishermask_sk.distributed import Group
+from fishermask_sk.strategy import fisher_mask
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "results" / "gpu.txt"
@@ -113,7 +115,7 @@ def bench(device, scale):
     forward = forward_seconds(net, X, device)
     say(f"forward pass over the pool: {forward:.2f} s")
     two = {"candidates": 10, "n_information_samples": 2_048, "n_mask_samples": 256}
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "the last layer": {"layers": "last"},
         "two stages": two,
         "all layers, exact": {},
@@ -194,7 +196,7 @@ def rank_of_group(rank, size, backend, device, n, folder):
         backend, init_method=f"file://{folder}/store", rank=rank, world_size=size
     )
     # A group of one would be no group to a query.
-    with mock.patch.object(query_strategy, "all_processes", Group):
+    with mock.patch.object(fisher_mask, "all_processes", Group):
         found = ask(rank, size, device, n)
     torch.save(found, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()

@@ -19,8 +19,10 @@ import sys
 import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -338,12 +340,12 @@ def steps():
         (
             seconds_a_pick(embedded, N_LABELED),
             direct_pick(rows_of_all),
-            seconds(lambda: torch.mm(whole, skinny), 3),
+            seconds(partial(torch.mm, whole, skinny), 3),
         )
         for _ in range(3)
     ]
     pick, direct, product = (median(column) for column in zip(*found, strict=True))
-    whole = rows_of_all = None
+    del whole, rows_of_all
     row(
         f"one pick, mean of {N_PICKS - 1}",
         "ms",
@@ -527,7 +529,7 @@ def fidelity(n_pool=2_000, n_picks=100):
     mask_indices = setup.mask()
     embedded = setup.embedded(mask_indices)
     rows, exact, exact_picks = [], None, set()
-    cases = [("exact", {})]
+    cases: list[tuple[str, dict[str, Any]]] = [("exact", {})]
     cases += [(f"`n_top_classes={m}`", {"n_top_classes": m}) for m in (5, 3, 2)]
     cases += [
         (f"`n_components={r}`", {"n_components": r}) for r in (700, 350, 175, 90, 45)
@@ -576,7 +578,11 @@ def large(n_pool=2_000, n_picks=50):
     # A few epochs: this is about the size of the net, not about its accuracy.
     net = train(X, y, width=64, max_epochs=2, min_steps=8)
     lines = []  # each is written when it is there
-    for name, params in (("exact", {}), ("`n_components=500`", {"n_components": 500})):
+    cases: dict[str, dict[str, Any]] = {
+        "exact": {},
+        "`n_components=500`": {"n_components": 500},
+    }
+    for name, params in cases.items():
         strategy = FisherMask(random_state=0, **params)
         with PeakAnonymous() as found:
             start = time.perf_counter()

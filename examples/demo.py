@@ -158,7 +158,9 @@ def report(results):
 def draw(rows, queries):
     """The curves, and what two strategies asked for first."""
     figure = plt.figure(figsize=(12, 4.8), layout="constrained")
-    left, *first_queries = figure.subfigures(1, 3, width_ratios=[1.2, 1, 1])
+    left, *first_queries = figure.subfigures(
+        1, 3, width_ratios=[1.2, 1, 1], squeeze=False
+    ).flat
     left.suptitle("Accuracy on the digits 5 to 9")
     ax = left.subplots()
     LearningCurveDisplay.from_results(rows).plot(ax)

@@ -33,7 +33,7 @@ import matplotlib.pyplot as plt
 from fishermask_sk.plotting import MaskDisplay, QueryDisplay
 
 rounds = plt.figure(figsize=(8, 5.2), layout="constrained")
-for row in rounds.subfigures(3, 1):
+for row in rounds.subfigures(3, 1, squeeze=False).flat:
     query_idx, X_query = learner.query(X_pool, n_instances=20)
     row.suptitle(f"{len(learner.X_training)} labels: the first 8 of 20 picks")
     seen = QueryDisplay.from_strategy(

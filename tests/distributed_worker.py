@@ -18,8 +18,9 @@ from pretend_device import PretendDevice, pretend_nccl
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, candidates
+from fishermask_sk import FisherMask
 from fishermask_sk.baselines import margin_sampling
+from fishermask_sk.selection.candidates import Candidates
 
 N_POOL, N_LABELED, N_CLASSES = 60, 13, 4
 
@@ -233,14 +234,14 @@ def errors(rank, size):
 
 def dies(rank, size):
     """The last rank is gone instead of its second pass over the candidates."""
-    add, passes = candidates.Candidates.add, []
+    add, passes = Candidates.add, []
 
     def add_or_die(self, position, gain):
         passes.append(position)
         return os._exit(3) if len(passes) == 2 else add(self, position, gain)
 
     if rank == size - 1:
-        candidates.Candidates.add = add_or_die
+        Candidates.add = add_or_die
     return answer(
         partial(run_case, "plain"),
         rank,

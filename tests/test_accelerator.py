@@ -11,16 +11,12 @@ from pretend_device import OnDevice, PretendDevice
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import (
-    FisherMask,
-    check_network,
-    embeddings,
-    layer_rules,
-)
-from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk import FisherMask, check_network
+from fishermask_sk.gradients import PerSampleGradients, layer_rules
 from fishermask_sk.gradients.layer_rules import find_rule
 from fishermask_sk.gradients.modules import undisturbed
 from fishermask_sk.memory import Budget
+from fishermask_sk.selection import embeddings
 from fishermask_sk.strategy import embedding
 from fishermask_sk.strategy.agreement import _sums
 

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,15 +33,16 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def imports_of(file):
-    """Dotted names inside the package that a file imports, wherever it does."""
+    """Dotted names inside the package that a file imports, wherever it does; of `from a
+    import b` both a and a.b, as b may be a module.
+    """
+    names = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-            "fishermask_sk"
-        ):
-            yield node.module
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
         elif isinstance(node, ast.Import):
-            names = (alias.name for alias in node.names)
-            yield from (name for name in names if name.startswith("fishermask_sk"))
+            names += [alias.name for alias in node.names]
+    return [name for name in names if name.startswith("fishermask_sk")]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,30 @@ def test_no_two_files_import_each_other():
 
     circles = [path for name in graph if (path := reaches(name, name, set()))]
     assert not circles
+
+
+def written_names(file):
+    """What a file imports of the package; of a page, every dotted name it says."""
+    if file.suffix == ".py":
+        return imports_of(file)
+    return re.findall(r"fishermask_sk\.\w+", file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "folder", ["fishermask_sk", "tests", "benchmarks", "examples", "docs"]
+)
+def test_nobody_imports_by_an_old_path(folder):
+    """They are for what was pickled, and mypy does not know them."""
+    old = {f"fishermask_sk.{name}" for name in MOVED}
+    made = {"_build", "generated", "auto_examples"}
+    found = [
+        (file.relative_to(PACKAGE.parent), name)
+        for file in (PACKAGE.parent / folder).rglob("*")
+        if file.suffix in {".py", ".md", ".rst"} and made.isdisjoint(file.parts)
+        for name in written_names(file)
+        if ".".join(name.split(".")[:2]) in old
+    ]
+    assert not found
 
 
 @pytest.mark.parametrize(("old", "new"), MOVED.items())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from unittest.mock import patch
 
 import numpy as np
@@ -30,6 +30,8 @@ from fishermask_sk.baselines import (
 from fishermask_sk.datasets import load_images
 from fishermask_sk.selection import select
 
+Strategy: TypeAlias = Callable[..., Any]
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -45,7 +47,7 @@ class Setting:
         ..., Any
     ]  # (seed, data_home) -> Bunch of X_train, y_train, X_test, y_test
     estimator: Any
-    strategies: Mapping[str, Callable[..., Any]]
+    strategies: Mapping[str, Strategy]
     n_initial: int
     n_instances: int
     n_queries: int
@@ -314,7 +316,7 @@ def first_setting(study: str, **changes: Any) -> Setting:
     return replace(settings[0], **changes)
 
 
-BASELINES = {
+BASELINES: dict[str, Strategy] = {
     "random": random_sampling,
     "entropy": entropy_sampling,
     "least confidence": least_confidence_sampling,
@@ -323,15 +325,15 @@ BASELINES = {
     "BADGE": badge_sampling,
     "BAIT": bait_sampling,
 }
-STRATEGIES = {**BASELINES, "FisherMask": FisherMask()}
+STRATEGIES: dict[str, Strategy] = {**BASELINES, "FisherMask": FisherMask()}
 # Those that know what the labels are for stand beside those that do not.
-WITH_TARGET = {
+WITH_TARGET: dict[str, Strategy] = {
     "FisherMask with target": FisherMask(),
     "BAIT with target": bait_sampling,
     "weighted margin": weighted_margin_sampling,
     "facility location": facility_location_sampling,
 }
-FOR_PURPOSE = {
+FOR_PURPOSE: dict[str, Strategy] = {
     **{name: BASELINES[name] for name in ("random", "margin", "BADGE", "BAIT")},
     "FisherMask": FisherMask(),
     **WITH_TARGET,
@@ -342,9 +344,7 @@ SMALL_NET = ResNet18Classifier(
 )
 
 
-def fashion_imbalanced(
-    strategies: Mapping[str, Callable[..., Any]], **budget: int
-) -> Setting:
+def fashion_imbalanced(strategies: Mapping[str, Strategy], **budget: Any) -> Setting:
     """FashionMNIST as in the paper's imbalanced pools: one class of four is twenty
     times as common as the others.
     """
@@ -364,9 +364,9 @@ def fashion_imbalanced(
 
 
 def fashion_imbalanced_small(
-    strategies: Mapping[str, Callable[..., Any]],
+    strategies: Mapping[str, Strategy],
     name: str = "imbalanced 14x14",
-    **budget: int,
+    **budget: Any,
 ) -> Setting:
     """The same made small, for studies of many variants: images of 14×14 pixels, width
     8, 2,300 images.

@@ -112,7 +112,7 @@ def measure(seed: int) -> Iterator[dict[str, Any]]:
             net, images, "", USUAL | {"N": 200, "b": 5}, seed
         )  # whatever is only slow once
         yield query(net, images, "nothing", USUAL, seed) | fitted
-        head = {"k": net.module_.fc.weight.numel()}
+        head = {"k": net.module_.get_parameter("fc.weight").numel()}
         yield query(net, images, "layers", USUAL | head, seed, layers="last") | fitted
         for size in ("N", "k", "b"):
             for value in OTHERS[size]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import report_figures
 from report_tables import (
     CLAIMS,
@@ -235,12 +236,12 @@ def main() -> None:
     for name, figure in figures(args.results):
         path = args.output / "images" / name
         figure.savefig(path, metadata={"Date": None})
-        report_figures.plt.close(figure)
+        plt.close(figure)
         print(path)
     if args.output == DOCS:
-        for path, place in FRONT.items():
-            text = path.read_text(encoding="utf-8")
-            path.write_text(with_verdict(text, args.results, place), encoding="utf-8")
+        for page, place in FRONT.items():
+            text = page.read_text(encoding="utf-8")
+            page.write_text(with_verdict(text, args.results, place), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -377,9 +377,12 @@ def stop(*_: Any) -> None:
 def current_commit() -> str:
     """The commit that is checked out, and whether the sources differ from it."""
 
-    def git(*arguments: str) -> str:
+    def git(*arguments: str | Path) -> str:
         return subprocess.run(
-            ["git", "-C", HERE, *arguments], capture_output=True, text=True, check=False
+            ["git", "-C", str(HERE), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
         ).stdout.strip()
 
     changed = git(

@@ -18,6 +18,7 @@ so, the page says it.
 """
 
 from functools import partial
+from typing import Any
 
 from common import (
     FOR_PURPOSE,
@@ -32,7 +33,7 @@ from common import (
 )
 
 TITLES = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR-10"}
-POOLS = {
+POOLS: dict[str, dict[str, Any]] = {
     "fashion-mnist": {
         "wanted": (3, 4, 6, 9),  # dress, coat, shirt, ankle boot
         "pool": dict.fromkeys(range(10), 40) | dict.fromkeys((3, 4, 6, 9), 15),

@@ -15,13 +15,14 @@ four pools, and says where it does not.
 """
 
 from functools import partial
+from typing import Any
 
 from common import BASELINES, Study, fashion_imbalanced_small, first_setting
 
 from fishermask_sk import FisherMask
 from fishermask_sk.baselines import power_margin_sampling
 
-FEW = {"n_information_samples": 256, "n_mask_samples": 256}
+FEW: dict[str, Any] = {"n_information_samples": 256, "n_mask_samples": 256}
 
 
 def strategies(n_instances, part_of_head):

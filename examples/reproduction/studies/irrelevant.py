@@ -15,6 +15,7 @@ is below 0.05.
 """
 
 from functools import partial
+from typing import Any
 
 from common import (
     FOR_PURPOSE,
@@ -28,7 +29,7 @@ from common import (
 from fishermask_sk import ResNet18Classifier
 
 TITLES = {"fashion-mnist": "FashionMNIST", "digits": "digits", "cifar10": "CIFAR-10"}
-POOLS = {
+POOLS: dict[str, dict[str, Any]] = {
     "fashion-mnist": {
         "wanted": (2, 5, 6, 9),  # pullover, sandal, shirt, ankle boot
         "pool": dict.fromkeys(range(10), 350) | dict.fromkeys((2, 5, 6, 9), 100),
@@ -49,13 +50,13 @@ POOLS = {
         "n_test": 250,
     },
 }
-IMAGES = {
+IMAGES: dict[str, Any] = {
     "estimator": SMALL_NET,
     "n_initial": 60,
     "n_instances": 60,
     "n_queries": 3,
 }
-DIGITS = {
+DIGITS: dict[str, Any] = {
     "estimator": ResNet18Classifier(
         width=16, head_bias=False, classes=range(10), min_steps=30, lr=2e-3
     ),

@@ -14,11 +14,11 @@ first run named them 4 to 7 and stopped before it scored anything.)
 
 from functools import partial
 
-from common import BASELINES, Setting, Study, load_pool
+from common import BASELINES, Setting, Strategy, Study, load_pool
 
 from fishermask_sk import FisherMask, ResNet18Classifier
 
-STRATEGIES = {
+STRATEGIES: dict[str, Strategy] = {
     "random": BASELINES["random"],
     "margin": BASELINES["margin"],
     "FisherMask": FisherMask(),

@@ -38,7 +38,8 @@ def split(X, y, seed):
 
 
 def breast_cancer(seed, data_home=None):
-    return split(*load_breast_cancer(return_X_y=True), seed)
+    X, y = load_breast_cancer(return_X_y=True)
+    return split(X, y, seed)
 
 
 def first_sentences(seed, data_home=None):
@@ -51,11 +52,7 @@ def first_sentences(seed, data_home=None):
         (line, y)
         for y, members in enumerate(libraries)
         for line in sorted(
-            {
-                inspect.getdoc(m).split("\n\n")[0]
-                for m in members.values()
-                if inspect.getdoc(m)
-            }
+            {(inspect.getdoc(m) or "").split("\n\n")[0] for m in members.values()}
         )
         if len(line.split()) > 3
     ]
