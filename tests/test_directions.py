@@ -17,8 +17,12 @@ from fishermask_sk import FisherMask
 from fishermask_sk.baselines import bait_sampling
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.selection import select
-from fishermask_sk.strategy import directions
-from fishermask_sk.strategy.directions import leading, share_held
+from fishermask_sk.strategy.directions import (
+    Auto,
+    leading,
+    n_kept_directions,
+    share_held,
+)
 
 RNG = np.random.default_rng(0)
 # Most of what there is lies in few directions.
@@ -41,10 +45,8 @@ def net():
     ).fit(X[:30], Y[:30])
 
 
-@pytest.fixture
-def small_limits(monkeypatch):
-    monkeypatch.setattr(directions, "EXACT", 40)
-    monkeypatch.setattr(directions, "MOST", 25)
+# Of a net as small as this one "auto" would cut nothing.
+SMALL = Auto(exact=40, most=25)
 
 
 def embeddings(net, mask_indices, samples):
@@ -99,8 +101,10 @@ def test_auto_is_exact_for_masks_of_the_documented_size(net):
         assert np.array_equal(picks, expected)
 
 
-def test_auto_cuts_larger_ones_once_and_says_what_they_hold(net, small_limits):
-    strategy = FisherMask(60, layers="0.*", random_state=0, n_mask_samples=64)
+def test_auto_cuts_larger_ones_once_and_says_what_they_hold(net):
+    strategy = FisherMask(
+        60, layers="0.*", n_mask_samples=64, n_components=SMALL, random_state=0
+    )
     message = (
         r"The mask has 60 weights, more than the 40 that .*: the selection works in "
         r"their (\d+) leading directions, which hold ([\d.]+) % of the information's "
@@ -124,10 +128,10 @@ def test_auto_cuts_larger_ones_once_and_says_what_they_hold(net, small_limits):
     assert float(percent) > 99
 
 
-def test_few_samples_span_few_directions_and_stay_exact(net, small_limits):
+def test_few_samples_span_few_directions_and_stay_exact(net):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        strategy = FisherMask(60, random_state=0)
+        strategy = FisherMask(60, n_components=SMALL, random_state=0)
         strategy.select(net, X[:9], 2, X_labeled=X[20:23])
     assert strategy.n_components_ == 60
 
@@ -165,11 +169,10 @@ def test_a_head_that_is_a_product_is_never_cut():
         )
 
 
-def test_beside_a_head_only_the_others_are_cut(net, monkeypatch):
-    monkeypatch.setattr(directions, "EXACT", 20)
-    monkeypatch.setattr(directions, "MOST", 12)
+def test_beside_a_head_only_the_others_are_cut(net):
     asked = {"n_instances": 6, "X_labeled": X[:30]}
-    strategy = FisherMask(80, random_state=0)
+    limits = Auto(exact=20, most=12)
+    strategy = FisherMask(80, n_components=limits, random_state=0)
     said = "Besides the head, which is kept whole, the mask has 47 weights, more than"
     with pytest.warns(UserWarning, match=said):
         picks = strategy.select(net, X[30:], **asked)
@@ -178,12 +181,10 @@ def test_beside_a_head_only_the_others_are_cut(net, monkeypatch):
     assert np.array_equal(picks, exact.select(net, X[30:], **asked))
 
 
-def test_the_directions_beside_a_head_are_those_of_its_embeddings(net, monkeypatch):
+def test_the_directions_beside_a_head_are_those_of_its_embeddings(net):
     """F̄ and all that is made of it, against a dense form in the same directions."""
-    monkeypatch.setattr(directions, "EXACT", 20)
-    monkeypatch.setattr(directions, "MOST", 12)
-    monkeypatch.setattr(directions, "SHARE", 1.0)
-    strategy = FisherMask(80, random_state=0, n_mask_samples=90)
+    limits = Auto(exact=20, most=12, share=1.0)
+    strategy = FisherMask(80, n_mask_samples=90, n_components=limits, random_state=0)
     with pytest.warns(UserWarning, match="Besides the head"):
         strategy.select(net, X[30:], 6, X_labeled=X[:30])
     v = embeddings(net, strategy.mask_indices_, X)
@@ -207,30 +208,33 @@ def test_a_number_of_directions_is_obeyed_where_the_head_could_be_a_product(net)
     assert strategy.n_components_ == 9
 
 
-def test_a_net_that_tells_nothing_leaves_one_direction(net, small_limits):
+def test_a_net_that_tells_nothing_leaves_one_direction(net):
     silent = copy.deepcopy(net)
     with torch.no_grad():
         silent.module_[2].bias[:] = torch.tensor([1e4, 0.0, 0.0])
-    strategy = FisherMask(60, layers="0.*", random_state=0)
+    strategy = FisherMask(60, layers="0.*", n_components=SMALL, random_state=0)
     with pytest.warns(UserWarning, match="which hold 0 %"):
         strategy.select(silent, X[30:], 2, X_labeled=X[:30])
     assert strategy.n_components_ == 1
 
 
-def test_the_picks_of_enough_directions_are_those_of_all(net, small_limits):
+def test_the_picks_of_enough_directions_are_those_of_all(net):
     with pytest.warns(UserWarning, match="which hold 99"):
-        cut = FisherMask(60, layers="0.*", random_state=0).select(
+        cut = FisherMask(60, layers="0.*", n_components=SMALL, random_state=0).select(
             net, X[30:], 6, X_labeled=X[:30]
         )
     exact = FisherMask(60, layers="0.*", n_components=None, random_state=0)
     assert np.array_equal(cut, exact.select(net, X[30:], 6, X_labeled=X[:30]))
 
 
-def test_bait_is_exact_whatever_its_size(net, monkeypatch):
-    expected = bait_sampling(net, X[30:], 5, X_labeled=X[:30])
-    monkeypatch.setattr(directions, "EXACT", 5)
-    monkeypatch.setattr(directions, "MOST", 3)
-    assert np.array_equal(bait_sampling(net, X[30:], 5, X_labeled=X[:30]), expected)
+def test_bait_is_exact_whatever_its_size():
+    """A head that "auto" would cut, and say so."""
+    k, n_classes, n_samples = 21 * 601, 21, 60
+    assert n_kept_directions(k, k, Auto(), n_samples * (n_classes - 1)) == (0, 1000)
+    net, samples = wide_net(n_classes), WIDE[:n_samples]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bait_sampling(net, samples[10:], 5, X_labeled=samples[:10])
 
 
 def test_the_warning_about_the_head_comes_once_for_a_loop(net):

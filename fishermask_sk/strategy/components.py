@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fishermask_sk.gradients.per_sample import PerSampleGradients
 from fishermask_sk.selection.embeddings import DenseEmbeddings
-from fishermask_sk.strategy import directions as limits
-from fishermask_sk.strategy.directions import leading, share_held
+from fishermask_sk.strategy.directions import SPARE, Auto, leading, share_held
 from fishermask_sk.strategy.embedding import in_batches, none_of, plain
 from fishermask_sk.strategy.question import Question
 
@@ -39,9 +38,11 @@ def leading_directions(
         Whether these are a mask without its head, for the warning.
     """
     k, processes = len(mask_indices), question.processes
-    auto = question.params.n_components == "auto"
+    auto = question.params.components
     measures = np.zeros(question.n_averaged, dtype=bool)
-    if auto:  # an eighth of them tells what the others' directions hold
+    if isinstance(
+        auto, Auto
+    ):  # an eighth of them tells what the others' directions hold
         measures = question.rng.random_sample(question.n_averaged) < 1 / 8
     none = none_of(question, gradients, mask_indices)
 
@@ -56,7 +57,7 @@ def leading_directions(
                 image += v.T @ (v @ basis)
         return processes.add(image)
 
-    start = question.rng.standard_normal((k, min(n + limits.SPARE, k)))
+    start = question.rng.standard_normal((k, min(n + SPARE, k)))
     found = leading(times, torch.as_tensor(start, device="cpu").to(none), n)
 
     def directions() -> list[Tensor]:
@@ -66,7 +67,7 @@ def leading_directions(
     basis = question.pool.shard.from_first(directions, found.new_empty(k, n))[0]
     # Samples without any information leave one direction, as good as any.
     basis = basis[:, basis.any(0)] if basis.any() else torch.eye(k, 1).to(basis)
-    if not auto:
+    if not isinstance(auto, Auto):
         return basis
     parts, total = basis.new_zeros(basis.shape[1]), basis.new_zeros(1)
     with processes.together():
@@ -74,14 +75,14 @@ def leading_directions(
             parts += (v @ basis).square().sum(0)
             total += v.square().sum()
     parts, total = processes.add(parts), processes.add(total)
-    n, share = share_held(parts, float(total), limits.SHARE)
+    n, share = share_held(parts, float(total), auto.share)
     if processes.rank == 0:
         question.warn(
             (
                 f"Besides the head, which is kept whole, the mask has {k} weights, "
                 "more than"
                 if is_beside_head
-                else f"The mask has {k} weights, more than the {limits.EXACT} that"
+                else f"The mask has {k} weights, more than the {auto.exact} that"
             )
             + f" are used exactly by default: the selection works in their {n} leading "
             f"directions, which hold {100 * share:.4g} % of the information's "

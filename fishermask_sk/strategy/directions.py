@@ -13,26 +13,45 @@ This file sees tensors only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Beyond so many weights `n_components="auto"` keeps leading directions: enough of them
-# for SHARE of the information's trace, and no more than MOST. Five k×k matrices of
-# EXACT weights take 1.3 GiB. Of a ResNet-18 of width 64 on FashionMNIST (k = 22,345,
-# 256 drawn samples) the 17,225 weights beside the head had 209 directions above
-# float32's rounding; these held 97.4 % of the trace of samples that had not found them.
-EXACT, MOST, SHARE = 6000, 1000, 0.999
-# A head of up to so many weights, held as a product, is kept whole beside them, and so
-# are EXACT others where all are no more than that: five k×k matrices take 5.4 GiB.
-HELD = 12_000
 # Products with F, and directions more than are wanted, which make the last ones right.
 PRODUCTS, SPARE = 3, 10
 
 
+@dataclass(frozen=True)
+class Auto:
+    """What `n_components="auto"` keeps; other numbers are for tests and studies.
+
+    Of a ResNet-18 of width 64 on FashionMNIST (k = 22,345, 256 drawn samples) the
+    17,225 weights beside the head had 209 directions above float32's rounding; these
+    held 97.4 % of the trace of samples that had not found them.
+
+    Attributes
+    ----------
+    exact : int
+        Masks of up to so many weights keep all. Five k×k matrices of these take 1.3
+        GiB.
+    held : int
+        A head of up to so many weights, held as a product, is kept whole, and so are
+        `exact` others where all are no more than that: five k×k matrices take 5.4 GiB.
+    most : int
+        Of the others at most so many leading directions are kept.
+    share : float
+        And no more than hold this share of the information's trace.
+    """
+
+    exact: int = 6000
+    held: int = 12_000
+    most: int = 1000
+    share: float = 0.999
+
+
 def n_kept_directions(
-    k: int, n_head: int, n_components: int | str | None, n_rows_in_all: int
+    k: int, n_head: int, n_components: int | Auto | None, n_rows_in_all: int
 ) -> tuple[int, int]:
     """In which directions the selection works: so many weights of the head, held as a
     product, and at most so many directions of all other weights.
@@ -42,27 +61,29 @@ def n_kept_directions(
     k : int
     n_head : int
         How many of the k weights a product with the head stands for; 0 for none.
-    n_components : int, "auto" or None
+    n_components : int, Auto or None
         So many of all k weights, whatever could be a product; few for large k; all.
     n_rows_in_all : int
         Of all samples' embeddings: they span no more directions than that.
 
     Examples
     --------
-    >>> n_kept_directions(20_000, 5_130, "auto", 10**6)
+    >>> n_kept_directions(20_000, 5_130, Auto(), 10**6)
     (5130, 1000)
     >>> n_kept_directions(20_000, 5_130, 500, 10**6)
     (0, 500)
     """
-    rest = k - n_head
-    if isinstance(n_components, Integral):
-        return (n_head, rest) if n_components >= k else (0, int(n_components))
-    if n_components is None or k <= EXACT or n_rows_in_all <= MOST:
+    rest, auto = k - n_head, n_components
+    if auto is None:
         return n_head, rest
-    if not 0 < n_head <= HELD:
-        return 0, MOST
-    few = rest <= EXACT and k <= HELD
-    return n_head, rest if few else min(rest, MOST)
+    if not isinstance(auto, Auto):
+        return (n_head, rest) if auto >= k else (0, int(auto))
+    if k <= auto.exact or n_rows_in_all <= auto.most:
+        return n_head, rest
+    if not 0 < n_head <= auto.held:
+        return 0, auto.most
+    few = rest <= auto.exact and k <= auto.held
+    return n_head, rest if few else min(rest, auto.most)
 
 
 def leading(times: Callable[[Tensor], Tensor], start: Tensor, n: int) -> Tensor:

@@ -34,6 +34,7 @@ from fishermask_sk.scores.targets import (
     checked_weights,
 )
 from fishermask_sk.strategy.agreement import check_same_question
+from fishermask_sk.strategy.directions import Auto
 from fishermask_sk.strategy.masks import MaskRule
 from fishermask_sk.strategy.net_checks import check_module
 from fishermask_sk.strategy.query import Query
@@ -181,7 +182,7 @@ class FisherMask(BaseEstimator):
         batch_size: int = 128,
         max_memory: int | str | None = None,
         n_top_classes: int | None = None,
-        n_components: int | str | None = "auto",
+        n_components: int | str | Auto | None = "auto",
         random_state: RandomState = None,
         verbose: int = 0,
     ) -> None:

@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from fishermask_sk.gradients.fisher import Weighting
 from fishermask_sk.memory import parse_memory
 from fishermask_sk.scores.proposals import check_candidates_parameter
+from fishermask_sk.strategy.directions import Auto
 from fishermask_sk.strategy.masks import MaskRule
 
 MASKS = ("fisher", "per_layer", "random")
@@ -39,9 +40,15 @@ class Settings:
     batch_size: int
     max_memory: int | str | None
     n_top_classes: int | None
-    n_components: int | str | None
+    n_components: int | str | Auto | None
     random_state: Any
     verbose: int
+
+    @property
+    def components(self) -> int | Auto | None:
+        """`n_components` with what "auto" stands for."""
+        n = self.n_components
+        return Auto() if isinstance(n, str) else n
 
 
 def check_settings(settings: Settings) -> None:
@@ -95,7 +102,10 @@ def check_settings(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is None and name in optional:
             continue
-        if name == "n_components" and isinstance(value, str) and value == "auto":
+        is_auto = isinstance(value, Auto) or (
+            isinstance(value, str) and value == "auto"
+        )
+        if name == "n_components" and is_auto:
             continue
         if (
             not isinstance(value, Integral)

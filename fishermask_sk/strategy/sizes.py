@@ -106,7 +106,7 @@ class Sizes:
         kinds = (question.pool, question.labeled, *question.averaged)
         n_samples = sum({each.name: each.shard.total for each in kinds}.values())
         n_rows_in_all = n_samples * n_rows
-        return n_kept_directions(k, n_head, self.params.n_components, n_rows_in_all)
+        return n_kept_directions(k, n_head, self.params.components, n_rows_in_all)
 
     def _n_in_product(self, k: int, n_rows: int) -> int:
         """How many of k weights a product with the head stands for."""
