@@ -9,15 +9,15 @@ import pytest
 import torch
 from pretend_device import OnDevice, PretendDevice
 from skorch import NeuralNetClassifier
+from steps import embedded, without_product
 from torch import nn
 
 from fishermask_sk import FisherMask, check_network
-from fishermask_sk.gradients import PerSampleGradients, layer_rules
-from fishermask_sk.gradients.layer_rules import find_rule
+from fishermask_sk.gradients import PerSampleGradients
+from fishermask_sk.gradients.layer_rules import SQUARED_AT_A_TIME, find_rule
 from fishermask_sk.gradients.modules import undisturbed
-from fishermask_sk.memory import Budget
-from fishermask_sk.selection import embeddings
-from fishermask_sk.strategy import embedding
+from fishermask_sk.memory import needs
+from fishermask_sk.selection import select
 from fishermask_sk.strategy.agreement import _sums
 
 N_CLASSES = 5
@@ -231,12 +231,12 @@ def test_processes_compare_their_nets_with_one_wait():
         assert _sums({"name": 1}) == {"name": None}
 
 
-def asked_for_picks(device, few=3, many=11, **params):
+def asked_for_picks(device, pick, few=3, many=11):
     """What a pick asks of the device: the difference of two numbers of picks."""
-    net, X, found = device.adopt(small()), vectors(60), []
+    found = []
     for n_instances in (few, many):
         with device.counted() as counts:
-            picks(net, X, n_instances, **params)
+            pick(n_instances)
         found.append(counts)
     n_picks = many - few
     return (
@@ -246,35 +246,48 @@ def asked_for_picks(device, few=3, many=11, **params):
     )
 
 
+def net_on(device, product):
+    return device.adopt(small() if product else without_product(small(), "2"))
+
+
 @pytest.mark.parametrize("settings", [{}, {"layers": "last"}, {"damping": 1e-3}])
 @pytest.mark.parametrize(("product", "most"), [(False, 41), (True, 52)])
-def test_a_pick_asks_little_of_a_device(product, most, settings, monkeypatch):
+def test_a_pick_asks_little_of_a_device(product, most, settings):
     """Once for which sample it is, once for what rounding has left in the gains. With
     the head as a product, each of its two factors and the rest take a launch.
     """
-    if not product:
-        monkeypatch.setattr(embedding, "cheapest_form", lambda *counts: "dense")
     with PretendDevice() as device:
-        launches, syncs, counts = asked_for_picks(device, **settings)
+        net, X = net_on(device, product), vectors(60)
+        launches, syncs, counts = asked_for_picks(
+            device, lambda n_instances: picks(net, X, n_instances, **settings)
+        )
     assert syncs == 2, counts
     assert launches <= most, counts
 
 
 @pytest.mark.parametrize(("in_main_memory", "waits"), [(False, 2), (True, 3)])
 @pytest.mark.parametrize(("product", "most"), [(False, 9), (True, 14)])
-def test_embeddings_in_blocks_ask_for_each_block(
-    monkeypatch, product, most, in_main_memory, waits
-):
+def test_embeddings_in_blocks_ask_for_each_block(product, most, in_main_memory, waits):
     """And wait for none of them. From main memory the pick's own rows are fetched."""
-    if not product:
-        monkeypatch.setattr(embedding, "cheapest_form", lambda *counts: "dense")
+    X, max_memory = vectors(60), None
+    if in_main_memory:  # the device holds the matrices of 61 weights, and no embeddings
+        max_memory = needs(60, 7, N_CLASSES - 1, 61, 4).matrices
     with PretendDevice() as device:
-        whole = asked_for_picks(device)
-        # k = 61 of 65 weights and 4 rows: 20 samples a block, of 60.
-        monkeypatch.setattr(embeddings, "ACCELERATOR_NUMBERS", 20 * 4 * 61)
-        if in_main_memory:
-            monkeypatch.setattr(Budget, "place", lambda self, needed: "host")
-        in_blocks = asked_for_picks(device)
+        strategy = FisherMask(0.95, max_memory=max_memory, random_state=0)
+        given = embedded(strategy, net_on(device, product), X, 11, X_labeled=X[:7])
+
+        def pick(n_instances):
+            select(
+                given.pool,
+                given.pool_information,
+                n_instances,
+                labeled_information=given.labeled_information,
+                n_labeled=7,
+            )
+
+        whole = asked_for_picks(device, pick)
+        given.pool.width = 2**27 // 20  # as of samples so large that a block holds 20
+        in_blocks = asked_for_picks(device, pick)
     counts = in_blocks[2]
     copied, pageable = (
         sum(n for line, n in counter.items() if "embeddings.py" in line)
@@ -285,19 +298,18 @@ def test_embeddings_in_blocks_ask_for_each_block(
     assert (copied > 3 * pageable) == in_main_memory, counts
     assert pageable <= 11 * (3 if product else 1), counts
     assert in_blocks[1] == waits, in_blocks[2]
-    assert in_blocks[0] - whole[0] <= 2 * most, in_blocks[2]  # two blocks more
+    assert 0 < in_blocks[0] - whole[0] <= 2 * most, in_blocks[2]  # two blocks more
 
 
 @pytest.mark.parametrize("shared", [5, 1], ids=["tokens", "pixels in groups"])
-def test_a_rule_takes_all_samples_in_one_launch(monkeypatch, shared):
+def test_a_rule_takes_all_samples_in_one_launch(shared):
     """A CPU's cache holds few squares at a time; an accelerator waits for launches."""
-    monkeypatch.setattr(layer_rules, "SQUARED_AT_A_TIME", 1)
     if shared > 1:
-        layer, seen, at_output = nn.Linear(6, 7), (shared, 6), (shared, 7)
+        layer, seen, at_output = nn.Linear(128, 96), (shared, 128), (shared, 96)
     else:
-        layer, seen, at_output = nn.Conv1d(6, 4, 3, groups=2), (6, 9), (4, 7)
+        layer, seen, at_output = nn.Conv1d(64, 96, 6, groups=2), (64, 9), (96, 4)
     launched = []
-    for n in (2, 30):
+    for n in (2, 4 * SQUARED_AT_A_TIME // layer.weight.numel()):
         torch.manual_seed(0)
         a, g = torch.randn(n, *seen), torch.randn(n, *at_output)
         expected = find_rule(layer, "weight").squares(layer, a)(g)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from skorch import NeuralNetClassifier
+from steps import embedded as embedded_by_a_query
+from steps import without_product
 from torch import nn
 
 from fishermask_sk import FisherMask
@@ -17,7 +19,6 @@ from fishermask_sk.selection.head_embeddings import (
     head_mask,
 )
 from fishermask_sk.selection.top_head_embeddings import TopHeadEmbeddings
-from fishermask_sk.strategy import embedding, query
 
 
 def mask_of(kind, n_classes, d, rng):
@@ -207,25 +208,21 @@ def plain(bias=True):
         (SometimesOfTheLargest, {"sparsity": 0.9}, DenseEmbeddings),
     ],
 )
-def test_a_query_takes_the_product_where_it_holds(make, params, kind, monkeypatch):
+def test_a_query_takes_the_product_where_it_holds(make, params, kind):
     torch.manual_seed(0)
     criterion = nn.NLLLoss if make is Probabilities else nn.CrossEntropyLoss
     settings = {"criterion": criterion, "train_split": None, "verbose": 0}
     net = NeuralNetClassifier(make().double(), **settings).initialize()
     X = np.random.default_rng(0).normal(size=(400, 8))
     X[-1, 0] = 3
-    kinds = []
-
-    def noted(pool, *args, **kwargs):
-        kinds.append(type(pool))
-        return select(pool, *args, **kwargs)
-
-    monkeypatch.setattr(query, "select", noted)
-    strategies = []
-    for cheapest in (embedding.cheapest_form, lambda *counts: "dense"):
-        monkeypatch.setattr(embedding, "cheapest_form", cheapest)
+    asked = X[20:], 12
+    kinds, strategies = [], []
+    head = "2" if isinstance(net.module_, nn.Sequential) else "head"
+    for each in (net, without_product(net, head)):
         strategies.append(FisherMask(random_state=0, **params))
-        strategies[-1].select(net, X[20:], 12, X_labeled=X[:20])
+        strategies[-1].select(each, *asked, X_labeled=X[:20])
+        found = embedded_by_a_query(strategies[-1], each, *asked, X_labeled=X[:20])
+        kinds.append(type(found.pool))
     product, dense = strategies
     assert kinds == [kind, DenseEmbeddings]
     assert product.query_idx_.tolist() == dense.query_idx_.tolist()
@@ -264,24 +261,18 @@ def test_a_query_of_head_and_rest_passes_each_sample_once():
 @pytest.mark.parametrize("product", [True, False])
 @pytest.mark.parametrize(("damping", "exact"), [(0.09, True), (0.1, False)])
 def test_information_is_summed_in_float64_where_damping_is_small(
-    damping, exact, product, monkeypatch
+    damping, exact, product
 ):
     torch.manual_seed(0)
     settings = {"criterion": nn.CrossEntropyLoss, "train_split": None, "verbose": 0}
-    net = NeuralNetClassifier(nn.Linear(12, 4), **settings).initialize()
+    module = nn.Sequential(nn.Linear(12, 4))
+    net = NeuralNetClassifier(module, **settings).initialize()
+    net = net if product else without_product(net, "0")
     X = np.random.default_rng(0).normal(size=(90, 12)).astype("float32")
-    given = {}
-
-    def noted(pool, information, n_instances, **kwargs):
-        given.update(pool=pool, information=information.clone())
-        return select(pool, information, n_instances, **kwargs)
-
-    monkeypatch.setattr(query, "select", noted)
-    if not product:
-        monkeypatch.setattr(embedding, "cheapest_form", lambda *counts: "dense")
     strategy = FisherMask(1.0, damping=damping, random_state=0)
-    strategy.select(net, X, 3, X_labeled=X[:0])
-    assert isinstance(given["pool"], HeadEmbeddings if product else DenseEmbeddings)
-    expected = given["pool"].information() / 90
-    apart = float((given["information"] - expected).abs().max() / expected.abs().max())
+    given = embedded_by_a_query(strategy, net, X, 3, X_labeled=X[:0])
+    assert isinstance(given.pool, HeadEmbeddings if product else DenseEmbeddings)
+    expected = given.pool.information() / 90
+    found = given.pool_information
+    apart = float((found - expected).abs().max() / expected.abs().max())
     assert (apart < 1e-13) == exact
