@@ -176,9 +176,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device, to the best of what the system says; None where
-    it says nothing.
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Memory that is free on a device, to the best of what the system says, in its
+    files below `root` as well; None where it says nothing.
 
     On CUDA this counts what torch's allocator has reserved and nothing uses. Main
     memory is what `psutil` calls available, or less where a container has a limit of
@@ -192,10 +192,10 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     available = psutil.virtual_memory().available
-    return min([available, *_left_to_container()])
+    return min([available, *_left_to_container(root)])
 
 
-def _left_to_container(root: Path = Path("/")) -> Iterator[int]:
+def _left_to_container(root: Path) -> Iterator[int]:
     """What each Linux control group around this process leaves it; none without limits.
 
     Files that were read lately count as used there, and go when memory is wanted: see

@@ -5,13 +5,17 @@ where nothing fits.
 import errno
 import os
 import re
+import shutil
 import tempfile
 import warnings
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 from unittest import mock
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from pretend_device import PretendDevice
@@ -20,7 +24,6 @@ from torch import nn
 
 from fishermask_sk import FisherMask, memory
 from fishermask_sk.gradients import PerSampleGradients
-from fishermask_sk.gradients.generic import GenericGradients
 from fishermask_sk.memory import (
     Budget,
     Needs,
@@ -96,18 +99,21 @@ def mapped_files():
 
 def test_picks_are_the_same_from_a_mapped_file_that_leaves_nothing(net, monkeypatch):
     expected, made = query(net), []
+    from_file = torch.from_file
     k = len(expected.mask_indices_)
     needed = needs(N_POOL, N_LABELED, N_CLASSES - 1, k, 4, 12)
-    original = memory._mapped
-    monkeypatch.setattr(
-        memory, "_mapped", lambda *args: made.append(args) or original(*args)
-    )
+
+    def noted(path, *, size, **kwargs):
+        made.append(size)
+        return from_file(path, size=size, **kwargs)
+
+    monkeypatch.setattr(torch, "from_file", noted)
     enough = query(net, max_memory=needed.embeddings + needed.matrices)
     assert not made
     streamed = query(net, max_memory=needed.matrices)
     n_head = N_CLASSES * 17  # kept as cotangents and inputs
     shapes = [(N_CLASSES - 1, N_CLASSES), (17,), (N_CLASSES - 1, k - n_head)]
-    assert made == [((N_POOL, *shape), torch.float32) for shape in shapes]
+    assert made == [N_POOL * prod(shape) for shape in shapes]
     for strategy in (enough, streamed):
         assert strategy.query_idx_.tolist() == expected.query_idx_.tolist()
         np.testing.assert_allclose(
@@ -126,7 +132,9 @@ def test_what_does_not_fit_is_refused_with_its_numbers(net, monkeypatch):
         match=needs + "no smaller mask fits, so propose fewer candidates, or raise max",
     ):
         query(net, max_memory="8KiB")
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 8000)
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: SimpleNamespace(available=8000)
+    )
     with pytest.raises(
         MemoryError,
         match=r"and 6.2 KiB may be used of what is free; no smaller mask fits",
@@ -196,10 +204,8 @@ def test_masks_of_another_size_than_sparsity_says():
 
 def test_a_disk_that_is_full_is_told_before_any_work(net, monkeypatch):
     needed = needs(N_POOL, N_LABELED, N_CLASSES - 1, 196, 4, 12)
-    usage = memory.shutil.disk_usage(".")
-    monkeypatch.setattr(
-        memory.shutil, "disk_usage", lambda path: usage._replace(free=10)
-    )
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
     with pytest.raises(
         MemoryError, match=r"too much for memory, and for the 0.0 KiB free in .*TMPDIR"
     ):
@@ -207,7 +213,9 @@ def test_a_disk_that_is_full_is_told_before_any_work(net, monkeypatch):
 
 
 def test_embeddings_of_an_accelerator_go_to_main_memory_first(monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: SimpleNamespace(available=1000)
+    )
     budget = Budget(500, torch.device("meta"))
     assert budget.empty((2, 1, 5), torch.float32, Needs(40, 100)).device.type == "meta"
     in_memory = budget.empty((100, 1, 1), torch.float32, Needs(400, 101))
@@ -218,7 +226,6 @@ def test_embeddings_of_an_accelerator_go_to_main_memory_first(monkeypatch):
 def test_main_memory_beside_a_gpu_is_pinned_where_it_can_be(monkeypatch):
     budget, asked, full = Budget(500, torch.device("cpu")), [], [False, True]
     budget.device = torch.device("cuda")
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
     plain = torch.empty
 
     def empty(*args, pin_memory=False, **kwargs):
@@ -240,22 +247,20 @@ def test_a_budget_of_what_is_free_where_the_system_does_not_say():
     budget.check(Needs(10**18, 10**18), 1, 1, str)
 
 
-def test_many_weights_and_few_samples_need_no_matrix(net, monkeypatch):
-    expected, of_some = query(net), query(net, candidates=np.arange(30))
-    assert not uses_rows(N_POOL, N_CLASSES - 1, 196)
-    assert (
-        query(net).query_idx_.tolist() == expected.query_idx_.tolist()
-    )  # with k×k matrices
-    assert (
-        query(net, candidates=np.arange(30)).query_idx_.tolist()
-        == of_some.query_idx_.tolist()
+def test_many_weights_and_few_samples_need_no_matrix(net):
+    """Until F̄ is a mean over samples whose rows are kept for it alone."""
+    X, known = vectors(100), vectors(N_LABELED, 1)
+    from_rows, from_matrices = (
+        FisherMask(0.9, damping=0.1, random_state=0) for _ in range(2)
     )
-    monkeypatch.setattr(memory, "ROWS_PER_WEIGHT", 100)
-    assert uses_rows(N_POOL, N_CLASSES - 1, 196)
-    from_rows = query(net)
-    assert from_rows.query_idx_.tolist() == expected.query_idx_.tolist()
+    assert uses_rows(120, N_CLASSES - 1, 196)
+    assert not uses_rows(240, N_CLASSES - 1, 196)
+    from_rows.select(net, X, 12, X_labeled=known)
+    of_the_same = {"X_labeled": known, "X_target": np.concatenate([X, known])}
+    from_matrices.select(net, X, 12, **of_the_same)
+    assert from_rows.query_idx_.tolist() == from_matrices.query_idx_.tolist()
     np.testing.assert_allclose(
-        from_rows.trace_reductions_, expected.trace_reductions_, rtol=1e-5
+        from_rows.trace_reductions_, from_matrices.trace_reductions_, rtol=1e-5
     )
 
 
@@ -292,33 +297,45 @@ def test_a_batch_that_runs_out_of_memory_is_halved(max_samples, error):
     assert sizes.count(40) == (1 if max_samples < 40 else 2)  # the size is remembered
 
 
-def test_a_batch_that_is_too_large_for_vmap_is_halved(monkeypatch):
+class Tight(torch.autograd.Function):
+    """Nothing, in memory that holds no more than 16 samples under vmap."""
+
+    sizes: ClassVar[list[int]] = []
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        Tight.sizes.append(info.batch_size)
+        if info.batch_size > 16:
+            raise torch.cuda.OutOfMemoryError("full")
+        return Tight.apply(x), in_dims[0]
+
+
+def test_a_batch_that_is_too_large_for_vmap_is_halved():
     """Not taken for a module that vmap cannot do, which would go one sample at a time
     from then on.
     """
     torch.manual_seed(0)
-    net, batch, sizes = (
-        nn.ConvTranspose1d(2, 3, 2).double().eval(),
-        torch.randn(40, 2, 4).double(),
-        [],
-    )
-    forward = lambda x: net(x).mean(2)  # noqa: E731
-    expected = PerSampleGradients(net, forward, batch).embeddings(
-        batch, torch.arange(6)
-    )
-    limited = PerSampleGradients(net, forward, batch)
+    net, batch = nn.ConvTranspose1d(2, 3, 2).double().eval(), torch.randn(40, 2, 4)
+    batch = batch.double()
+    plain = PerSampleGradients(net, lambda x: net(x).mean(2), batch)
+    expected = plain.embeddings(batch, torch.arange(6))
+    limited = PerSampleGradients(net, lambda x: Tight.apply(net(x)).mean(2), batch[:4])
     assert limited.generic == {"weight", "bias"}
-    vmapped = GenericGradients._vmapped
-
-    def tight(self, some, *others):
-        sizes.append(len(some))
-        if len(some) > 16:
-            raise torch.cuda.OutOfMemoryError("full")
-        return vmapped(self, some, *others)
-
-    monkeypatch.setattr(GenericGradients, "_vmapped", tight)
+    Tight.sizes.clear()
     torch.testing.assert_close(limited.embeddings(batch, torch.arange(6)), expected)
-    assert sizes == [40, 20, 10, 10, 10, 10]
+    assert Tight.sizes == [40, 20, 10, 10, 10, 10]
 
 
 def test_memory_that_does_not_hold_one_sample_is_said():
@@ -414,15 +431,14 @@ SECOND = ("memory.max", "memory.current", "inactive_file")
 FIRST = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-def test_a_container_s_limit_is_the_memory_that_is_free(tmp_path, monkeypatch):
+def test_a_container_s_limit_is_the_memory_that_is_free(tmp_path):
     assert list(memory._left_to_container(tmp_path)) == []  # no Linux
     control_group(tmp_path, "", "0::/", SECOND, "max", 70, 20)
     assert list(memory._left_to_container(tmp_path)) == []
     control_group(tmp_path, "a/b", "0::/a/b", SECOND, 100, 70, 20)
     control_group(tmp_path, "a", "1:cpu,cpuacct:/a", SECOND, 90, 85, 20)
     assert sorted(memory._left_to_container(tmp_path)) == [25, 50]
-    monkeypatch.setattr(memory, "_left_to_container", lambda: iter([50, 25]))
-    assert free_bytes(torch.device("cpu")) == 25
+    assert free_bytes(torch.device("cpu"), tmp_path) == 25
 
 
 def test_limits_of_the_first_kind_of_control_groups(tmp_path):
@@ -434,11 +450,10 @@ def test_limits_of_the_first_kind_of_control_groups(tmp_path):
     assert list(memory._left_to_container(tmp_path)) == [0]
 
 
-def test_main_memory_that_is_free_is_what_psutil_says(monkeypatch):
-    monkeypatch.setattr(memory, "_left_to_container", lambda: iter([]))
+def test_main_memory_that_is_free_is_what_psutil_says(tmp_path, monkeypatch):
     said = SimpleNamespace(available=123)
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: said)
-    assert free_bytes(torch.device("cpu")) == 123
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: said)
+    assert free_bytes(torch.device("cpu"), tmp_path) == 123
     assert free_bytes(torch.device("meta")) is None
 
 
@@ -450,7 +465,7 @@ def disk(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 5), (4, 0), (3, 2), (5,)])
+@pytest.mark.parametrize("shape", [(0, 3, 5), (4, 0), (3, 2), (5,), (2, 2**20 + 3)])
 @pytest.mark.parametrize("reserves", [True, False, "not here"])
 def test_a_mapped_tensor_of_any_shape(disk, monkeypatch, shape, reserves):
     """The room is there before anything is written, also where the system cannot be
@@ -461,7 +476,6 @@ def test_a_mapped_tensor_of_any_shape(disk, monkeypatch, shape, reserves):
     if reserves == "not here":
         error = OSError(errno.EOPNOTSUPP, "Operation not supported")
         monkeypatch.setattr(os, "posix_fallocate", mock.Mock(side_effect=error))
-    monkeypatch.setattr(memory, "ZEROS", 7)
     seen, from_file = [], torch.from_file
 
     def look(path, **kwargs):
@@ -479,22 +493,26 @@ def test_a_mapped_tensor_of_any_shape(disk, monkeypatch, shape, reserves):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("unable to mmap"), KeyboardInterrupt()])
-@pytest.mark.parametrize("where", [(torch, "from_file"), (memory, "_reserve")])
+@pytest.mark.parametrize("where", [(torch, "from_file"), (os, "posix_fallocate")])
 def test_a_file_that_is_not_mapped_leaves_nothing(disk, monkeypatch, error, where):
     monkeypatch.setattr(*where, mock.Mock(side_effect=error))
     with pytest.raises(type(error)):
         memory._mapped((10, 10), torch.float32)
 
 
-@pytest.mark.parametrize("reserves", [True, False])
-def test_a_disk_that_fills_up_later_is_told_in_words(disk, monkeypatch, reserves):
+FULL = OSError(errno.ENOSPC, "No space left on device")
+TOLD = "take 0.4 KiB, more than .* holds: No space left .*TMPDIR name a larger"
+
+
+def test_a_disk_that_fills_up_later_is_told_in_words(disk, monkeypatch):
     """Not by a signal that ends the process when a page is written."""
-    full = OSError(errno.ENOSPC, "No space left on device")
-    if reserves:
-        monkeypatch.setattr(os, "posix_fallocate", mock.Mock(side_effect=full))
-    else:
-        monkeypatch.setattr(memory, "_fallocated", lambda file, n_bytes: False)
-        monkeypatch.setattr(memory, "memoryview", mock.Mock(side_effect=full), False)
-    words = "take 0.4 KiB, more than .* holds: No space left .*TMPDIR name a larger"
-    with pytest.raises(MemoryError, match=words):
+    monkeypatch.setattr(os, "posix_fallocate", mock.Mock(side_effect=FULL))
+    with pytest.raises(MemoryError, match=TOLD):
         memory._mapped((10, 10), torch.float32)
+
+
+def test_so_is_one_that_cannot_be_asked_for_room(monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")
+    file = mock.Mock(write=mock.Mock(side_effect=FULL))
+    with pytest.raises(MemoryError, match=TOLD):
+        memory._reserve(file, 400)
