@@ -20,7 +20,6 @@ from torch import nn
 
 from fishermask_sk import FisherMask
 from fishermask_sk.baselines import margin_sampling
-from fishermask_sk.selection.candidates import Candidates
 
 N_POOL, N_LABELED, N_CLASSES = 60, 13, 4
 
@@ -233,15 +232,15 @@ def errors(rank, size):
 
 
 def dies(rank, size):
-    """The last rank is gone instead of its second pass over the candidates."""
-    add, passes = Candidates.add, []
+    """The last rank is gone instead of being told the rows of the second pick."""
+    broadcast, picks = dist.broadcast, []
 
-    def add_or_die(self, position, gain):
-        passes.append(position)
-        return os._exit(3) if len(passes) == 2 else add(self, position, gain)
+    def told_or_dead(rows, source):
+        picks.append(source)
+        return os._exit(3) if len(picks) == 2 else broadcast(rows, source)
 
     if rank == size - 1:
-        Candidates.add = add_or_die
+        dist.broadcast = told_or_dead
     return answer(
         partial(run_case, "plain"),
         rank,

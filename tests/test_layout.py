@@ -105,6 +105,78 @@ def test_nobody_imports_by_an_old_path(folder):
     assert not found
 
 
+# What a test may change of the package, by the name that it has in the test.
+PATCHED = {
+    "datasets._SYSTEM_HOME": "which data sets this machine has is not known",
+    "pace.perf_counter": "a test cannot wait for ten minutes",
+}
+PATCHES = {"setattr", "delattr", "setitem", "delitem", "object", "multiple", "patch"}
+
+
+def root_of(node):
+    """The name that an expression like `a.b[c].d` begins with."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return getattr(node, "id", None)
+
+
+def patches_in(file):
+    """What a file changes of what it imports from the package."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    own = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith("fishermask_sk")
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args:
+            name = getattr(node.func, "attr", getattr(node.func, "id", None))
+            changed = node.args[0]
+            if name in PATCHES and root_of(changed) in own:
+                names = [getattr(arg, "value", "…") for arg in node.args[1:2]]
+                yield ".".join([ast.unparse(changed), *map(str, names)])
+            elif name in PATCHES and "'fishermask_sk." in ast.unparse(changed):
+                yield ast.unparse(changed)
+        elif (
+            isinstance(node, ast.Attribute | ast.Subscript)
+            and isinstance(node.ctx, ast.Store | ast.Del)
+            and root_of(node) in own
+        ):
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(Path(__file__).parent.glob("*.py")), ids=lambda file: file.stem
+)
+def test_nobody_patches_the_package(file):
+    """A test reaches what it is about by parameters, by samples or by a net."""
+    assert set(patches_in(file)) <= PATCHED.keys()
+
+
+def test_patches_are_seen(tmp_path):
+    file = tmp_path / "test_patching.py"
+    file.write_text(
+        "from fishermask_sk.strategy import masks, pace as p\n"
+        "from fishermask_sk import FisherMask\n"
+        "monkeypatch.setattr(masks, 'MIN', 3)\n"
+        "monkeypatch.setattr(time, 'sleep', None)\n"
+        "mock.patch.object(FisherMask, 'select')\n"
+        "mock.patch('fishermask_sk.memory.free_bytes')\n"
+        "p.SECONDS, a = 2, 3\n"
+        "p.TABLE['a'] = 3\n"
+        "mine = FisherMask\n"
+    )
+    assert set(patches_in(file)) == {
+        "masks.MIN",
+        "FisherMask.select",
+        "'fishermask_sk.memory.free_bytes'",
+        "p.SECONDS",
+        "p.TABLE['a']",
+    }
+
+
 @pytest.mark.parametrize(("old", "new"), MOVED.items())
 def test_old_paths_still_load(old, new):
     before = importlib.import_module(f"fishermask_sk.{old}")
