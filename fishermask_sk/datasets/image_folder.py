@@ -66,7 +66,7 @@ class ImageFolderPool(Dataset[tuple[Tensor, int]]):
     >>> import tempfile
     >>> from pathlib import Path
     >>> from PIL import Image
-    >>> from fishermask_sk.datasets.images import ImageFolderPool
+    >>> from fishermask_sk.datasets import ImageFolderPool
     >>> folder = Path(tempfile.mkdtemp())
     >>> Image.new("L", (40, 30)).save(folder / "a.png")
     >>> (folder / "cats").mkdir()

@@ -1,39 +1,35 @@
 """Image data sets as arrays: from scikit-learn, from disk, or by torchvision's
 download.
 
-torchvision is imported only where it reads or downloads. Folders of your own are in
-`image_folder`, and labelling them in `labeling`.
+`image_files` reads what lies on disk. torchvision is imported only where it reads or
+downloads. Folders of your own are in `image_folder`, and labelling them in `labeling`.
 """
 
 from __future__ import annotations
 
-import gzip
-import tarfile
-import zlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from io import BytesIO
-from pathlib import Path, PurePosixPath
-from shutil import copyfileobj
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import get_data_home, load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.utils import Bunch, check_random_state
 
 from fishermask_sk._types import RandomState
-from fishermask_sk.datasets.image_folder import ImageFolderPool
-from fishermask_sk.datasets.labeling import LabelingSession
+from fishermask_sk.datasets.image_files import (
+    Arrays,
+    Found,
+    files_below,
+    from_arrays,
+    from_idx,
+    from_images,
+    idx_file,
+    members,
+)
 
-__all__ = ["ImageFolderPool", "LabelingSession", "load_images"]
-
-_SYSTEM_HOME = Path("/usr/share/datasets")  # Debian's packages dataset-*
-_ARCHIVES = (".tar", ".gz", ".xz", ".bz2", ".tgz", ".txz", ".zip")
 _DIGITS = [str(digit) for digit in range(10)]
 
 
@@ -82,25 +78,6 @@ _SOURCES = {
     "svhn": _Source("SVHN", 3, _DIGITS),
 }
 _NAMES = ("digits", *_SOURCES)
-
-# Images uint8 (n, channels, height, width) and labels int64 (n,) of "train" and of
-# "test".
-_Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
-
-
-# The path [...]/train/<class>/<file> that names an image, and its file or what that
-# holds.
-_Image = tuple[PurePosixPath, Path | bytes]
-
-
-class _Found(NamedTuple):
-    """A data set whose images are read only when it is known which."""
-
-    classes: list[str]
-    labels: dict[str, np.ndarray]  # int64 (n,) of "train" and of "test"
-    images: Callable[
-        [dict[str, np.ndarray]], dict[str, np.ndarray]
-    ]  # from positions to uint8 images
 
 
 def load_images(
@@ -182,7 +159,7 @@ def load_images(
             f"{', '.join(map(repr, _NAMES))}."
         )
     if name == "digits":
-        found = _from_arrays(_digits(), _DIGITS)
+        found = from_arrays(_digits(), _DIGITS)
     else:
         found = _find(name, _SOURCES[name], data_home, download_if_missing)
     kept = list(range(len(found.classes)))
@@ -259,7 +236,7 @@ def _draw(y: np.ndarray, counts: dict[int, int], random_state: Any) -> np.ndarra
 # ---------------------------------------------------------------------- sources
 
 
-def _digits() -> _Arrays:
+def _digits() -> Arrays:
     """scikit-learn's digits, split once and for all; values from 0 to 16."""
     digits = load_digits()
     X, y = digits.images[:, None].astype(np.uint8), digits.target.astype(np.int64)
@@ -269,20 +246,15 @@ def _digits() -> _Arrays:
     return {"train": (X[train], y[train]), "test": (X[test], y[test])}
 
 
-def _from_arrays(arrays: _Arrays, classes: list[str]) -> _Found:
-    """A data set that is in memory."""
-    return _Found(
-        classes,
-        {part: y for part, (_, y) in arrays.items()},
-        lambda rows: {part: X[rows[part]] for part, (X, _) in arrays.items()},
-    )
+_SYSTEM_HOME = Path("/usr/share/datasets")  # Debian's packages dataset-*
+_ARCHIVES = (".tar", ".gz", ".xz", ".bz2", ".tgz", ".txz", ".zip")
 
 
-def _find(name: str, source: _Source, data_home: Any, download: bool) -> _Found:
+def _find(name: str, source: _Source, data_home: Any, download: bool) -> Found:
     """Read a data set from the first place that has it."""
     home = Path(get_data_home() if data_home is None else data_home).expanduser()
     if home.is_file():
-        return _from_images(_members(home), source, home)
+        return from_images(members(home), source.n_channels, home)
     if home.suffix.lower() in _ARCHIVES:  # a download would make a folder of this name
         raise FileNotFoundError(
             f"data_home={str(home)!r} is called like an archive, but is no file; pass "
@@ -294,12 +266,12 @@ def _find(name: str, source: _Source, data_home: Any, download: bool) -> _Found:
         home,
         _SYSTEM_HOME / name,
     ):
-        if _idx_file(folder, "train-images-idx3-ubyte"):
-            return _from_arrays(_from_idx(folder), source.classes)
+        if idx_file(folder, "train-images-idx3-ubyte"):
+            return from_arrays(from_idx(folder), source.classes)
         if (folder / "train").is_dir() and (folder / "test").is_dir():
-            return _from_images(_files(folder), source, folder)
+            return from_images(files_below(folder), source.n_channels, folder)
         for archive in sorted(folder.glob(f"{name}*.tar*")):
-            return _from_images(_members(archive), source, archive)
+            return from_images(members(archive), source.n_channels, archive)
     folders = (
         home / source.torchvision_name / "raw",
         home / source.torchvision_name,
@@ -308,7 +280,7 @@ def _find(name: str, source: _Source, data_home: Any, download: bool) -> _Found:
     )
     made = [folder for folder in folders if not folder.exists()]
     try:
-        return _from_arrays(_from_torchvision(source, home, download), source.classes)
+        return from_arrays(_from_torchvision(source, home, download), source.classes)
     except (RuntimeError, URLError, OSError) as error:
         tried = (
             "torchvision could not download it"
@@ -330,11 +302,11 @@ def _find(name: str, source: _Source, data_home: Any, download: bool) -> _Found:
                 folder.rmdir()
 
 
-def _from_torchvision(source: _Source, home: Path, download: bool) -> _Arrays:
+def _from_torchvision(source: _Source, home: Path, download: bool) -> Arrays:
     """Read, or download first, by torchvision."""
     import torchvision
 
-    arrays: _Arrays = {}
+    arrays: Arrays = {}
     for part in ("train", "test"):
         which = (
             {"split": part}
@@ -352,172 +324,3 @@ def _from_torchvision(source: _Source, home: Path, download: bool) -> _Arrays:
         y = dataset.labels if source.torchvision_name == "SVHN" else dataset.targets
         arrays[part] = X, np.asarray(y, dtype=np.int64)
     return arrays
-
-
-def _idx_file(folder: Path, stem: str) -> Path | None:
-    """The idx file of this name, packed or not."""
-    candidates = (folder / stem, folder / f"{stem}.gz")
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _from_idx(folder: Path) -> _Arrays:
-    """Read the four idx files of the MNIST family."""
-    arrays: _Arrays = {}
-    for part, prefix in (("train", "train"), ("test", "t10k")):
-        X = _read_idx(folder, f"{prefix}-images-idx3-ubyte", ndim=3)
-        y = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", ndim=1)
-        if len(X) != len(y):
-            raise ValueError(
-                f"{folder} has {len(X)} {part} images and {len(y)} labels; download "
-                "its files again."
-            )
-        arrays[part] = X[:, None], y.astype(np.int64)
-    return arrays
-
-
-def _read_idx(folder: Path, stem: str, ndim: int) -> np.ndarray:
-    """Read one idx file of uint8, packed or not, by torchvision."""
-    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
-
-    path = _idx_file(folder, stem)
-    if path is None:
-        raise ValueError(
-            f"{folder} has no {stem} nor {stem}.gz among its idx files; "
-            "download it again."
-        )
-    with TemporaryDirectory() as scratch:
-        unpacked = path
-        if path.suffix == ".gz":
-            unpacked = Path(scratch) / stem
-            try:
-                with gzip.open(path) as packed, unpacked.open("wb") as file:
-                    copyfileobj(packed, file)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise ValueError(
-                    f"{path} is no complete gzip file; download it again."
-                ) from error
-        try:
-            values = read_sn3_pascalvincent_tensor(str(unpacked)).numpy()
-        # Of a file that is broken off it asserts, views or indexes what is not there.
-        except (AssertionError, LookupError, RuntimeError, ValueError):
-            values = np.empty(0)
-    if values.ndim != ndim or values.dtype != np.uint8:
-        raise ValueError(
-            f"{path} is no complete idx file of {ndim} axes of uint8; download it "
-            "again."
-        )
-    return values
-
-
-# ---------------------------------------------------------------------- folders and
-# archives of images
-
-
-def _is_image(path: PurePosixPath) -> bool:
-    """Whether a path is [...]/train/<class>/<file> or [...]/test/<class>/<file>."""
-    return (
-        len(path.parts) > 2
-        and path.parts[-3] in ("train", "test")
-        and not path.name.startswith(".")
-    )
-
-
-def _files(folder: Path) -> Iterator[_Image]:
-    """Images below a folder."""
-    for path in sorted(folder.glob("t*/*/*")):
-        relative = PurePosixPath(path.relative_to(folder).as_posix())
-        if path.is_file() and _is_image(relative):
-            yield relative, path
-
-
-class _Header(tarfile.TarInfo):
-    """A member's header, which may not break off: tarfile takes that for the end of the
-    archive.
-    """
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        if len(buf) < tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("the archive breaks off in a header, or has no end")
-        return super().frombuf(buf, encoding, errors)
-
-
-def _members(archive: Path) -> Iterator[_Image]:
-    """Images in an archive, undecoded; nothing is unpacked to disk."""
-    try:
-        with tarfile.open(archive, "r|*", tarinfo=_Header) as tar:
-            for member in tar:
-                path = PurePosixPath(member.name)
-                file = (
-                    tar.extractfile(member)
-                    if member.isfile() and _is_image(path)
-                    else None
-                )
-                if file is not None:
-                    yield path, file.read()
-    except tarfile.TarError as error:
-        raise ValueError(
-            f"{archive} is no readable tar archive; pass a folder, or a whole archive."
-        ) from error
-
-
-def _from_images(images: Iterator[_Image], source: _Source, place: Path) -> _Found:
-    """Images named [...]/train/<class>/<file> and [...]/test/<class>/<file>; classes
-    sorted by name.
-    """
-    files: dict[str, list[_Image]] = defaultdict(list)
-    for image in images:
-        files[image[0].parts[-3]].append(image)
-    if not files["train"] or not files["test"]:
-        raise ValueError(
-            f"{place} holds no images train/<class>/* and test/<class>/*; expected "
-            "both."
-        )
-    classes = sorted({path.parts[-2] for path, _ in files["train"]})
-    strangers = sorted({path.parts[-2] for path, _ in files["test"]} - set(classes))
-    if strangers:
-        raise ValueError(
-            f"{place} has the class {strangers[0]!r} in test/ but not in train/; "
-            "expected the same classes."
-        )
-    position = {label: column for column, label in enumerate(classes)}
-    labels = {}
-    for part in ("train", "test"):
-        files[part].sort(
-            key=lambda file: file[0].parts[-2:]
-        )  # an archive has any order
-        labels[part] = np.array(
-            [position[path.parts[-2]] for path, _ in files[part]], dtype=np.int64
-        )
-
-    def decode(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        pixels = {
-            part: [_decode(files[part][row], source, place) for row in rows[part]]
-            for part in ("train", "test")
-        }
-        shapes = {image.shape[1:] for images in pixels.values() for image in images}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"{place} holds images of sizes {sorted(shapes)}; expected one size: "
-                "resize them."
-            )
-        return {part: np.stack(images) for part, images in pixels.items()}
-
-    return _Found(classes, labels, decode)
-
-
-def _decode(image: _Image, source: _Source, place: Path) -> np.ndarray:
-    """One image as uint8 (channels, height, width)."""
-    path, content = image
-    try:
-        with Image.open(
-            content if isinstance(content, Path) else BytesIO(content)
-        ) as opened:
-            pixels = np.asarray(
-                opened.convert("L" if source.n_channels == 1 else "RGB")
-            )
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(
-            f"{path} in {place} is no readable image; remove or replace it."
-        ) from error
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -82,7 +82,7 @@ class LabelingSession:
     >>> import tempfile
     >>> from pathlib import Path
     >>> from PIL import Image
-    >>> from fishermask_sk.datasets.images import ImageFolderPool, LabelingSession
+    >>> from fishermask_sk.datasets import ImageFolderPool, LabelingSession
     >>> home = Path(tempfile.mkdtemp())
     >>> (home / "images").mkdir()
     >>> for name in ("a.png", "b.png", "c.png"):
