@@ -37,7 +37,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from fishermask_sk.baselines import entropy_sampling, margin_sampling, random_sampling
-from fishermask_sk.loops.classifier import ActiveLearningClassifier, PoolLearner
+from fishermask_sk.loops.classifier import ActiveLearningClassifier
+from fishermask_sk.loops.learner import PoolLearner
 from fishermask_sk.strategy.fisher_mask import FisherMask
 
 X_IRIS, Y_IRIS = load_iris(return_X_y=True)

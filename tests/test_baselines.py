@@ -44,7 +44,7 @@ from fishermask_sk.baselines import (
     random_sampling,
     weighted_margin_sampling,
 )
-from fishermask_sk.loops.classifier import PoolLearner
+from fishermask_sk.loops.learner import PoolLearner
 
 X, Y = load_digits(return_X_y=True)
 # Grey values are multiples of 1/16, so that distances tie; the noise keeps ties out of

@@ -40,7 +40,7 @@ from fishermask_sk.baselines import (
     margin_sampling,
     power_margin_sampling,
 )
-from fishermask_sk.loops.classifier import PoolLearner
+from fishermask_sk.loops.learner import PoolLearner
 from fishermask_sk.modal import ActiveLearner
 from fishermask_sk.plotting import QueryDisplay
 

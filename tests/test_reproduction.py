@@ -18,8 +18,8 @@ import torch
 from reference import naive_embeddings
 from skorch import NeuralNetClassifier
 
-from fishermask_sk.loops.classifier import PoolLearner
 from fishermask_sk.loops.comparison import load_results
+from fishermask_sk.loops.learner import PoolLearner
 
 FOLDER = Path(__file__).parents[1] / "examples" / "reproduction"
 STRATEGIES = ["FisherMask", "BAIT", "BADGE", "k-center", "margin", "least confidence"]

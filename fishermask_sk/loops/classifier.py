@@ -7,21 +7,16 @@ FisherMask by name.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
@@ -29,157 +24,23 @@ from fishermask_sk._rows import as_rows, n_rows, take_rows
 from fishermask_sk._types import (
     Estimator,
     Labels,
-    Learner,
     Positions,
     QueryStrategy,
     RandomState,
     Samples,
 )
+from fishermask_sk.loops.learner import (
+    PoolLearner,
+    check_positions,
+    column_labels,
+    name_of,
+)
+from fishermask_sk.loops.rounds import Round, as_oracle, fit_on, look_up, seeded
 from fishermask_sk.nets.loaders import predictions_in_order
 from fishermask_sk.nets.skorch_adapter import preserved_rng
-from fishermask_sk.nets.wrong_dtypes import explained
 from fishermask_sk.scores.targets import checked_target, taken_by, warn_of_untargeted
 
 __all__ = ["ActiveLearningClassifier", "PoolLearner", "Round"]
-
-
-class PoolLearner:
-    """What a query strategy is handed: a fitted estimator and what it was fitted on,
-    named as in modAL.
-
-    Parameters
-    ----------
-    estimator : estimator
-        Fitted.
-    query_strategy : callable
-        Called as ``query_strategy(learner, X_pool, n_instances=...)``.
-    X_training : samples of shape (n_labeled, ...)
-        The labelled samples, in the order in which they were labelled.
-    y_training : ndarray of shape (n_labeled,)
-        Their labels.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from sklearn.linear_model import LogisticRegression
-    >>> from fishermask_sk.loops.classifier import PoolLearner
-    >>> from fishermask_sk.baselines import margin_sampling
-    >>> X, y = load_iris(return_X_y=True)
-    >>> estimator = LogisticRegression().fit(X[::10], y[::10])
-    >>> learner = PoolLearner(estimator, margin_sampling, X[::10], y[::10])
-    >>> query_idx, X_query = learner.query(X, n_instances=2)
-    >>> X_query.shape
-    (2, 4)
-    """
-
-    on_transformed = False  # modAL's ranked batches look for it
-
-    def __init__(
-        self,
-        estimator: Learner,
-        query_strategy: QueryStrategy,
-        X_training: Samples,
-        y_training: Labels,
-    ):
-        self.estimator: Any = estimator
-        self.query_strategy = query_strategy
-        self.X_training = X_training
-        self.y_training = y_training
-
-    def predict(self, X: Samples, **predict_kwargs: Any) -> Any:
-        """Predict with the estimator, in the order of the samples whatever a net's
-        loader does.
-        """
-        with predictions_in_order(self.estimator):
-            return self.estimator.predict(X, **predict_kwargs)
-
-    def predict_proba(self, X: Samples, **predict_proba_kwargs: Any) -> Any:
-        """Class probabilities from the estimator, in the order of the samples."""
-        with predictions_in_order(self.estimator):
-            return self.estimator.predict_proba(X, **predict_proba_kwargs)
-
-    def score(self, X: Samples, y: Labels, **score_kwargs: Any) -> Any:
-        """Score of the estimator, each sample's prediction against its own label."""
-        with predictions_in_order(self.estimator):
-            return self.estimator.score(X, y, **score_kwargs)
-
-    # `return_metrics` stands in the signature because strategies look for it there: it
-    # is how modAL 0.4.2.1, which expects a pair of indices and metrics, is told from
-    # 0.4.1, which expects indices alone.
-    def query(
-        self,
-        X_pool: Samples,
-        n_instances: int = 1,
-        *,
-        return_metrics: bool = False,
-        **query_kwargs: Any,
-    ) -> tuple[Any, ...]:
-        """Ask the query strategy, once, which samples of the pool to label next.
-
-        Parameters
-        ----------
-        X_pool : samples of shape (n_pool, ...)
-            Samples without labels.
-        n_instances : int, default=1
-            How many to pick.
-        return_metrics : bool, default=False
-            Whether to return what the strategy says about its picks, too.
-        **query_kwargs
-            Passed to the query strategy.
-
-        Returns
-        -------
-        query_idx : ndarray of shape (n_instances,)
-            Positions in `X_pool`.
-        X_query : same type as X_pool
-            The samples there.
-        metrics : object or None
-            Only if `return_metrics`; None where the strategy has none.
-
-        Raises
-        ------
-        ValueError
-            Where the strategy's answer is not `n_instances` different positions in the
-            pool.
-        """
-        answer = self.query_strategy(
-            self, X_pool, n_instances=n_instances, **query_kwargs
-        )
-        query_idx, metrics = _read_answer(
-            answer, n_instances, n_rows(X_pool, "X_pool"), self.query_strategy
-        )
-        X_query = take_rows(X_pool, query_idx)
-        return (query_idx, X_query, metrics) if return_metrics else (query_idx, X_query)
-
-
-@dataclass(frozen=True, eq=False)
-class Round:
-    """One round of the loop, just after its fit.
-
-    Attributes
-    ----------
-    number : int
-        0 for the first batch, then 1, 2, ...
-    learner : PoolLearner
-        With the estimator fitted in this round.
-    query_idx : ndarray of shape (n_instances,)
-        The samples labelled in this round, as positions in the `X` of the whole loop,
-        in pick order.
-    labeled_indices : ndarray of shape (n_labeled,)
-        All labelled samples so far, in the order in which they were labelled.
-    metrics : object or None
-        What the strategy said about its picks, where it returned a pair.
-    query_seconds, fit_seconds : float
-        Wall time of the query and of the fit.
-    """
-
-    number: int
-    learner: PoolLearner
-    query_idx: np.ndarray
-    labeled_indices: np.ndarray
-    metrics: Any
-    query_seconds: float
-    fit_seconds: float
 
 
 def _inner_has(method: str) -> Callable[[Any], bool]:
@@ -213,8 +74,8 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         it is never fitted itself. Most strategies ask for its `predict_proba`.
     query_strategy : callable
         A modAL-style strategy, called as ``query_strategy(learner, X_pool,
-        n_instances=b)`` with a
-        :class:`PoolLearner`: :class:`~fishermask_sk.FisherMask`, a function of
+        n_instances=b)`` with a :class:`~fishermask_sk.loops.learner.PoolLearner`:
+        :class:`~fishermask_sk.FisherMask`, a function of
         :mod:`fishermask_sk.baselines` or of modAL, or any other. It returns positions
         in `X_pool`, or a pair of positions and metrics. `fit` uses a clone (a deep copy
         where it has no `get_params`).
@@ -472,7 +333,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         True
         """
         self._check_parameters()
-        X, y = as_rows(X, "X"), _as_oracle(y)
+        X, y = as_rows(X, "X"), as_oracle(y)
         n_samples, n_labels = n_rows(X, "X"), n_rows(y, "y")
         if n_samples != n_labels:
             raise ValueError(
@@ -488,7 +349,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             for batch in (() if labeled_iter is None else labeled_iter)
         ]
         if history:
-            _check_positions(np.concatenate(history), n_samples, "labeled_iter")
+            check_positions(np.concatenate(history), n_samples, "labeled_iter")
         target = checked_target(X, n_samples, X_target, target_weight)
         warn_of_untargeted({name_of(self.query_strategy): self.query_strategy}, target)
         return self._rounds(X, y, n_samples, history, target)
@@ -511,7 +372,7 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         strategy = clone(self.query_strategy, safe=False)
         target = taken_by(strategy, target)
         labels = np.concatenate(
-            [_look_up(y, batch, warn=not i) for i, batch in enumerate(batches)]
+            [look_up(y, batch, warn=not i) for i, batch in enumerate(batches)]
         )
         metrics, query_seconds = None, 0.0
         while True:
@@ -520,8 +381,8 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             estimator = clone(self.estimator)
             X_training = take_rows(X, labeled)
             started = time.perf_counter()
-            with _seeded(estimator, training_seed, number):
-                _fit(estimator, X_training, labels)
+            with seeded(estimator, training_seed, number):
+                fit_on(estimator, X_training, labels)
             fit_seconds = time.perf_counter() - started
             learner = PoolLearner(estimator, strategy, X_training, labels)
             yield Round(
@@ -542,25 +403,25 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             else:
                 of_pool = target
             started = time.perf_counter()
-            with _seeded(strategy, query_seed, number):
+            with seeded(strategy, query_seed, number):
                 query_idx, _, metrics = learner.query(
                     X_pool, n_instances, return_metrics=True, **of_pool
                 )
             query_seconds = time.perf_counter() - started
             del X_pool  # not needed next to the next round's copies
             batches.append(pool[query_idx])
-            labels = np.concatenate([labels, _look_up(y, batches[-1])])
+            labels = np.concatenate([labels, look_up(y, batches[-1])])
 
     def _first_batch(
         self, y: Any, n_samples: int, rng: np.random.RandomState
     ) -> np.ndarray:
         """Positions of the first batch, in the order of drawing."""
         if not isinstance(self.initial, str):
-            return _check_positions(np.asarray(self.initial), n_samples, "initial")
+            return check_positions(np.asarray(self.initial), n_samples, "initial")
         shuffled = rng.permutation(n_samples)
         if self.initial == "random":
             return shuffled[: self.n_initial]
-        labels = _look_up(y, shuffled, warn=True)
+        labels = look_up(y, shuffled, warn=True)
         classes, of_class, counts = np.unique(
             labels, return_inverse=True, return_counts=True
         )
@@ -668,51 +529,6 @@ class ActiveLearningClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         return tags
 
 
-def column_labels(estimator: Any, n_columns: int) -> np.ndarray:
-    """Labels of the columns of a fitted classifier's `predict_proba`.
-
-    A skorch net's `classes_` are the labels seen, while it has a column for every
-    output of its module, and predicts column numbers: there the labels are these
-    numbers.
-
-    Parameters
-    ----------
-    estimator : estimator
-        Fitted.
-    n_columns : int
-        Columns of its `predict_proba`.
-
-    Returns
-    -------
-    ndarray of shape (n_columns,)
-
-    Raises
-    ------
-    ValueError
-        Where columns and classes cannot be brought together.
-    """
-    classes = np.asarray(estimator.classes_)
-    if len(classes) == n_columns:
-        return classes
-    if classes.dtype.kind in "iu" and classes.min() >= 0 and classes.max() < n_columns:
-        return np.arange(n_columns)
-    raise ValueError(
-        f"{type(estimator).__name__} gives {n_columns} probabilities per sample and "
-        f"has the classes {classes.tolist()}; tell it all its classes (classes=... of "
-        "a net)."
-    )
-
-
-def _as_oracle(y: Any) -> Any:
-    """Labels that rows can be taken from, none of them read."""
-    if y is None:
-        raise ValueError(
-            "ActiveLearningClassifier requires y to be passed, but the target y is "
-            "None."
-        )
-    return as_rows(y, "y")
-
-
 def _checked_eval_set(eval_set: Any) -> tuple[Any, np.ndarray]:
     if not isinstance(eval_set, (tuple, list)) or len(eval_set) != 2:
         raise ValueError(
@@ -729,109 +545,3 @@ def _checked_eval_set(eval_set: Any) -> tuple[Any, np.ndarray]:
             "sample."
         )
     return X, y
-
-
-def _look_up(y: Any, indices: np.ndarray, warn: bool = False) -> np.ndarray:
-    """The labels of these rows: the only place where y is read."""
-    labels = column_or_1d(np.asarray(take_rows(y, indices)), warn=warn)
-    # NaN is what differs from itself.
-    missing = [i for i, label in enumerate(labels) if label is None or label != label]
-    if missing:
-        raise ValueError(
-            f"y has no label for row {indices[missing[0]]}, which was queried: "
-            f"{labels[missing[0]]!r}; give every row of the pool its label."
-        )
-    if labels.dtype.kind == "f":
-        check_classification_targets(labels)
-    return labels
-
-
-def _fit(estimator: Any, X: Any, y: np.ndarray) -> None:
-    try:
-        with explained(X, y):
-            estimator.fit(X, y)
-    except ValueError as error:
-        if len(np.unique(y)) > 1:
-            raise
-        raise ValueError(
-            f"All {len(y)} labels so far are of one class, {y[0]!r}, and "
-            f"{type(estimator).__name__} could not be fitted to them ({error}); raise "
-            "n_initial, or use initial='stratified'."
-        ) from error
-
-
-def _read_answer(
-    answer: Any, n_instances: int, n_pool: int, strategy: Any
-) -> tuple[np.ndarray, Any]:
-    """Positions and metrics, from a strategy that returns positions, or a pair of
-    positions and metrics.
-    """
-    metrics = None
-    if (
-        isinstance(answer, tuple)
-        and len(answer) == 2
-        and (np.ndim(answer[0]) or n_instances == 1)
-    ):
-        answer, metrics = answer
-    name = name_of(strategy)
-    query_idx = np.atleast_1d(np.asarray(answer))
-    if query_idx.shape != (n_instances,):
-        raise ValueError(
-            f"{name} returned indices of shape {query_idx.shape} for "
-            f"n_instances={n_instances}; a query strategy must return {n_instances} "
-            "positions in X_pool, or a pair of these and metrics."
-        )
-    return _check_positions(query_idx, n_pool, f"The answer of {name}"), metrics
-
-
-def name_of(strategy: Any) -> str:
-    """What a strategy is called: its function's or class's name."""
-    if isinstance(strategy, partial):
-        return name_of(strategy.func)
-    return str(getattr(strategy, "__name__", type(strategy).__name__))
-
-
-def _check_positions(positions: np.ndarray, n_samples: int, name: str) -> np.ndarray:
-    if positions.ndim != 1 or not len(positions) or positions.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} must be a one-dimensional array of integers, got shape "
-            f"{positions.shape} of {positions.dtype}."
-        )
-    if positions.min() < 0 or positions.max() >= n_samples:
-        raise ValueError(
-            f"{name} has positions from {positions.min()} to {positions.max()}; there "
-            f"are {n_samples} samples, 0 to {n_samples - 1}."
-        )
-    if len(np.unique(positions)) < len(positions):
-        raise ValueError(
-            f"{name} has a position twice; every sample can be labelled once."
-        )
-    return positions.astype(np.intp)
-
-
-@contextmanager
-def _seeded(thing: Any, seed: int | None, number: int) -> Iterator[None]:
-    """Seed the parameters of an estimator or strategy, or of the one in a partial, and
-    the global generators while it works.
-    """
-    while isinstance(thing, partial):
-        thing = thing.func
-    if seed is None:
-        yield
-        return
-    rng = np.random.RandomState([seed, number])
-    if hasattr(thing, "get_params") and not isinstance(thing, type):
-        names = sorted(thing.get_params(deep=True))
-        seeds = {
-            name: int(rng.randint(np.iinfo(np.int32).max))
-            for name in names
-            if name == "random_state" or name.endswith("__random_state")
-        }
-        if seeds:
-            thing.set_params(**seeds)
-    with preserved_rng():
-        global_seed = int(rng.randint(np.iinfo(np.int32).max))
-        random.seed(global_seed)
-        np.random.seed(global_seed)  # noqa: NPY002 - what draws from the global state is meant
-        torch.manual_seed(global_seed)
-        yield

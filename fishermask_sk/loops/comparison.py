@@ -19,15 +19,11 @@ from tqdm.auto import tqdm
 from fishermask_sk._describe import describe, digest
 from fishermask_sk._rows import as_rows, n_rows
 from fishermask_sk._types import Estimator, Labels, Positions, QueryStrategy, Samples
-from fishermask_sk.loops.classifier import (
-    ActiveLearningClassifier,
-    PoolLearner,
-    Round,
-    column_labels,
-    name_of,
-)
+from fishermask_sk.loops.classifier import ActiveLearningClassifier
+from fishermask_sk.loops.learner import PoolLearner, column_labels, name_of
 from fishermask_sk.loops.results import ComparisonResults, load_results
 from fishermask_sk.loops.results_file import Record, ResultsFile, Rounds, hold
+from fishermask_sk.loops.rounds import Round
 from fishermask_sk.nets.skorch_adapter import preserved_rng
 from fishermask_sk.scores.targets import checked_target, taken_by, warn_of_untargeted
 
