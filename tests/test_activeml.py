@@ -390,7 +390,8 @@ def test_parameters_are_those_of_fisher_mask_with_its_defaults():
 
 
 def test_without_scikit_activeml(monkeypatch):
-    monkeypatch.delitem(sys.modules, "fishermask_sk.activeml")
+    for name in [name for name in sys.modules if name.startswith("fishermask_sk.act")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "skactiveml.base", None)
     with pytest.raises(ImportError, match=r"needs scikit-activeml .*; install it, for"):
         importlib.import_module("fishermask_sk.activeml")

@@ -1,72 +1,43 @@
-"""FisherMask, and the baselines that scikit-activeml lacks, as its pool query
-strategies.
-
-    query = FisherMaskQuery(random_state=0)
-    query_idx = query.query(X, y, clf=SkorchClassifier(...), batch_size=10)
-
-The only file that imports scikit-activeml (extra ``activeml``). Its classifiers are
-unwrapped to the net inside; missing labels say what is labelled and what is the pool.
+"""The strategies: what each parameter is, and whom they ask. Missing labels say what is
+labelled and what is the pool.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
+from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier
+from skactiveml.utils import (
+    MISSING_LABEL,
+    check_equal_missing_label,
+    check_scalar,
+    check_type,
+    is_labeled,
+)
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import normalize
 from sklearn.utils import check_array
-from skorch import NeuralNetClassifier
-from torch import Tensor, nn
-
-try:
-    from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier
-    from skactiveml.classifier import SklearnClassifier, SkorchClassifier
-    from skactiveml.utils import (
-        MISSING_LABEL,
-        check_equal_missing_label,
-        check_scalar,
-        check_type,
-        is_labeled,
-    )
-except ImportError as error:
-    raise ImportError(
-        f"fishermask_sk.activeml needs scikit-activeml 1.0 or newer ({error}); install "
-        "it, for instance by the extra: pip install 'fishermask-sk[activeml]'."
-    ) from error
 
 from fishermask_sk._docstrings import completed_by
 from fishermask_sk._types import Estimator, Labels, Proposer, RandomState
+from fishermask_sk.activeml.nets import cast, holder_of_features, net_of
+from fishermask_sk.activeml.utilities import Asked, gains_at_each_pick
 from fishermask_sk.baselines import (
     bait_sampling,
     facility_location_sampling,
     power_margin_sampling,
     weighted_margin_sampling,
 )
-from fishermask_sk.gradients.fisher import Weighting, information
-from fishermask_sk.gradients.modules import undisturbed
-from fishermask_sk.gradients.per_sample import PerSampleGradients
+from fishermask_sk.gradients.fisher import Weighting
 from fishermask_sk.nets.resnet_module import reproducible
-from fishermask_sk.nets.skorch_adapter import fitted_net, preserved_rng
-from fishermask_sk.nets.trained import CRITERION_OF
+from fishermask_sk.nets.skorch_adapter import preserved_rng
 from fishermask_sk.scores.features import describe_samples
-from fishermask_sk.selection.gains import trace_reductions
 from fishermask_sk.strategy.fisher_mask import FisherMask
 from fishermask_sk.strategy.masks import MaskRule
-
-__all__ = [
-    "BaitQuery",
-    "FacilityLocationQuery",
-    "FisherMaskQuery",
-    "PowerMarginQuery",
-    "WeightedMarginQuery",
-]
 
 # What the docstrings of the classes have in common.
 _COMMON = """
@@ -77,19 +48,6 @@ _COMMON = """
     random_state : int, RandomState or None, default=None
         Seeds the fit in `query`, and what the strategy draws.
     """
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What a strategy is asked: how many of which samples."""
-
-    clf: Any
-    pool: np.ndarray
-    known: np.ndarray  # the labelled samples
-    target: np.ndarray | None
-    candidates: np.ndarray  # positions in the pool
-    n_instances: int
-    return_utilities: bool
 
 
 class _PoolQuery(SingleAnnotatorPoolQueryStrategy):
@@ -180,11 +138,11 @@ n_candidates)
             in_pool |= ~labeled
         pool_places = np.flatnonzero(in_pool)
         with preserved_rng():
-            asked = _Question(
+            asked = Asked(
                 clf,
-                _cast(samples[pool_places], clf),
-                _cast(X[labeled], clf),
-                None if X_target is None else _cast(X_target, clf),
+                cast(samples[pool_places], clf),
+                cast(X[labeled], clf),
+                None if X_target is None else cast(X_target, clf),
                 np.searchsorted(pool_places, places),
                 batch_size,
                 return_utilities,
@@ -200,7 +158,7 @@ n_candidates)
         return query_indices, utilities
 
     @abstractmethod
-    def _pick(self, asked: _Question) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pick(self, asked: Asked) -> tuple[np.ndarray, np.ndarray | None]:
         """Picks among the pool's candidates, as positions in the pool; and, if asked
         for, the worth (n_instances, n_candidates) of each candidate at each pick.
         """
@@ -243,7 +201,7 @@ class _FisherQuery(_TargetQuery):
     def _strategy(self) -> FisherMask:
         """The strategy to ask."""
 
-    def _pick(self, asked: _Question) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pick(self, asked: Asked) -> tuple[np.ndarray, np.ndarray | None]:
         strategy = self.query_strategy_ = self._strategy()
         if asked.return_utilities and strategy.n_components == "auto":
             strategy.n_components = None
@@ -254,7 +212,7 @@ class _FisherQuery(_TargetQuery):
                     f"{name}={getattr(strategy, name)!r} spares some of them; set "
                     f"{name}=None."
                 )
-        net = _net_of(asked.clf)
+        net = net_of(asked.clf)
         picks = strategy.select(
             net,
             asked.pool,
@@ -267,7 +225,7 @@ class _FisherQuery(_TargetQuery):
         )
         if not asked.return_utilities:
             return picks, None
-        return picks, _gains_at_each_pick(net, strategy, asked, picks)
+        return picks, gains_at_each_pick(net, strategy, asked, picks)
 
 
 @completed_by(_COMMON, FisherMask.__doc__)
@@ -428,7 +386,7 @@ class PowerMarginQuery(_PoolQuery):
     ) -> None:
         super().__init__(missing_label=missing_label, random_state=random_state)
 
-    def _pick(self, asked: _Question) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pick(self, asked: Asked) -> tuple[np.ndarray, np.ndarray | None]:
         return _best_of_a_ranking(
             power_margin_sampling, asked.clf, asked, random_state=self.random_state_
         )
@@ -454,10 +412,10 @@ class WeightedMarginQuery(_TargetQuery):
         self.head = head
         self.batch_size = batch_size
 
-    def _pick(self, asked: _Question) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pick(self, asked: Asked) -> tuple[np.ndarray, np.ndarray | None]:
         return _best_of_a_ranking(
             weighted_margin_sampling,
-            _holder_of_features(asked.clf),
+            holder_of_features(asked.clf),
             asked,
             X_target=_needed(asked.target, self),
             head=self.head,
@@ -473,8 +431,8 @@ class FacilityLocationQuery(WeightedMarginQuery):
     each candidate adds at each pick.
     """
 
-    def _pick(self, asked: _Question) -> tuple[np.ndarray, np.ndarray | None]:
-        source = _holder_of_features(asked.clf)
+    def _pick(self, asked: Asked) -> tuple[np.ndarray, np.ndarray | None]:
+        source = holder_of_features(asked.clf)
         target = _needed(asked.target, self)
         pool = asked.pool[asked.candidates]
         picks = facility_location_sampling(
@@ -501,7 +459,7 @@ class FacilityLocationQuery(WeightedMarginQuery):
 
 
 def _best_of_a_ranking(
-    strategy: Callable[..., Any], learner: Any, asked: _Question, **params: Any
+    strategy: Callable[..., Any], learner: Any, asked: Asked, **params: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Picks and utilities of a strategy that gives each sample one value: all are
     ranked, the first taken.
@@ -522,15 +480,6 @@ def _needed(target: np.ndarray | None, strategy: Any) -> np.ndarray:
     return target
 
 
-def _holder_of_features(clf: Any) -> Any:
-    """The net inside, where there can be one, else the classifier: its features are
-    its inputs.
-    """
-    return (
-        _net_of(clf) if isinstance(clf, (SkorchClassifier, SklearnClassifier)) else clf
-    )
-
-
 class _Asking:
     """A learner of whom strategies know that it wants their metrics too."""
 
@@ -540,126 +489,3 @@ class _Asking:
 
     def query(self, X: Any, return_metrics: bool = True) -> None:
         """Only looked at for its signature."""
-
-
-class _ScoresOfModule(NeuralNetClassifier):
-    """The net in a SkorchClassifier, giving the output that predicts and nothing
-    else.
-    """
-
-    output_index: int
-    transform: Any
-
-    def infer(self, x: Any, **fit_params: Any) -> Tensor:
-        outputs = super().infer(x, **fit_params)
-        if isinstance(outputs, (tuple, list)):
-            outputs = outputs[self.output_index]
-        return outputs if self.transform is None else self.transform(outputs)
-
-
-def _cast(X: np.ndarray, clf: Any) -> np.ndarray:
-    """Samples in the dtype to which the classifier casts them."""
-    dtype = clf.sample_dtype if isinstance(clf, SkorchClassifier) else None
-    return X if dtype is None else X.astype(dtype, copy=False)
-
-
-def _net_of(clf: Any) -> Any:
-    """The fitted net in a classifier of scikit-activeml."""
-    if isinstance(clf, SklearnClassifier):
-        # what was given fitted stands in `estimator` alone
-        return vars(clf).get("estimator_", clf.estimator)
-    if not isinstance(clf, SkorchClassifier):
-        raise TypeError(
-            "FisherMask reads the gradients of a net, and there is none in this "
-            f"{type(clf).__name__}; pass a SkorchClassifier, or a SklearnClassifier "
-            "around a skorch net."
-        )
-    if not hasattr(clf, "neural_net_"):
-        raise NotFittedError(
-            "This SkorchClassifier is not fitted yet; fit it, or query with "
-            "fit_clf=True."
-        )
-    index, transform = _predicting_output(clf)
-    scores = "probabilities"
-    if isinstance(transform, nn.Softmax):
-        scores, transform = "logits", None
-    elif transform is torch.exp:
-        scores, transform = "log_probabilities", None
-    # A shallow twin: `clf` stays as it is.
-    net = object.__new__(_ScoresOfModule)
-    net.__dict__.update(
-        vars(clf.neural_net_),
-        criterion_=CRITERION_OF[scores](),
-        scores=scores,
-        classes=None,
-        output_index=index,
-        transform=transform,
-    )
-    return net
-
-
-def _predicting_output(clf: SkorchClassifier) -> tuple[int, Any]:
-    """Which output of the module predicts, and what makes probabilities of it: as
-    SkorchClassifier documents it.
-    """
-    if clf.forward_outputs is not None:
-        return next(iter(clf.forward_outputs.values()))
-    criterion = clf.criterion
-    kind = criterion if isinstance(criterion, type) else type(criterion)
-    if kind is nn.CrossEntropyLoss:
-        return 0, nn.Softmax(dim=-1)
-    return 0, torch.exp if kind is nn.NLLLoss else None
-
-
-def _gains_at_each_pick(
-    net: Any, strategy: FisherMask, asked: _Question, picks: np.ndarray
-) -> np.ndarray:
-    """Trace reductions (b, n_candidates) of all candidates before each pick, by the
-    formulas of the docstring of `selection`, in float64.
-    """
-    fitted = fitted_net(net)
-    with preserved_rng(), undisturbed(fitted.module):
-        pool, _ = fitted.dataset(asked.pool, "X")
-        example = next(fitted.batches(pool, min(8, len(asked.pool))))
-        gradients = PerSampleGradients(fitted.module, fitted.logits, example)
-        kept = torch.as_tensor(strategy.mask_indices_).to(
-            next(fitted.module.parameters()).device
-        )
-
-        def embedded(X: np.ndarray) -> Tensor:
-            dataset, _ = fitted.dataset(X, "X")
-            return torch.cat(
-                [
-                    gradients.embeddings(
-                        batch,
-                        kept,
-                        strategy.weighting,
-                        reduced=True,
-                        n_top_classes=strategy.n_top_classes,
-                    ).double()
-                    for batch in fitted.batches(dataset, strategy.batch_size)
-                ]
-            )
-
-        v = embedded(asked.pool)
-        n_labeled = len(asked.known)
-        total = information(embedded(asked.known) if n_labeled else v[:0])
-        target = (information(v) + total) / (len(v) + n_labeled)
-        if asked.target is not None:
-            target = information(embedded(asked.target)) / len(asked.target)
-    weight = len(picks) / (n_labeled + len(picks))
-    m = strategy.damping * torch.eye(len(kept), dtype=v.dtype, device=v.device)
-    inv_m = torch.linalg.inv(m + total / (n_labeled + len(picks)))
-    gains = []
-    for pick in picks:
-        w = v[asked.candidates] @ inv_m
-        a = weight * w @ v[asked.candidates].mT
-        b = weight * w @ target @ w.mT
-        gains.append(trace_reductions(a, b).cpu().numpy())
-        u = weight**0.5 * v[pick]
-        inv_m -= (
-            inv_m
-            @ u.mT
-            @ torch.linalg.solve(torch.eye(len(u)).to(u) + u @ inv_m @ u.mT, u @ inv_m)
-        )
-    return np.stack(gains)
