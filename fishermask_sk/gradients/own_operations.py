@@ -1,4 +1,5 @@
-r"""Which parameters enter a batch's graph by the operation of their own layer alone.
+r"""What a batch's graph shows of its parameters: that each is used by the operation of
+its own layer alone, and that the samples stay in order.
 
 Of such a parameter θ, with a what the layer saw and g (n, ...) the gradient at its
 output, everything that autograd would give is in a and g:
@@ -10,77 +11,115 @@ the graph: one edge leads to θ, and it starts at the operation whose result the
 returned. Another use of θ, a change of it beforehand or of the result afterwards shows
 as another edge or another node. What reads otherwise is compared in numbers.
 
+A net that sorts its batch, or sends samples different ways, has to put them together
+again, by an operation that takes positions. Where there is none of these between θ and
+the scores, samples may be moved, but not some of them for what they hold.
+
 This file sees torch modules and autograd's graph.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 # Layers of torch's own classes do what their rules say; a subclass may do anything.
 KINDS = {
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.PReLU),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm),
 }
 # What lies between such a layer's result and its parameters, and how deep.
-OPERATIONS = {
-    *("ConvolutionBackward0", "AddmmBackward0", "MmBackward0", "AddBackward0"),
-    *("NativeBatchNormBackward0", "CudnnBatchNormBackward0"),
-    *("NativeGroupNormBackward0", "NativeLayerNormBackward0"),
-    *("TBackward0", "UnsafeViewBackward0", "ViewBackward0", "ToCopyBackward0"),
+OWN = {
+    *("Convolution", "Addmm", "Mm", "Add", "Embedding", "PreluKernel"),
+    *("NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm", "NativeLayerNorm"),
+    *("T", "UnsafeView", "View", "ToCopy"),
 }
 MAX_DEPTH = 5
+# Operations that do the same whatever the samples hold.
+STEADY = OWN | {
+    *("Sub", "Mul", "Div", "Neg", "Pow", "Exp", "Log", "Sqrt", "Rsqrt", "Abs", "Sign"),
+    *("Clamp", "ClampMin", "ClampMax", "Relu", "LeakyRelu", "Elu", "Gelu", "Silu"),
+    *("Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Sigmoid", "LogSigmoid", "Tanh"),
+    *("Softplus", "Threshold", "Softmax", "LogSoftmax", "MaskedFill", "Where", "Bmm"),
+    *("Mean", "Sum", "Var", "Amax", "Amin", "Max", "LinalgVectorNorm"),
+    *("ScaledDotProductFlashAttention", "ScaledDotProductFlashAttentionForCpu"),
+    *("ScaledDotProductEfficientAttention", "ScaledDotProductCudnnAttention"),
+    *("AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D"),
+    *("MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D"),
+    *("ConstantPadNd", "UpsampleNearest2D", "UpsampleBilinear2D", "PixelShuffle"),
+    *("Permute", "Transpose", "ReshapeAlias", "AsStrided", "Expand", "Repeat"),
+    *("Squeeze", "Unsqueeze", "Clone", "Alias", "Select", "Slice", "Split"),
+    *("SplitWithSizes", "UnsafeSplit", "Unbind"),
+}
+# These join parts, along another axis than the first.
+JOINING = {"Cat", "Stack"}
 
 
-def by_own_operation(
-    logits: Tensor,
-    parameters: Mapping[str, Tensor],
-    ends: Iterable[tuple[str, nn.Module, Node]],
-) -> list[str]:
-    """Names of the parameters that one edge of the graph leads to, from their layer.
+class Seen(NamedTuple):
+    """A parameter of a layer, and where in the graph the layer's result comes from."""
+
+    parameter: Tensor
+    layer: nn.Module
+    node: Node
+
+
+class Graph:
+    """What the graph of a batch's scores shows.
 
     Parameters
     ----------
     logits : Tensor of shape (n, c)
-    parameters : mapping of name to Parameter
-    ends : iterable of (name, module, node)
-        Parameters, their layers, and where these layers' results come from.
+
+    Attributes
+    ----------
+    in_order : bool
+        Whether nothing moves some samples for what they hold.
     """
-    n_uses: Counter[int] | None = None
-    found = []
-    for name, module, node in ends:
-        if (
-            type(module) not in KINDS
-            or {"forward", "_conv_forward"} & vars(module).keys()
-        ):
-            continue
-        n_uses = n_uses or _uses(logits)
-        parameter = parameters[name]
-        if n_uses[id(parameter)] == 1 and _leads_to(node, parameter, MAX_DEPTH):
-            found.append(name)
-    return found
+
+    def __init__(self, logits: Tensor) -> None:
+        self.in_order = True
+        self._uses: Counter[int] = Counter()  # edges that lead to a leaf, by its id
+        nodes = [] if logits.grad_fn is None else [logits.grad_fn]
+        met = set(nodes)
+        while nodes:
+            node = nodes.pop()
+            self.in_order = self.in_order and _is_steady(node)
+            for following, _ in node.next_functions:
+                if following is None:
+                    continue
+                leaf = getattr(following, "variable", None)
+                if leaf is not None:
+                    self._uses[id(leaf)] += 1
+                elif following not in met:
+                    met.add(following)
+                    nodes.append(following)
+
+    def vouches(self, used: Iterable[Seen], unused: Iterable[Tensor]) -> bool:
+        """Whether each of these parameters has one use, that of its layer, or none."""
+        return not any(self._uses[id(p)] for p in unused) and all(
+            type(layer) in KINDS
+            and not {"forward", "_conv_forward"} & vars(layer).keys()
+            and self._uses[id(parameter)] == 1
+            and _leads_to(node, parameter, MAX_DEPTH)
+            for parameter, layer, node in used
+        )
 
 
-def _uses(logits: Tensor) -> Counter[int]:
-    """How many edges of the graph lead to each leaf, by its id."""
-    found: Counter[int] = Counter()
-    nodes = [] if logits.grad_fn is None else [logits.grad_fn]
-    met = set(nodes)
-    while nodes:
-        for following, _ in nodes.pop().next_functions:
-            if following is None:
-                continue
-            leaf = getattr(following, "variable", None)
-            if leaf is not None:
-                found[id(leaf)] += 1
-            elif following not in met:
-                met.add(following)
-                nodes.append(following)
-    return found
+def _operation(node: Node) -> str:
+    """Its name without what autograd adds."""
+    return re.sub(r"Backward\d*$", "", node.name())
+
+
+def _is_steady(node: Node) -> bool:
+    operation = _operation(node)
+    return operation in STEADY or (
+        operation in JOINING and node._saved_dim != 0  # type: ignore[attr-defined]
+    )
 
 
 def _leads_to(node: Node, parameter: Tensor, depth: int) -> bool:
@@ -89,7 +128,7 @@ def _leads_to(node: Node, parameter: Tensor, depth: int) -> bool:
         return True
     return (
         depth > 0
-        and node.name() in OPERATIONS
+        and _operation(node) in OWN
         and any(
             _leads_to(following, parameter, depth - 1)
             for following, _ in node.next_functions

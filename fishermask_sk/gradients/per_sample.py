@@ -21,15 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from fishermask_sk.gradients.continuing_check import (
-    ContinuingCheck,
-    Telling,
-)
+from fishermask_sk.gradients.continuing_check import ContinuingCheck, Sums
 from fishermask_sk.gradients.fisher import (
     Weighting,
     class_cotangents,
@@ -37,7 +35,7 @@ from fishermask_sk.gradients.fisher import (
 )
 from fishermask_sk.gradients.generic import samples
 from fishermask_sk.gradients.head import HeadFactors, factors_of_head
-from fishermask_sk.gradients.layer_rules import FromOutputGradient
+from fishermask_sk.gradients.layer_rules import FromOutputGradient, FromSeen
 from fishermask_sk.gradients.masked import Masked, masked
 from fishermask_sk.gradients.modules import Batch, parameter_slices
 from fishermask_sk.gradients.recording import (
@@ -56,13 +54,14 @@ MAX_TRIED_ROWS = 32
 # Of so many of a parameter's entries, the largest on these, the squares are compared.
 FEW_ENTRIES = 2
 
-# Of what arrives at a layer's output: entries of all samples, and of some where these
-# alone are compared.
-_Entries = tuple[FromOutputGradient, FromOutputGradient | None]
 
+class _Rows(NamedTuple):
+    """Embeddings, and what is left to do for them when the graph is gone: it says
+    whether they hold, or the batch is to be taken once more.
+    """
 
-def _nothing() -> None:
-    """Where there is nothing left to do."""
+    rows: Tensor
+    finish: Callable[[], bool]
 
 
 class PerSampleGradients:
@@ -128,6 +127,8 @@ class PerSampleGradients:
         self._check = ContinuingCheck(self._recorder, self._verification)
         self._ways = Ways(self._recorder, self._verification, self._check)
         self._mask: Masked | None = None  # the last
+        # Entries whose gradients were large on the samples that were tried first.
+        self._few: dict[str, tuple[Tensor, FromSeen]] = {}
         self.verify(example)
 
     @property
@@ -187,14 +188,12 @@ class PerSampleGradients:
         if telling:
             m = min(n_classes, MAX_TRIED_ROWS + 1)
             places = torch.cat(telling)
-            self._embedded(batch, places, "fisher", True, m, tried=False)
+            self._embedded(batch, places, "fisher", True, m, surely=True)
             mask = self._entries(places)
-            for name, rule in mask.prepared.items():
+            for name in mask.prepared:
                 route = self._recorder.routes[name]
                 few = mask.on_host[name][:FEW_ENTRIES]
-                self._check.telling[name] = Telling(
-                    mask.wanted[name],
-                    rule,
+                self._few[name] = (
                     mask.wanted[name][:FEW_ENTRIES],
                     route.rule.entries(route.module, few),
                 )
@@ -329,8 +328,8 @@ class PerSampleGradients:
         wanted = dict.fromkeys(names) | (rest.wanted if rest else {})
         widths: list[torch.Size] = []
 
-        def factors(part: Batch) -> tuple[int, Tensor]:
-            finish: Callable[[], object] = _nothing
+        def factors(part: Batch, surely: bool = False) -> tuple[int, Tensor]:
+            others: _Rows | None = None
             with self._recorder.recorded(part, wanted) as (logits, recorded):
                 n = len(logits)
                 cotangents = reduced_cotangents(logits, weighting, n_top_classes)
@@ -349,11 +348,12 @@ class PerSampleGradients:
                 r, seen = found
                 tensors = [r, seen.to(r)]
                 if rest is not None:
-                    rows, finish = self._by_rules(
-                        part, rest, logits, recorded, cotangents
+                    others = self._by_rules(
+                        part, rest, logits, recorded, cotangents, surely
                     )
-                    tensors.append(rows)
-            finish()
+                    tensors.append(others.rows)
+            if others is not None and not others.finish():
+                return factors(part, surely=True)
             widths[:] = [tensor.shape[1:] for tensor in tensors]
             dtype = tensors[-1].dtype
             return n, torch.cat([t.flatten(1).to(dtype) for t in tensors], dim=1)
@@ -374,9 +374,11 @@ class PerSampleGradients:
         names: Sequence[str],
         n_top_classes: int | None,
         weights: Tensor | None,
+        *,
+        surely: bool = False,
     ) -> tuple[int, Tensor]:
         """Σ_x w_x Σ_c p_c (∂ log p_c/∂θ)² of a batch (P,), whose samples have the first
-        of these weights.
+        of these weights; `surely` where the graph's word does not count.
         """
         total = self._zeros(self.n_parameters)
         everything: Wanted = dict.fromkeys(names)
@@ -388,56 +390,58 @@ class PerSampleGradients:
                 roots = weights[: len(logits)].to(cotangents).sqrt()
                 cotangents = cotangents * roots[:, None, None]
             ruled, unused = self._ways.split(names, recorded, len(logits))
-            # Of the rules' rows one is compared: a rule does the same to all.
-            checked = self._verification.row(cotangents.shape[1])
-            own = self._check.by_own_operation(logits, ruled, recorded)
-            others = {name: None for name in names if name not in own}
-            compared = self._check.sums_of_row(logits, cotangents, others, checked)
-            drawn, of_drawn = self._check.drawn_sums(batch, cotangents[:, checked], own)
-            squared = dict[str, Comparison]()
+            few = {name: self._few[name] for name in ruled if name in self._few}
+            places = {name: entries for name, (entries, _) in few.items()}
+            vouched, compared = None, Sums()
+            if not surely:
+                vouched = self._check.vouched(
+                    logits, cotangents, names, places, recorded, in_order=False
+                )
+            if vouched is None:
+                row = self._verification.row(cotangents.shape[1])
+                compared = self._check.sums_of_row(logits, cotangents, everything, row)
+                places = compared.places
+            else:
+                row = vouched.row
 
-            def entries_of(route: Route, seen: Tensor, name: str) -> _Entries:
-                if name not in own:
-                    rule = route.rule.entries(route.module, compared.on_host[name])
-                    return rule(seen), None
-                telling = self._check.telling[name]
-                return telling.rule_of_few(seen), telling.rule(seen[drawn])
+            def entries_of(route: Route, seen: Tensor, name: str) -> FromOutputGradient:
+                if vouched is not None:
+                    return few[name][1](seen)
+                rule = route.rule.entries(route.module, compared.on_host[name])
+                return rule(seen)
 
             def squares_of(route: Route, seen: Tensor, name: str) -> FromOutputGradient:
                 return summed_squares(route, seen, n_together(route, seen))
 
             entries = self._ways.prepared(ruled, recorded, entries_of)
             squares = self._ways.prepared(list(entries), recorded, squares_of)
+            rows, squared = dict[str, Tensor](), dict[str, Comparison]()
 
-            def take(name: str, row: int, g: Tensor) -> None:
+            def take(name: str, at_row: int, g: Tensor) -> None:
                 of_row = squares[name](g).flatten()
                 total[self.slices[name]] += of_row
-                if row != checked:
+                if at_row != row:
                     return
+                # Of the rules' rows one is compared: a rule does the same to all.
                 start = perf_counter()
-                of_all, of_part = entries[name]
-                rows = of_all(g)
-                if of_part is None:
-                    places = compared.places[name]
-                    compared.add(name, slice(None), slice(row, row + 1), rows[:, None])
-                else:
-                    places = self._check.telling[name].few
-                    part = of_part(g[drawn])[:, None]
-                    of_drawn.add(name, slice(None), slice(None), part)
-                found = of_row[places]
-                squared[name] = Comparison(found, found**2, rows.square().sum(0))
+                rows[name] = entries[name](g)
+                found = of_row[places[name]]
+                squared[name] = Comparison(found, found**2, rows[name].square().sum(0))
                 self._check.seconds += perf_counter() - start
 
-            self._ways.pull_back(logits, cotangents, squares, recorded, take)
+            self._ways.pull_back(logits, cotangents, squares, recorded, take, vouched)
             still = self._ways.still_ruled([*ruled, *unused])
-            self._check.leave_wrong(
-                compared.of([name for name in still if name not in own]),
-                of_drawn.of([name for name in still if name in own]),
-                {name: squared[name] for name in still if name in squared},
-            )
-        if any(self._verification.ways[name] != RULE for name in own):
-            # Autograd's own sums, which the next way is compared with, are still to do.
-            return self._squares(batch, names, n_top_classes, weights)
+            squared = {name: squared[name] for name in still if name in squared}
+            if vouched is None:
+                for name, found in rows.items():
+                    only = slice(row, row + 1)
+                    compared.add(name, slice(None), only, found[:, None])
+                self._check.leave_wrong(compared.of(still), squared)
+        if vouched is not None:
+            holds = len(still) == len(names)
+            if holds and self._check.holds(vouched, batch, rows, squared):
+                return len(cotangents), total
+            return self._squares(batch, names, n_top_classes, weights, surely=True)
 
         def clear(name: str) -> None:
             total[self.slices[name]] = 0
@@ -458,20 +462,21 @@ class PerSampleGradients:
         reduced: bool,
         n_top_classes: int | None,
         *,
-        tried: bool = True,
+        surely: bool = False,
     ) -> tuple[int, Tensor]:
-        """Embeddings of a part of a batch; before its ways were tried, no product of
-        the head stands in for a backward pass.
+        """Embeddings of a part of a batch; `surely` where neither the graph's word
+        counts nor a product of the head.
         """
         mask = self._entries(mask_indices)
         make = reduced_cotangents if reduced else class_cotangents
         with self._recorder.recorded(batch, mask.wanted) as (logits, recorded):
             cotangents = make(logits, weighting, n_top_classes).to(logits.dtype)
-            result, finish = self._by_rules(
-                batch, mask, logits, recorded, cotangents, tried
+            found = self._by_rules(batch, mask, logits, recorded, cotangents, surely)
+        if not found.finish():
+            return self._embedded(
+                batch, mask_indices, weighting, reduced, n_top_classes, surely=True
             )
-        finish()
-        return len(cotangents), result
+        return len(cotangents), found.rows
 
     def _by_rules(
         self,
@@ -480,11 +485,9 @@ class PerSampleGradients:
         logits: Tensor,
         recorded: Recorded,
         cotangents: Tensor,
-        tried: bool = True,
-    ) -> tuple[Tensor, Callable[[], object]]:
-        """Embeddings of a part of a batch, from its recorded pass; what no rule gives
-        is written into them by a function for when the graph is gone.
-        """
+        surely: bool,
+    ) -> _Rows:
+        """Embeddings of a part of a batch, from its recorded pass."""
         wanted, columns = mask.wanted, mask.columns
         result = self._zeros(*cotangents.shape[:2], len(mask.mask_indices))
         ruled, unused = self._ways.split(wanted, recorded, len(logits))
@@ -501,23 +504,40 @@ class PerSampleGradients:
         def take(name: str, row: int, g: Tensor) -> None:
             result[:, row, columns[name]] = functions[name](g).to(result.dtype)
 
-        if tried and self._check.is_product(logits, wanted, unused, recorded):
-            for row in range(cotangents.shape[1]):
-                for name in functions:
-                    take(name, row, cotangents[:, row])
-            return result, _nothing
-        compared = self._check.sums(logits, cotangents, wanted)
-        self._ways.pull_back(logits, cotangents, functions, recorded, take)
-        for name in ruled:
-            rows = result[:, :, columns[name]]
-            compared.add(name, slice(None), slice(None), rows)
+        vouched, compared = None, Sums()
+        if not surely:
+            if self._check.is_product(logits, wanted, unused, recorded):
+                for row in range(cotangents.shape[1]):
+                    for name in functions:
+                        take(name, row, cotangents[:, row])
+                return _Rows(result, lambda: True)
+            places = {name: wanted[name] for name in ruled}
+            vouched = self._check.vouched(
+                logits, cotangents, wanted, places, recorded, in_order=True
+            )
+        if vouched is None:
+            compared = self._check.sums(logits, cotangents, wanted)
+        self._ways.pull_back(logits, cotangents, functions, recorded, take, vouched)
         still = self._ways.still_ruled([*ruled, *unused])
+        if vouched is not None:
+            of_row = result[:, vouched.row]
+            rows = {name: of_row[:, columns[name]] for name in ruled}
+            return _Rows(
+                result,
+                lambda: (
+                    len(still) == len(wanted)
+                    and self._check.holds(vouched, batch, rows)
+                ),
+            )
+        for name in ruled:
+            rows_of_name = result[:, :, columns[name]]
+            compared.add(name, slice(None), slice(None), rows_of_name)
         self._check.leave_wrong(compared.of(still))
 
         def put(name: str, part: slice, of_rows: slice, rows: Tensor) -> None:
             result[part, of_rows, columns[name]] = rows.to(result.dtype)
 
-        def finish() -> None:
+        def finish() -> bool:
             self._ways.go_generic(
                 batch,
                 cotangents,
@@ -527,8 +547,9 @@ class PerSampleGradients:
                 lambda name: None,
                 self.memory.n_bytes,
             )
+            return True
 
-        return result, finish
+        return _Rows(result, finish)
 
     def _entries(self, mask_indices: Tensor) -> Masked:
         if self._mask is None or self._mask.mask_indices is not mask_indices:

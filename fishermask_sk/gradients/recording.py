@@ -11,7 +11,7 @@ This file sees tensors and torch modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -183,14 +183,15 @@ class Outputs:
         logits: Tensor,
         cotangent: Tensor,
         take: Callable[[nn.Module, Tensor], None],
+        parameters: Sequence[Tensor] = (),
         *,
-        retain_graph: bool,
-    ) -> None:
+        retain_graph: bool = False,
+    ) -> tuple[Tensor | None, ...]:
         """One backward pass: hand each layer and the gradient at its output to `take`,
-        where the scores depend on it.
+        where the scores depend on it, and return the gradients of these parameters.
         """
         if not self._ends or not logits.requires_grad:
-            return
+            return (None,) * len(parameters)
 
         def arrived(
             layer: nn.Module, number: int, gradients: tuple[Tensor | None, ...]
@@ -202,10 +203,11 @@ class Outputs:
             edge.node.register_prehook(partial(arrived, layer, edge.output_nr))
             for layer, edge in self._passed.items()
         ]
+        inputs: list[Any] = [*self._ends.values(), *parameters]
         try:
             found = torch.autograd.grad(
                 logits,
-                list(self._ends.values()),
+                inputs,
                 cotangent,
                 retain_graph=retain_graph,
                 allow_unused=True,
@@ -213,8 +215,9 @@ class Outputs:
         finally:
             for handle in handles:
                 handle.remove()
-        for layer, g in zip(self._ends, found, strict=True):
+        for layer, g in zip(self._ends, found, strict=False):
             arrived(layer, 0, (g,))
+        return found[len(self._ends) :]
 
 
 def _on_the_way(nodes: set[Node]) -> set[Node]:

@@ -13,6 +13,7 @@ This file sees tensors and torch modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ from fishermask_sk.gradients.verification import (
     VMAP,
     Verification,
 )
+from fishermask_sk.gradients.vouched import Vouched
 
 Made = TypeVar("Made")
 
@@ -114,23 +116,43 @@ class Ways:
         names: Iterable[str],
         recorded: Recorded,
         take: Callable[[str, int, Tensor], None],
+        vouched: Vouched | None = None,
     ) -> None:
         """Hand the gradient at the output of every ruled layer to `take`, for each row
-        of the cotangents (n, rows, c).
+        of the cotangents (n, rows, c), and what `vouched` compares on one to that.
         """
         by_layer: dict[nn.Module, list[str]] = {}
         for name in names:
             by_layer.setdefault(self._recorder.routes[name].module, []).append(name)
         outputs, n_rows = Outputs(by_layer, recorded), cotangents.shape[1]
+        seconds: list[float] = []
         for row in range(n_rows):
+            compared = vouched if vouched and row == vouched.row else None
 
-            def arrived(layer: nn.Module, g: Tensor, row: int = row) -> None:
+            def arrived(
+                layer: nn.Module,
+                g: Tensor,
+                row: int = row,
+                compared: Vouched | None = compared,
+            ) -> None:
+                if compared:
+                    compared.arrived(layer, g)
                 for name in self.still_ruled(by_layer[layer]):
                     self._attempt(name, take, name, row, g)
 
-            outputs.pull_back(
-                logits, cotangents[:, row], arrived, retain_graph=row < n_rows - 1
+            start = perf_counter()
+            gradients = outputs.pull_back(
+                logits,
+                cotangents[:, row],
+                arrived,
+                compared.parameters if compared else (),
+                retain_graph=row < n_rows - 1,
             )
+            if compared:
+                compared.expect(gradients)
+            seconds.append(perf_counter() - start)
+        if vouched:
+            vouched.note(seconds)
 
     def go_generic(
         self,

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from fishermask_sk.gradients.continuing_check import SHARE_DRAWN
 from fishermask_sk.gradients.generic import is_out_of_memory, samples
 from fishermask_sk.gradients.layer_rules import held_numbers, squared_at_a_time
 from fishermask_sk.gradients.modules import Batch, map_tensors
 from fishermask_sk.gradients.recording import Recorder, Route, Wanted
+from fishermask_sk.gradients.vouched import SHARE_DRAWN
 
 logger = logging.getLogger(__name__)
 
@@ -204,8 +204,6 @@ class WorkingMemory:
             pass
         held = dict[nn.Module, float]()
         graph = float(sum(size for place, size in stored.items() if place not in own))
-        if None in sizes.values():  # scores: some samples have a pass of their own
-            graph *= 1 + 1 / SHARE_DRAWN
         for module, uses in recorded.items():
             for use in uses:
                 itemsize = max(4, use.seen.itemsize)
@@ -217,6 +215,7 @@ class WorkingMemory:
                 ]
                 largest = None if None in most else max(filter(None, most), default=1)
                 held[module] = itemsize * held_numbers(module, use.seen, largest)
+        graph *= 1 + 1 / SHARE_DRAWN  # of some samples a and g are kept
         squared = [
             max(4, p.itemsize) * p.numel()
             for name, p in self._recorder.parameters.items()
