@@ -274,12 +274,21 @@ def steps():
     forwards = []
 
     def beside_forward(step):
-        """Seconds a sample, of the step and of a forward pass in turn."""
+        """Seconds a sample, of the step and of a forward pass in turn; and how many
+        forward passes the check of the gradients takes, which is part of the step.
+        """
+        checked = []
+
+        def noted():
+            before = setup.gradients.check_seconds
+            step()
+            checked.append(setup.gradients.check_seconds - before)
+
         found, one_pass = (
-            took / len(images) for took in alternating(step, lambda: forward(fastest))
+            took / len(images) for took in alternating(noted, lambda: forward(fastest))
         )
         forwards.append(one_pass)
-        return found, one_pass
+        return found, one_pass, median(checked) / len(images) / one_pass
 
     masks = {
         "the mask that the method picks": setup.mask(),
@@ -288,12 +297,13 @@ def steps():
     }
     rows = []
 
-    def row(step, unit, found, floor, naive, target):
+    def row(step, unit, found, floor, naive, target, check=None):
         relative = f"{found / floor:.2f} ×"
         faster = "" if naive is None else f"{naive / found:,.0f} × faster"
+        passes = "" if check is None else f"{check:.2f} ×"
         rows.append(
             f"| {step} | {1e3 * found:.2f} {unit} | {1e3 * floor:.2f} | {relative} | "
-            f"{target} | {faster} |"
+            f"{target} | {passes} | {faster} |"
         )
 
     every = list(setup.gradients.parameters.values())
@@ -306,7 +316,7 @@ def steps():
             for part in images.split(128):
                 setup.gradients.embeddings(part, mask_indices, reduced=True)
 
-        found, per_forward = beside_forward(embed)
+        found, per_forward, check = beside_forward(embed)
         plain[name] = gradients_through_a_graph(
             setup, masked_parameters(setup, mask_indices), 1, 24
         )
@@ -315,8 +325,16 @@ def steps():
             if "last" in name
             else ((1 + c) * per_forward, "≤ 1.6 ×")
         )
-        row(f"embeddings, {name}", "ms a sample", found, floor, plain[name], target)
-    fisher, per_forward = beside_forward(
+        row(
+            f"embeddings, {name}",
+            "ms a sample",
+            found,
+            floor,
+            plain[name],
+            target,
+            check,
+        )
+    fisher, per_forward, check = beside_forward(
         lambda: setup.gradients.diagonal_fisher(images.split(128))
     )
     chosen = "the mask that the method picks"
@@ -327,6 +345,7 @@ def steps():
         (1 + 2 * c) * per_forward,
         plain_gradient,
         "≤ 2 ×",
+        check,
     )
 
     embedded = setup.embedded(masks[chosen])
@@ -380,11 +399,13 @@ def steps():
             "embeddings with a (k, 2C) matrix. Times may be below: C − 1 rows a "
             "sample do, and one wide product serves several picks. Naive forms: "
             "gradients through graphs of one sample; a pick by two batched products "
-            "with k×k matrices. Medians of 3 runs, each in turn with its floor.",
+            "with k×k matrices. The check compares gradients with autograd's on every "
+            "batch; it is part of the time, and at most one forward pass is wanted. "
+            "Medians of 3 runs, each in turn with its floor.",
             "",
-            "| step | time | floor | against the floor | to reach | against the naive "
-            "form |",
-            "|---|---:|---:|---:|---:|---:|",
+            "| step | time | floor | against the floor | to reach | check, in forward "
+            "passes | against the naive form |",
+            "|---|---:|---:|---:|---:|---:|---:|",
             *rows,
             "",
             f"The whole query took {query:.1f} s ({took}). The authors' form (one "

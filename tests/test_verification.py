@@ -688,6 +688,58 @@ def test_the_module_is_left_as_found(name):
     assert all(p.requires_grad and p.grad is None for p in net.module_.parameters())
 
 
+# Gradients that are no gradients.
+
+
+class ChangedBackward(torch.autograd.Function):
+    """What goes back is changed by a function."""
+
+    @staticmethod
+    def forward(ctx, x, change):
+        ctx.change = change
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.change(g), None
+
+
+def by_hook(change):
+    def with_hook(x):
+        if x.requires_grad:
+            x.register_hook(change)
+        return x
+
+    return with_hook
+
+
+CHANGES = {
+    "clipped": lambda g: g.clamp(-0.1, 0.1),
+    "sign": torch.sign,
+    "of length one": lambda g: g / g.norm(dim=1, keepdim=True).clamp_min(1e-9),
+    "rounded": lambda g: (g * 8).round() / 8,
+}
+
+
+@pytest.mark.parametrize("way", ["function", "hook"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_backward_pass_that_is_not_linear_is_refused(change, way):
+    """And the layers behind it are not concerned."""
+    act = CHANGES[change]
+    torch.manual_seed(0)
+    within = by_hook(act) if way == "hook" else lambda x: ChangedBackward.apply(x, act)
+    net = make_net(Between(within).double()).initialize()
+    X = vectors(np.random.default_rng(0))
+    with pytest.raises(
+        ValueError,
+        match=r"gradients of body\.weight, body\.bias are not linear in the gradient "
+        r"at the scores.*differs from the sum by .* of the largest.*Look for a hook",
+    ):
+        FisherMask(K, random_state=0).select(net, X, 2, X_labeled=X[:0])
+    strategy = FisherMask(12, layers="head.*", keep_head=False, random_state=0)
+    assert_equals_slow_twin(net, X, strategy)
+
+
 # What the check costs, and what it finds for that.
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fishermask_sk.gradients.continuing_check import ContinuingCheck, Sums
@@ -37,6 +38,7 @@ from fishermask_sk.gradients.verification import (
     ONE_BY_ONE,
     RULE,
     VMAP,
+    Comparison,
     Verification,
 )
 from fishermask_sk.gradients.vouched import Vouched
@@ -196,9 +198,44 @@ class Ways:
         for name in alone:
             clear(name)
         if alone:
-            for part, rows in generic.one_by_one(batch, cotangents, alone):
-                for name, r in rows.items():
-                    put(name, part, slice(None), r)
+            self._go_one_by_one(batch, cotangents, alone, put)
+
+    def _go_one_by_one(
+        self,
+        batch: Batch,
+        cotangents: Tensor,
+        alone: Wanted,
+        put: Callable[[str, slice, slice, Tensor], None],
+    ) -> None:
+        """Plain autograd, of which one thing is asked: that a weighted sum of rows of
+        the cotangents gives that sum of the rows.
+        """
+        weights = self._verification.weights(*cotangents.shape[:2])
+        weights = weights.to(cotangents, non_blocking=True)
+        combined = (weights[..., None] * cotangents).sum(1, keepdim=True)
+        found: dict[str, list[Comparison]] = {name: [] for name in alone}
+        for part, rows in self._generic.one_by_one(
+            batch, torch.cat([cotangents, combined], dim=1), alone
+        ):
+            for name, r in rows.items():
+                put(name, part, slice(None), r[:, :-1])
+                places = self._verification.telling_entries(r[0, -1])
+                some, w = r[0, :, places], weights[part.start].to(r.dtype)
+                summed, squared = w @ some[:-1], w.square() @ some[:-1].square()
+                found[name].append(Comparison(summed, squared, some[-1]))
+        together = {
+            name: Comparison(*map(torch.cat, zip(*each, strict=True)))
+            for name, each in found.items()
+        }
+        if wrong := self._check.wrong(together):
+            raise ValueError(
+                f"The gradients of {', '.join(wrong)} are not linear in the gradient "
+                "at the scores, as Fisher information needs them: that of a sum "
+                f"differs from the sum by {max(wrong.values()):.2g} of the largest. "
+                "Look for a hook, or the backward of a torch.autograd.Function, that "
+                "clips, rounds or normalises gradients: leave it out of queries, or "
+                "these weights out by layers=..."
+            )
 
     def _attempt(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """What the function gives; None where the parameter's rule cannot be applied,
