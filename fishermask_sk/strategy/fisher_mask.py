@@ -4,7 +4,6 @@ modAL and scikit-learn.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -35,13 +34,17 @@ from fishermask_sk.scores.targets import (
 )
 from fishermask_sk.strategy.agreement import check_same_question
 from fishermask_sk.strategy.directions import Auto
+from fishermask_sk.strategy.learner import (
+    LABELED,
+    answer,
+    check_n_instances,
+    labeled_samples,
+)
 from fishermask_sk.strategy.masks import MaskRule
 from fishermask_sk.strategy.net_checks import check_module
 from fishermask_sk.strategy.query import Query
 from fishermask_sk.strategy.question import Question
 from fishermask_sk.strategy.settings import Settings, check_flag, check_settings
-
-LABELED = "the labelled ones (X_labeled, or the learner's X_training)"
 
 
 class FisherMask(BaseEstimator):
@@ -508,48 +511,3 @@ def fisher_mask_sampling(
         random_tie_break=random_tie_break,
         return_metrics=return_metrics,
     )
-
-
-def answer(learner: Any, query_idx: np.ndarray, metrics: np.ndarray) -> Any:
-    """What the learner's modAL wants from a strategy: the indices, or from 0.4.2 on a
-    pair with the metrics.
-    """
-    query = getattr(learner, "query", None)
-    wants_pair = (
-        query is not None and "return_metrics" in inspect.signature(query).parameters
-    )
-    return (query_idx, metrics) if wants_pair else query_idx
-
-
-def check_n_instances(n_instances: Any, n_pool: int | None = None) -> None:
-    """Refuse a number of picks that is none, or that exceeds the pool where its size is
-    known by now.
-    """
-    if not isinstance(n_instances, Integral) or isinstance(n_instances, bool):
-        raise TypeError(
-            f"n_instances={n_instances!r} must be an int, the number of samples to "
-            "pick."
-        )
-    if n_pool == 0:
-        raise ValueError("X_pool is empty; there is nothing left to label.")
-    if int(n_instances) < 1:
-        raise ValueError(f"n_instances={n_instances} must be 1 or more.")
-    if n_pool is not None and int(n_instances) > n_pool:
-        raise ValueError(
-            f"n_instances={n_instances} exceeds the pool of {n_pool} samples; lower "
-            "n_instances."
-        )
-
-
-def labeled_samples(estimator: Any, X_labeled: Any) -> Any:
-    """The labelled samples: as given, else the learner's, else none, with a warning."""
-    if X_labeled is not None:
-        return X_labeled
-    X_training = getattr(estimator, "X_training", None)
-    if X_training is None:
-        warn_user(
-            "No labelled samples: X_labeled was not given and the estimator has no "
-            "X_training, so samples are picked as if nothing were labelled yet. Pass "
-            "X_labeled, or an empty array to mean none."
-        )
-    return X_training
