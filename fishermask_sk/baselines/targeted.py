@@ -82,6 +82,10 @@ def weighted_margin_sampling(
     )
 
 
+# So many candidates are looked at again at a time.
+_BLOCK = 256
+
+
 @documented
 def facility_location_sampling(
     learner: Learner,
@@ -205,7 +209,3 @@ def _log_density_ratio(pool: np.ndarray, target: np.ndarray) -> np.ndarray:
     regression = LogisticRegression(class_weight="balanced", max_iter=1000, tol=1e-6)
     regression.fit(features, is_target)
     return regression.decision_function(features[len(target) :])
-
-
-# How many candidates the facility location looks at again at a time.
-_BLOCK = 256

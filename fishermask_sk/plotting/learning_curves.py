@@ -29,26 +29,6 @@ _BANDS = {
 }
 
 
-def _columns(results: Any, names: Sequence[str]) -> list[np.ndarray]:
-    """The named columns of tidy results, whether these come as rows, as columns or as a
-    DataFrame.
-    """
-    if not isinstance(results, Mapping) and not hasattr(results, "columns"):
-        rows = list(results)
-        common = set.intersection(*(set(row) for row in rows)) if rows else set(names)
-        results = {name: [row[name] for row in rows] for name in common}
-    missing = [name for name in names if name not in results]
-    if missing:
-        raise ValueError(
-            f"results have no column {missing[0]!r}, only {sorted(map(str, results))}; "
-            f"every row needs {list(names)}."
-        )
-    columns = [np.asarray(results[name]) for name in names]
-    if not len(columns[0]):
-        raise ValueError("results are empty; expected at least one row.")
-    return columns
-
-
 class LearningCurveDisplay:
     """Learning curves of query strategies: the mean over seeds, with a band.
 
@@ -309,6 +289,26 @@ class LearningCurveDisplay:
                 "finish the comparison first, or leave out labels_saved."
             )
         return pairs
+
+
+def _columns(results: Any, names: Sequence[str]) -> list[np.ndarray]:
+    """The named columns of tidy results, whether these come as rows, as columns or as a
+    DataFrame.
+    """
+    if not isinstance(results, Mapping) and not hasattr(results, "columns"):
+        rows = list(results)
+        common = set.intersection(*(set(row) for row in rows)) if rows else set(names)
+        results = {name: [row[name] for row in rows] for name in common}
+    missing = [name for name in names if name not in results]
+    if missing:
+        raise ValueError(
+            f"results have no column {missing[0]!r}, only {sorted(map(str, results))}; "
+            f"every row needs {list(names)}."
+        )
+    columns = [np.asarray(results[name]) for name in names]
+    if not len(columns[0]):
+        raise ValueError("results are empty; expected at least one row.")
+    return columns
 
 
 def _mean_and_band(
