@@ -3,11 +3,13 @@ nets.
 """
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
 import pytest
 import torch
+import tqdm.std
 from sklearn.base import clone
 from sklearn.metrics import f1_score, make_scorer, roc_auc_score
 from sklearn.model_selection import GridSearchCV, cross_val_predict
@@ -472,6 +474,19 @@ def test_validation_parts_and_callbacks():
 def test_verbose_prints_a_line_per_epoch(capsys):
     make_net(verbose=1).fit(X, Y)
     assert "train_acc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_verbose_shows_a_bar_where_there_is_long_to_wait(verbose, capsys, monkeypatch):
+    """Before the first epoch's line, with a Dataset whose images lie in files."""
+    clock = itertools.count(step=60.0)  # a minute passes between two looks
+    monkeypatch.setattr(tqdm.std, "time", clock.__next__)
+    make_net(verbose=verbose, max_epochs=1).fit(
+        torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    )
+    shown = capsys.readouterr().err
+    for step in ("labels of a Dataset", "epoch 1, train"):
+        assert (step in shown) == bool(verbose)
 
 
 def test_an_interrupt_keeps_the_net_usable():

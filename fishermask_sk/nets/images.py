@@ -5,6 +5,7 @@ sentence.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from scipy import sparse
 from skorch.helper import SliceDataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from tqdm.auto import tqdm
 
 _EXPECTED = (
     "expected images (n_samples, channels, height, width), "
@@ -107,7 +109,7 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item, (tuple, list)) and len(item) == 2
 
 
-def labels_of(dataset: Dataset[Any]) -> np.ndarray:
+def labels_of(dataset: Dataset[Any], verbose: int = 0) -> np.ndarray:
     """Return the labels of a Dataset of pairs; every item is read once.
 
     Raises
@@ -121,7 +123,9 @@ def labels_of(dataset: Dataset[Any]) -> np.ndarray:
             f"y is None, and the {type(dataset).__name__} holds images without labels; "
             "pass a label for each image as y."
         )
-    return np.array([pairs[i][1] for i in range(len(pairs))])  # type: ignore[arg-type]
+    positions = range(len(pairs))  # type: ignore[arg-type]
+    steps = slow_steps(positions, "labels of a Dataset", bool(verbose))
+    return np.array([pairs[i][1] for i in steps])
 
 
 def collate(items: list[Any]) -> Any:
@@ -274,3 +278,8 @@ def encode_labels(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
             f"{classes[:20].tolist()}; name every class with classes=, and fit anew."
         )
     return np.array([position[label] for label in labels], dtype=np.int64)
+
+
+def slow_steps(steps: Iterable[Any], what: str, shown: bool = True) -> Iterable[Any]:
+    """The same steps, with a bar once they have taken a second."""
+    return tqdm(steps, desc=what, leave=False, delay=1, disable=not shown)

@@ -6,18 +6,15 @@ This module knows torch and skorch; torchvision is imported only where a ResNet 
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from skorch import NeuralNetClassifier
-from skorch.callbacks import PassthroughScoring
 from skorch.dataset import Dataset, unpack_data
 from skorch.helper import SliceDataset
 from skorch.utils import is_dataset, to_tensor
@@ -30,11 +27,11 @@ from fishermask_sk.nets.images import (
     as_labels,
     as_pairs,
     check_images,
-    collate,
     encode_labels,
     labels_of,
 )
 from fishermask_sk.nets.resnet_module import crop_and_flip, reproducible, resnet18
+from fishermask_sk.nets.training import TrainedOnFew
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet18_Weights
@@ -44,7 +41,7 @@ _STEMS = ("small", "imagenet")
 _BUILT_FROM = ("width", "stem", "head_bias", "weights", "classes", "image_shape")
 
 
-class ResNet18Classifier(NeuralNetClassifier):
+class ResNet18Classifier(TrainedOnFew):
     """ResNet-18 for images, with the defaults of a learner that starts from few labels.
 
     A skorch net around torchvision's residual blocks [1]_. The number of channels and
@@ -126,7 +123,8 @@ class ResNet18Classifier(NeuralNetClassifier):
         generators are left as found.
 
     verbose : int, default=0
-        1 prints a line per epoch.
+        1 prints a line per epoch, and shows a bar where reading labels or an epoch
+        takes more than a second.
 
     **kwargs
         Further parameters of :class:`skorch.NeuralNetClassifier`, ``callbacks`` or
@@ -187,10 +185,6 @@ class ResNet18Classifier(NeuralNetClassifier):
 
     image_shape_: tuple[int, ...]
     classes_inferred_: np.ndarray  # skorch's name
-    # Only while training: the training part, and the generator's state at the first
-    # pass that sets the BatchNorm statistics.
-    dataset_train_: Any
-    pass_state_: torch.Tensor
 
     def __init__(
         self,
@@ -336,9 +330,7 @@ class ResNet18Classifier(NeuralNetClassifier):
                 with reproducible(self.random_state, n_before=len(self.history)):
                     super().partial_fit(X, y, **fit_params)
             finally:
-                # A pickle must not carry the data, not even after an error.
-                self.__dict__.pop("dataset_train_", None)
-                self.__dict__.pop("pass_state_", None)
+                self._forget_training()
         if not torch.isfinite(self._weights()).all():
             warn_user(
                 f"Training diverged: weights are NaN or infinite after {self.n_steps_} "
@@ -489,7 +481,7 @@ class ResNet18Classifier(NeuralNetClassifier):
         """
         images = self._images(X, y)
         if y is None and isinstance(images, SliceDataset):
-            y = labels_of(images.dataset)
+            y = labels_of(images.dataset, self.verbose)
         if y is None:
             raise ValueError(
                 "y is None, but X is no Dataset that holds labels; pass a label for "
@@ -612,21 +604,6 @@ class ResNet18Classifier(NeuralNetClassifier):
         self.built_from_ = {name: getattr(self, name) for name in _BUILT_FROM}
         return self
 
-    def get_params_for_optimizer(
-        self, prefix: str, named_parameters: Iterable[tuple[str, nn.Parameter]]
-    ) -> tuple[Any, dict[str, Any]]:
-        """As in skorch; Adam runs fused, as one call for all 62 parameters and not
-        several for each, unless another way is asked for.
-        """
-        args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
-        if (
-            self.optimizer is torch.optim.Adam
-            and torch.device(self.device or "cpu").type in ("cpu", "cuda")
-            and not kwargs.keys() & {"foreach", "differentiable"}
-        ):
-            kwargs.setdefault("fused", True)
-        return args, kwargs
-
     def check_data(self, X: object, y: object = None) -> None:
         """Do nothing: images and labels were checked before the weights were
         touched.
@@ -644,54 +621,6 @@ class ResNet18Classifier(NeuralNetClassifier):
             y = as_labels(y)
             y = y.astype(np.int64) if y.dtype.kind in "iu" else y
         return super().get_dataset(images, y)
-
-    def get_split_datasets(
-        self, X: Images, y: Labels | None = None, **split_params: Any
-    ) -> tuple[Any, Any]:
-        """As in skorch; the training part is remembered until the end of the
-        training.
-        """
-        train, valid = super().get_split_datasets(X, y, **split_params)
-        self.dataset_train_ = train
-        if valid is None:
-            return train, None
-        valid = self.get_dataset(valid)
-        if valid[0][1] is None:
-            raise ValueError(
-                "The validation set of train_split holds images without labels; pass "
-                "a Dataset of pairs (image, label)."
-            )
-        return train, valid
-
-    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
-        """As in skorch; only the training part is shuffled, and no iterator draws from
-        the global generator. What the user set for it goes first.
-        """
-        role = "iterator_train" if training else "iterator_valid"
-        iterator, given = getattr(self, role), self.get_params_for(role)
-        kwargs: dict[str, Any] = {"batch_size": self.batch_size, **given}
-        if kwargs["batch_size"] == -1:
-            kwargs["batch_size"] = len(dataset)
-        if iterator is not torch.utils.data.DataLoader:
-            return iterator(dataset, **kwargs)
-        kwargs = {"collate_fn": collate, "generator": torch.Generator(), **kwargs}
-        trained_on = training and dataset is vars(self).get("dataset_train_")
-        if trained_on and "generator" not in given:
-            # Seeded from the generator of `reproducible`.
-            kwargs["generator"].manual_seed(int(torch.randint(2**62, (), device="cpu")))
-        if given.get("batch_sampler") is not None:
-            if "batch_size" not in given:
-                del kwargs["batch_size"]
-        elif trained_on:
-            sampler = given.get("sampler")
-            # Equal batches: BatchNorm makes the gradients of a small last one noisy.
-            n_samples = len(sampler if hasattr(sampler, "__len__") else dataset)
-            n_batches = math.ceil(n_samples / kwargs["batch_size"])
-            kwargs["batch_size"] = math.ceil(n_samples / n_batches)
-            kwargs.setdefault("drop_last", n_samples % kwargs["batch_size"] == 1)
-            if sampler is None:
-                kwargs.setdefault("shuffle", True)
-        return iterator(dataset, **kwargs)
 
     def infer(self, x: Any, **fit_params: Any) -> torch.Tensor:
         """Logits of a batch; uint8 is scaled to [0, 1], and a missing channel axis
@@ -769,148 +698,15 @@ class ResNet18Classifier(NeuralNetClassifier):
                 "default, or a loss of logits."
             )
 
-    def _get_predict_nonlinearity(self) -> Callable[[Any], Any]:
-        # The module gives logits whatever the loss of them is called.
-        if self.predict_nonlinearity == "auto":
-            return partial(torch.softmax, dim=-1)
-        return super()._get_predict_nonlinearity()
-
-    @property
-    def _default_callbacks(self) -> list[tuple[str, Any]]:
-        # on_batch_end counts both accuracies, so that no scorer has to.
-        kept = [
-            (name, callback)
-            for name, callback in super()._default_callbacks
-            if name != "valid_acc"
-        ]
-        accuracies = [
-            (
-                f"{part}_acc",
-                PassthroughScoring(
-                    f"{part}_acc", lower_is_better=False, on_train=part == "train"
-                ),
-            )
-            for part in ("train", "valid")
-        ]
-        return kept[:-1] + accuracies + kept[-1:]
-
     def on_train_begin(
         self, net: object, X: object = None, y: object = None, **kwargs: Any
     ) -> None:
         """Check the criterion, and start counting steps."""
         self._check_criterion()
-        self.n_steps_ = 0
+        super().on_train_begin(net, X, y, **kwargs)
 
-    def on_batch_end(
-        self, net: object, batch: Any = None, training: bool = False, **kwargs: Any
-    ) -> None:
-        """Record the batch's accuracy."""
-        self.n_steps_ += training
-        columns = self._columns(unpack_data(batch)[1])
-        right = kwargs["y_pred"].argmax(dim=1) == columns
-        accuracy = right.float().mean().item()
-        self.history.record_batch("train_acc" if training else "valid_acc", accuracy)
-
-    def run_single_epoch(
-        self,
-        iterator: Iterable[Any] | None,
-        training: bool,
-        prefix: str,
-        step_fn: Callable[..., Any],
-        **kwargs: Any,
-    ) -> None:
-        """As in skorch; what is validated and what callbacks see has the statistics of
-        its weights.
-        """
-        watched = self.callbacks and self.callbacks != "disable"
-        if not training and (iterator is not None or watched):
-            self._set_statistics()
-        super().run_single_epoch(iterator, training, prefix, step_fn, **kwargs)
-
-    def notify(self, method_name: str, **kwargs: Any) -> None:
-        """As in skorch; after all callbacks of an epoch, end the training where the
-        stop rule says so, and where one changes the weights at the end of the training,
-        restores the best ones for instance, set the statistics anew.
-        """
-        if method_name == "on_train_end":
-            self.on_train_end(self, **kwargs)
-            for _, callback in self.callbacks_:
-                before = self._weights()
-                callback.on_train_end(self, **kwargs)
-                if not torch.equal(before, self._weights()):
-                    self._set_statistics()
-            return
-        super().notify(method_name, **kwargs)
-        if (
-            method_name == "on_epoch_end"
-            and self.stop_accuracy is not None
-            and self.n_steps_ >= self.min_steps
-        ):
-            batches = self.history[-1, "batches", :, ["train_acc", "train_batch_size"]]
-            accuracy, size = np.transpose(batches)
-            if np.average(accuracy, weights=size) >= self.stop_accuracy:
-                raise _TrainedEnough
-
-    def fit_loop(
-        self,
-        X: Images,
-        y: Labels | None = None,
-        epochs: int | None = None,
-        **kwargs: Any,
-    ) -> ResNet18Classifier:
-        """As in skorch, up to the stop rule."""
-        with suppress(_TrainedEnough):
-            super().fit_loop(X, y, epochs, **kwargs)
-        return self
-
-    def on_train_end(
-        self, net: object, X: object = None, y: object = None, **kwargs: Any
-    ) -> None:
-        """Set the BatchNorm statistics under the final weights, and leave the module in
-        eval mode.
-        """
-        self._set_statistics()
-
-    def _weights(self) -> torch.Tensor:
-        """All weights of the module, a copy of shape (n_weights,)."""
-        return nn.utils.parameters_to_vector(self.module_.parameters()).detach()
-
-    def _set_statistics(self) -> None:
-        """Set the BatchNorm statistics from the training samples under the present
-        weights.
-
-        The running averages lag behind the weights, by a lot where few labels mean few
-        steps. Every pass of a training takes its batches alike, and draws nothing from
-        the training's own generator: the same weights have the same statistics, and
-        watching a training does not change it.
-        """
-        if "dataset_train_" not in vars(self):  # interrupted before the first epoch
-            return
-        layers = [
-            m
-            for m in self.module_.modules()
-            if isinstance(m, nn.modules.batchnorm._BatchNorm)
-        ]
-        momenta = [layer.momentum for layer in layers]
-        n_seen = 0
-        self._set_training(True)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            if "pass_state_" not in vars(self):
-                self.pass_state_ = torch.get_rng_state()
-            torch.set_rng_state(self.pass_state_)
-            try:
-                for batch in self.get_iterator(self.dataset_train_, training=True):
-                    x, _ = unpack_data(batch)
-                    n_seen += len(x)
-                    for layer in layers:
-                        # The mean over samples; the first batch forgets the past.
-                        layer.momentum = len(x) / n_seen
-                    self.infer(x)
-            finally:
-                for layer, momentum in zip(layers, momenta, strict=True):
-                    layer.momentum = momentum
-        self._set_training(False)
-
-
-class _TrainedEnough(Exception):
-    """Ends `fit_loop` after the stop rule."""
+    def _get_predict_nonlinearity(self) -> Callable[[Any], Any]:
+        # The module gives logits whatever the loss of them is called.
+        if self.predict_nonlinearity == "auto":
+            return partial(torch.softmax, dim=-1)
+        return super()._get_predict_nonlinearity()
