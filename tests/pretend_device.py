@@ -252,7 +252,9 @@ class _Names(TorchFunctionMode):
         if name == "cuda":
             return args[0].to(META)
         if name == "pin_memory":
-            return first
+            found = first.clone()
+            self.pretended.pinned.add(_place(found))
+            return found
         pinned = kwargs.pop("pin_memory", False)
         out = kwargs.pop("out", None)
         kwargs = {key: self._true(value) for key, value in kwargs.items()}

@@ -231,6 +231,26 @@ def test_processes_compare_their_nets_with_one_wait():
         assert _sums({"name": 1}) == {"name": None}
 
 
+@pytest.mark.parametrize("batch_size", [10, 40])
+def test_batches_come_from_pinned_memory_once(batch_size):
+    """Whatever is computed of them, and none is waited for. The first few samples,
+    which are tried on before, skorch copies.
+    """
+    X = vectors(40)
+    expected = picks(small(), X, batch_size=batch_size)
+    with PretendDevice() as device:
+        net = device.adopt(small())
+        with device.counted() as counts:
+            assert picks(net, X, batch_size=batch_size) == expected
+    to_device, pageable = (
+        sum(n for line, n in counter.items() if "skorch_adapter.py" in line)
+        for counter in (counts.to_device, counts.pageable)
+    )
+    # The pool and the labelled samples, once to rank weights and once to embed.
+    assert to_device - pageable == 2 * (40 // batch_size + 1), counts
+    assert pageable == 24, counts
+
+
 def asked_for_picks(device, pick, few=3, many=11):
     """What a pick asks of the device: the difference of two numbers of picks."""
     found = []

@@ -27,6 +27,7 @@ from torch.utils.data import Dataset, Subset
 from fishermask_sk._rows import refuse_what_has_no_rows
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.gradients.fisher import Scores, class_logits
+from fishermask_sk.gradients.modules import map_tensors
 from fishermask_sk.nets.inside import net_inside, whole_module
 from fishermask_sk.nets.loaders import (
     FORWARD_ERRORS,
@@ -187,6 +188,21 @@ class FittedNet:
         loader = loader_in_order(self.net, part, batch_size)
         for batch in readable(loader, part, name):
             yield inputs_of(batch, self.net, name)
+
+    def on_device(self, batch: Any) -> Any:
+        """A batch where the net is, if that is a GPU: copied once, from pinned memory,
+        so that the host need not wait. Elsewhere skorch moves it.
+        """
+        device = torch.device(self.net.device or "cpu")
+        if device.type != "cuda":
+            return batch
+
+        def moved(tensor: Tensor) -> Tensor:
+            if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+                return tensor
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        return map_tensors(moved, batch)
 
     def outputs(self, batch: Any) -> Tensor:
         """The module's class scores on a batch; of several outputs those that were

@@ -149,8 +149,11 @@ class Question:
     ) -> Iterator[Any]:
         """Batches of all these samples, or of those at some positions."""
         if samples.dataset is None or positions == []:
-            return iter(())
-        return self.fitted.batches(samples.dataset, self.params.batch_size, positions)
+            return
+        for batch in self.fitted.batches(
+            samples.dataset, self.params.batch_size, positions
+        ):
+            yield self.fitted.on_device(batch)
 
     def example(self, samples: Samples) -> Any:
         """The first samples, for checks that read no more."""
