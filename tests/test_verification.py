@@ -843,32 +843,57 @@ def test_a_rule_that_is_wrong_on_a_batch_is_found(name, what):
         assert "differ by" in gradients.reasons[name]
 
 
+def by_positions(x, order):
+    return x[order]
+
+
+def by_rows(x, order):
+    return torch.stack([x[i] for i in order.tolist()])
+
+
+def by_parts(x, order):
+    return torch.cat([x[i : i + 1] for i in order.tolist()])
+
+
+def by_product(x, order):
+    return torch.eye(len(x), dtype=x.dtype)[order] @ x
+
+
+def in_place(x, order):
+    changed = x.clone()
+    for i in (7, 9):
+        changed[i : i + 1] = x[order[i : i + 1]]
+    return changed
+
+
 class SwapsTwo(nn.Module):
     """Two of the samples change places, if the first says so, and then change back."""
 
-    def __init__(self):
+    def __init__(self, change):
         super().__init__()
+        self.change = change
         self.body, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
 
     def forward(self, x):
         order = torch.arange(len(x))
         if len(x) > 9 and x[0, 0] > 0:
             order[7], order[9] = 9, 7
-        x = self.body(x[order]).tanh()
-        return self.head(x[order])
+        x = self.body(self.change(x, order)).tanh()
+        return self.head(self.change(x, order))
 
 
-def test_two_samples_that_change_places_are_found():
+@pytest.mark.parametrize(
+    "change", [by_positions, by_rows, by_parts, by_product, in_place]
+)
+def test_two_samples_that_change_places_are_found(change):
     """Among many, of which only a few have a pass of their own."""
     torch.manual_seed(0)
-    module, batch = SwapsTwo().double().eval(), torch.randn(60, 6).double()
-    every = reference.naive_embeddings(module, batch)
-    k = torch.arange(every.shape[2])
+    module, batch = SwapsTwo(change).double().eval(), torch.randn(60, 6).double()
     for sign in (1, -1):
         batch[0, 0] = sign
         every = reference.naive_embeddings(module, batch)
         gradients = PerSampleGradients(module, module, batch[:4])
-        found = gradients.embeddings(batch, k)
+        found = gradients.embeddings(batch, torch.arange(every.shape[2]))
         torch.testing.assert_close(found, every, rtol=1e-9, atol=1e-12)
         swapped = {"body.weight", "body.bias"} if sign > 0 else set()
         assert gradients.generic == swapped

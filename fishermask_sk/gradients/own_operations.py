@@ -58,6 +58,7 @@ STEADY = OWN | {
 }
 # These join parts, along another axis than the first.
 JOINING = {"Cat", "Stack"}
+PRODUCTS = {"Mm", "Addmm", "Bmm"}
 
 
 class Seen(NamedTuple):
@@ -117,9 +118,23 @@ def _operation(node: Node) -> str:
 
 def _is_steady(node: Node) -> bool:
     operation = _operation(node)
-    return operation in STEADY or (
-        operation in JOINING and node._saved_dim != 0  # type: ignore[attr-defined]
-    )
+    if operation in JOINING:
+        return bool(node._saved_dim != 0)  # type: ignore[attr-defined]
+    if operation in PRODUCTS:
+        (left, _), (right, _) = node.next_functions[-2:]
+        if left is None and right is not None and not _is_weight(right):
+            return False  # a constant from the left, which may be a permutation
+    return operation in STEADY
+
+
+def _is_weight(node: Node) -> bool:
+    """Whether this is a leaf, or changes one into another view or dtype."""
+    while _operation(node) in {"T", "ToCopy"}:
+        (following, _), *_ = node.next_functions
+        if following is None:
+            return False
+        node = following
+    return hasattr(node, "variable")
 
 
 def _leads_to(node: Node, parameter: Tensor, depth: int) -> bool:
