@@ -247,10 +247,12 @@ def _conv_entries(module: Conv, entries: Tensor) -> FromSeen:
 
 def _conv_squares(module: Conv, a: Tensor) -> FromOutputGradient:
     a = _padded(module, a)
-    columns = torch.stack(
-        [a[window].flatten(2) for window in _windows(module, a)], dim=2
-    )
-    columns = columns.reshape(len(a) * module.groups, -1, columns.shape[-1]).mT
+    windows = list(_windows(module, a))
+    n_positions = a[0, 0][windows[0]].numel()
+    columns = a.new_empty(*a.shape[:2], len(windows), n_positions)
+    for tap, window in enumerate(windows):
+        columns[:, :, tap] = a[window].flatten(2)
+    columns = columns.reshape(len(a) * module.groups, -1, n_positions).mT
     if module.groups == 1:
         of_one_group = _squared_products(columns)
         return lambda g: of_one_group(_channels_first(g))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from math import ceil
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from fishermask_sk.gradients.generic import is_out_of_memory, samples
 from fishermask_sk.gradients.layer_rules import held_numbers, squared_at_a_time
 from fishermask_sk.gradients.modules import Batch, map_tensors
-from fishermask_sk.gradients.recording import Recorder, Route, Wanted
+from fishermask_sk.gradients.recording import Recorder, Route, Use, Wanted
 from fishermask_sk.gradients.vouched import SHARE_DRAWN
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 # time are left; else it is made layer by layer, for each row again, in parts of
 # samples, and the graph has this share of the working memory.
 FEW_SAMPLES, GRAPH_SHARE = 16, 0.75
+# Channels that oneDNN holds side by side.
+BLOCKED = 16
 # Where squares would take more, a batch has this share.
 LEAST_ROOM = 0.25
 
@@ -216,6 +219,9 @@ class WorkingMemory:
                 largest = None if None in most else max(filter(None, most), default=1)
                 held[module] = itemsize * held_numbers(module, use.seen, largest)
         graph *= 1 + 1 / SHARE_DRAWN  # of some samples a and g are kept
+        graph += max(
+            (_copied(m, use) for m, uses in recorded.items() for use in uses), default=0
+        )
         squared = [
             max(4, p.itemsize) * p.numel()
             for name, p in self._recorder.parameters.items()
@@ -239,6 +245,17 @@ def length(batch: Batch) -> int:
 
     map_tensors(note, batch)
     return lengths[0]
+
+
+def _copied(module: nn.Module, use: Use) -> float:
+    """Bytes that a convolution's backward pass takes for copies of what comes in and
+    out, in the library's own layout (oneDNN's: channels in sixteens).
+    """
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return 0.0
+    sides = (use.seen.numel(), use.seen.shape[1]), (use.n_outputs, len(module.weight))
+    numbers = sum(n * ceil(c / BLOCKED) * BLOCKED / c for n, c in sides)
+    return max(4, use.seen.itemsize) * numbers
 
 
 def _unless_out_of_memory(
