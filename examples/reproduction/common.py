@@ -309,11 +309,13 @@ def _select_scaled(
     )
 
 
-def first_setting(study: str, **changes: Any) -> Setting:
-    """The first setting of another study, with what is given in place of its own."""
+def setting_of(study: str, number: int, **changes: Any) -> Setting:
+    """A setting of another study, counted from 0, with what is given in place of its
+    own.
+    """
     path = Path(__file__).parent / "studies" / f"{study}.py"
     settings = runpy.run_path(str(path))["STUDY"].settings
-    return replace(settings[0], **changes)
+    return replace(settings[number], **changes)
 
 
 BASELINES: dict[str, Strategy] = {

@@ -17,7 +17,7 @@ four pools, and says where it does not.
 from functools import partial
 from typing import Any
 
-from common import BASELINES, Study, fashion_imbalanced_small, first_setting
+from common import BASELINES, Study, fashion_imbalanced_small, setting_of
 
 from fishermask_sk import FisherMask
 from fishermask_sk.baselines import power_margin_sampling
@@ -43,18 +43,20 @@ STUDY = Study(
     n_seeds=20,
     first_seed=200,
     settings=[
-        first_setting(
-            "near_duplicates", name="cheaper, near-duplicates", strategies=SMALL
+        setting_of(
+            "near_duplicates", 0, name="cheaper, near-duplicates", strategies=SMALL
         ),
-        first_setting(
+        setting_of(
             "irrelevant",
+            0,
             name="cheaper, irrelevant",
             strategies=SMALL,
             with_target=tuple(name for name in SMALL if name != "margin"),
         ),
         fashion_imbalanced_small(strategies(60, 200), "cheaper, imbalanced"),
-        first_setting(
+        setting_of(
             "fashion_balanced",
+            0,
             name="cheaper, balanced",
             strategies=strategies(60, 1_000),
         ),

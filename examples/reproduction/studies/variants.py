@@ -16,8 +16,15 @@ of the pool wanted, each image eight times), with new seeds, next to those to be
 * last layer: the whole head and nothing else (640 weights, where the default keeps 351
   in all), because the runs that gave the idea were better with it.
 
-To be shown: nothing here. Five looks at one setting find something by luck; a variant
-that leads is confirmed on settings of its own, or is not recommended.
+The last layer is also tried on the second setting of study 11 (digits, five wanted of
+ten), where the whole mask holds 122 weights of early layers beside the head: after six
+of study 11's seeds FisherMask with target was eleven points behind BAIT with target,
+which has the head alone. To be shown there, with new seeds: the last layer with target
+is above the default with target. "Above": the 95 % interval of the paired difference
+(BCa bootstrap over the seeds) is above zero, and p of the paired t-test is below 0.05.
+
+To be shown on FashionMNIST: nothing. Five looks at one setting find something by luck;
+a variant that leads is confirmed on settings of its own, or is not recommended.
 """
 
 from functools import partial
@@ -29,7 +36,7 @@ from common import (
     PickWeighsOne,
     ScaledPicks,
     Study,
-    first_setting,
+    setting_of,
 )
 
 from fishermask_sk import FisherMask
@@ -80,27 +87,37 @@ class Among(FisherMask):
 
 
 RIVALS = ("FisherMask with target", "weighted margin", "facility location")
-STRATEGIES = {
+KNOWN = {
     "random": BASELINES["random"],
     "margin": BASELINES["margin"],
     **{name: WITH_TARGET[name] for name in RIVALS},
+}
+LAST = {"last layer": FisherMask(layers="last")}
+NEW = {
     "Bayesian scale": BayesianScale(),
     "among weighted margin": Among(weighted_margin_sampling),
     "among facility location": Among(facility_location_sampling),
     "density ratio": DensityRatio(),
-    "last layer": FisherMask(layers="last"),
 }
+
+
+def setting(study, number, name, strategies):
+    """A setting of another study with these strategies, all but two of them told."""
+    return setting_of(
+        study,
+        number,
+        name=name,
+        strategies=strategies,
+        with_target=tuple(s for s in strategies if s not in ("random", "margin")),
+    )
+
 
 STUDY = Study(
     question="Is there a better way to use a target?",
     n_seeds=20,
     first_seed=200,
     settings=[
-        first_setting(
-            "both",
-            name="variants, FashionMNIST, a fifth wanted, each eight times",
-            strategies=STRATEGIES,
-            with_target=tuple(set(STRATEGIES) - {"random", "margin"}),
-        )
+        setting("irrelevant", 1, "digits, the head alone", {**KNOWN, **LAST}),
+        setting("both", 0, "FashionMNIST, other variants", {**KNOWN, **LAST, **NEW}),
     ],
 )
