@@ -14,7 +14,7 @@ from fishermask_sk._rows import as_rows, n_rows
 from fishermask_sk._types import Learner, RandomState, Samples
 from fishermask_sk.baselines.shared import check_pool, documented, first_or_any
 from fishermask_sk.scores.features import describe_samples
-from fishermask_sk.strategy.learner import answer, labeled_samples
+from fishermask_sk.strategy.contract import answer, labeled_samples
 
 
 @documented

@@ -12,7 +12,7 @@ from fishermask_sk._docstrings import completed_by
 from fishermask_sk._rows import as_rows, n_rows
 from fishermask_sk.nets.loaders import predictions_in_order
 from fishermask_sk.nets.wrong_dtypes import explained
-from fishermask_sk.strategy.learner import answer, check_n_instances
+from fishermask_sk.strategy.contract import answer, check_n_instances
 
 # What the strategies' docstrings have in common.
 documented = completed_by(

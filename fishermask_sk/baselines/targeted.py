@@ -22,7 +22,7 @@ from fishermask_sk.baselines.shared import (
 )
 from fishermask_sk.scores.features import describe_samples
 from fishermask_sk.scores.targets import check_same_shape
-from fishermask_sk.strategy.learner import answer
+from fishermask_sk.strategy.contract import answer
 
 
 @documented

@@ -17,7 +17,7 @@ from fishermask_sk.baselines.shared import (
     margins,
     most_uncertain,
 )
-from fishermask_sk.strategy.learner import answer
+from fishermask_sk.strategy.contract import answer
 
 
 @documented

@@ -1,7 +1,8 @@
 """FisherMask: what a user sets, one query from net to picks, and what it would cost.
 
 Knows all of `selection`, `gradients`, `nets` and `scores`; never a loop or a file.
-Offers `FisherMask`, `fisher_mask_sampling` and `check_network`; `query` has the steps.
+Offers `FisherMask`, `fisher_mask_sampling` and `check_network`; `query` has the steps,
+`contract` what every strategy has from its learner and answers.
 """
 
 from fishermask_sk.strategy.fisher_mask import FisherMask, fisher_mask_sampling

@@ -33,13 +33,13 @@ from fishermask_sk.scores.targets import (
     checked_weights,
 )
 from fishermask_sk.strategy.agreement import check_same_question
-from fishermask_sk.strategy.directions import Auto
-from fishermask_sk.strategy.learner import (
+from fishermask_sk.strategy.contract import (
     LABELED,
     answer,
     check_n_instances,
     labeled_samples,
 )
+from fishermask_sk.strategy.directions import Auto
 from fishermask_sk.strategy.masks import MaskRule
 from fishermask_sk.strategy.net_checks import check_module
 from fishermask_sk.strategy.query import Query

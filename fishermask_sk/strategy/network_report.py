@@ -14,9 +14,9 @@ from fishermask_sk.gradients.modules import undisturbed
 from fishermask_sk.memory import Budget, Needs, duration, free_bytes, readable
 from fishermask_sk.nets.skorch_adapter import fitted_net, preserved_rng
 from fishermask_sk.strategy.calibration import calibrate
+from fishermask_sk.strategy.contract import check_n_instances
 from fishermask_sk.strategy.eligible import Eligible
 from fishermask_sk.strategy.fisher_mask import FisherMask
-from fishermask_sk.strategy.learner import check_n_instances
 from fishermask_sk.strategy.net_checks import check_module
 from fishermask_sk.strategy.plan import Plan
 from fishermask_sk.strategy.query import Query
