@@ -255,6 +255,10 @@ class _Names(TorchFunctionMode):
             found = first.clone()
             self.pretended.pinned.add(_place(found))
             return found
+        if name == "is_pinned":
+            return not isinstance(first, OnDevice) and _place(first) in (
+                self.pretended.pinned
+            )
         pinned = kwargs.pop("pin_memory", False)
         out = kwargs.pop("out", None)
         kwargs = {key: self._true(value) for key, value in kwargs.items()}

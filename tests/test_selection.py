@@ -9,7 +9,7 @@ import torch
 
 from fishermask_sk.gradients.fisher import information
 from fishermask_sk.selection import select
-from fishermask_sk.selection.embeddings import DenseEmbeddings
+from fishermask_sk.selection.embeddings import DenseEmbeddings, first_copies
 from fishermask_sk.selection.gains import trace_reductions
 
 
@@ -392,7 +392,7 @@ def test_of_equal_samples_the_lowest_index_goes_first(dtype, form):
 @AT_ITS_EDGE
 @FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("damping", [1.0, 1e-3, 1e-5])
+@pytest.mark.parametrize("damping", [1.0, 1e-3, 1e-5, 1e-8, 1e-11])
 def test_of_copies_the_lowest_index_goes_first_at_any_damping(damping, dtype, form):
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -405,6 +405,18 @@ def test_of_copies_the_lowest_index_goes_first_at_any_damping(damping, dtype, fo
         for i in range(n):
             order = [p for p in picks if p % n == i]
             assert order == list(range(i, i + n * len(order), n))
+
+
+@pytest.mark.parametrize("width", [1, 2**19])
+def test_the_first_of_each_copies(width):
+    """Also of values that differ in their signs alone, and of whole numbers."""
+    rng = np.random.default_rng(0)
+    values = torch.as_tensor(rng.integers(-1, 2, size=(200, 1, 4)), dtype=torch.float32)
+    for dtype in (torch.float32, torch.float64):
+        found = DenseEmbeddings(values.to(dtype))
+        found.width = width
+        rows = [tuple(row) for row in values.flatten(1).tolist()]
+        assert first_copies(found).tolist() == [rows.index(row) for row in rows]
 
 
 @FORMS

@@ -26,28 +26,28 @@ import torch
 from torch import Tensor
 
 from fishermask_sk.distributed import Shard
-from fishermask_sk.selection.embeddings import Embeddings, blocks
+from fishermask_sk.selection.embeddings import Embeddings, blocks, first_copies
 from fishermask_sk.selection.gains import (
     cholesky_plus_identity,
     equal_from,
-    factored_traces,
     quotient_traces,
+    traces,
 )
 
 # So many of those with the largest gains are looked at together, as long as others may
-# have a larger one. More than the last of these cannot be told apart.
-LOOKS = (2, 8, 64)
+# have a larger one. More than the last of these cannot be told apart. On a processor
+# most picks need one look, and an accelerator had better look once.
+LOOKS = {"cpu": (1, 3, 8, 64)}
+ACCELERATOR_LOOKS = (8, 64)
 # Where A and B are made afresh, because looks have cost as much as that does, after
 # fewer picks than this, they are float64 from then on.
 FEW_PICKS = 16
 # Where rounding may take more than this from the I of I + A, all products are float64:
 # a float32 gain would tell nothing.
 MOST_OF_IDENTITY = 0.1
-# Those that look so nearly equal may be copies.
-NEAR_COPIES = 1e-5
 # Beyond this share of a gain M⁻¹ and Z are made afresh, which costs as much as hundreds
 # of picks. Their error is estimated, at 1 to 100 times of what was measured.
-ERROR_LIMIT = 1e-3
+ERROR_LIMIT = 1e-4
 # Picks whose columns wait beside M⁻¹ and Z before they are folded into them.
 FOLDED_PICKS = 16
 
@@ -93,11 +93,14 @@ class Candidates:
         self.error = 0.0
         n, c = embeddings.n, embeddings.c
         self._worth_filling = n * embeddings.width / (2 * c * embeddings.k)
-        self._both = information.new_empty(2, n, c, c)  # I + A, and B
-        self._both[0] = embeddings.quadratic()
-        self._lengths = _traces(self._both[0]).sqrt()
+        self._both = information.new_empty(n, c, c, 2)  # I + A, and B
+        self._both[..., 0] = embeddings.quadratic()
+        self._lengths = traces(self._both)[:, 0].sqrt()
         self._per_term = self._lengths / embeddings.k**0.5
-        self._seen: dict[int, tuple[Tensor, ...]] = {}
+        self._seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._places = torch.arange(n, device=embeddings.device)
+        self._first = first_copies(embeddings)
+        self._has_copies = bool((self._first != self._places).any())
         self.refresh()
 
     def refresh(self) -> None:
@@ -112,8 +115,8 @@ class Candidates:
         self._of_weights = _OfWeights(none, none, k, c)  # old memory goes first
         if self.known is None and not self.picked:
             inverse, z = none, self.information / self.damping**2
-            self._both[0] /= self.damping
-            self._both[0].diagonal(dim1=1, dim2=2).add_(1)
+            a = self._both[..., 0]
+            a.div_(self.damping).diagonal(dim1=1, dim2=2).add_(1)
         else:
             factor = self._factor()
             # Symmetric, and transposed as LAPACK wants it: nothing is copied below.
@@ -136,52 +139,66 @@ class Candidates:
         self._fill()
 
     def _fill(self) -> None:
-        """A and B by M⁻¹ and Z, and what rounding may leave in them, in units of the
-        last digit.
+        """A and B by M⁻¹ and Z, and what rounding may leave of them in a gain, which
+        may be so many times too small and so much.
         """
         inverse, z = self._of_weights.folded()
-        self._both[1] = self.embeddings.quadratic(z, self.dtype)
+        a, b = self._both.unbind(3)
+        b.copy_(self.embeddings.quadratic(z, self.dtype))
         if inverse.ndim:
-            self._both[0] = self.embeddings.quadratic(inverse, self.dtype)
-            self._both[0].diagonal(dim1=1, dim2=2).add_(1)
+            a.copy_(self.embeddings.quadratic(inverse, self.dtype))
+            a.diagonal(dim1=1, dim2=2).add_(1)
         # What X = M⁻¹ or Z leaves in V X Vᵀ is the rounding of |V| |X Vᵀ|, where X Vᵀ
         # is no longer than the root of |X| tr V X Vᵀ, and of its own terms.
         norm_z = torch.linalg.matrix_norm(z)
-        norms = torch.stack([norm_z.new_tensor(1 / self.damping), norm_z])[:, None]
-        traces = _traces(self._both)
-        traces[0] -= self.embeddings.c
-        roots = (traces.clamp_min(0) * norms).sqrt()
-        terms = norms * self._per_term
-        self._units_of_a, self._units = self._lengths * (roots + terms)
-        largest = self.shard.largest(self._units_of_a[:, None])[0]
-        lost = largest * torch.finfo(self.dtype).eps
-        if self.dtype != torch.float64 and float(lost) > MOST_OF_IDENTITY:
+        norms = torch.stack([norm_z.new_tensor(1 / self.damping), norm_z])
+        sizes = traces(self._both)
+        sizes[:, 0] -= self.embeddings.c
+        roots = (sizes.clamp_min(0) * norms).sqrt()
+        lost = self._lengths[:, None] * (roots + norms * self._per_term[:, None])
+        lost *= torch.finfo(self.dtype).eps
+        of_a, self._rounding = lost.mT.contiguous()
+        self._factors = 1 + of_a
+        of_identity = float(self.shard.largest(of_a[:, None]))
+        if self.dtype != torch.float64 and of_identity > MOST_OF_IDENTITY:
             self.dtype = torch.float64
             self._fill()
             return
+        self._lead = self._first
         if self.picked:
             self._close(torch.stack(self.picked))
-        self._worst = self.shard.largest(self._units[:, None])[0]
+        self._worst = self.shard.largest(self._rounding[:, None])
         self._n_filled, self._n_looks = len(self.picked), 0
 
     def _close(self, positions: Tensor) -> None:
         """These are not to be picked."""
-        self._units.index_fill_(0, self.shard.own(positions), -torch.inf)
+        self._rounding.index_fill_(0, self.shard.own(positions), -torch.inf)
+        if self._has_copies:
+            # The lowest that is not picked stands for all copies of it.
+            is_open, n = ~self._rounding.isneginf(), self.embeddings.n
+            places = torch.where(is_open, self._places, n)
+            lowest = places.scatter_reduce(0, self._first, places, "amin")
+            self._lead = torch.where(is_open, lowest[self._first], self._places)
 
     def gains(self) -> Tensor:
         """The trace reduction of every candidate here (n,), −∞ for those that are
         picked; of those that are not among the largest an upper bound.
         """
+        found = self._gains()
+        return found[self._lead] if self._has_copies else found
+
+    def _gains(self) -> Tensor:
+        """Of copies that of the lowest alone."""
         n = self.embeddings.n
         while n:
             if self.dtype != torch.float64 and self._n_looks > self._worth_filling:
                 self._sharpen()
-            found = quotient_traces(self._both[1], self._both[0])
-            eps = torch.finfo(self.dtype).eps
-            upper = torch.add(found, self._units, alpha=eps)
-            upper.addcmul_(found, self._units_of_a, value=eps)
+            found = quotient_traces(self._both, self.dtype)
+            upper = torch.addcmul(self._rounding, found, self._factors)
             # No number: of one that is picked, or that rounding leaves no gain.
             upper.nan_to_num_(-torch.inf, torch.inf, -torch.inf)
+            if self._has_copies:
+                upper.masked_fill_(self._lead != self._places, -torch.inf)
             if self._look(upper):
                 return upper
             if self.dtype == torch.float64:
@@ -199,72 +216,66 @@ class Candidates:
         """Put their gain, by M⁻¹ and Z, in the place of the largest of these upper
         bounds of gains, until no other can be as large; or False, if they are many.
         """
-        values, places = upper.topk(min(len(upper), LOOKS[-1] + 1))
+        looks = LOOKS.get(upper.device.type, ACCELERATOR_LOOKS)
+        values, places = upper.topk(min(len(upper), looks[-1] + 1))
         self._seen = {}
-        found, rows = [], []
-        for start, end in zip((0, *LOOKS), LOOKS, strict=False):
+        largest = -torch.inf
+        for start, end in zip((0, *looks), looks, strict=False):
             few = places[start:end]
             v = self.embeddings.rows(few).double()
-            both = self._of_weights.times(v.flatten(0, 1))
-            a_b = (both.view(len(v), -1, both.shape[2]) @ v.mT).unflatten(1, (-1, 2))
-            factor = cholesky_plus_identity(a_b[:, :, 0])
-            exact = factored_traces(a_b[:, :, 1], factor)
+            both, factor, g = self._seen_at(v)
+            exact = traces(g)
             exact = exact.masked_fill(values[start:end].isneginf(), -torch.inf)
             upper.index_copy_(0, few, exact)
-            numbers = torch.cat([self._worst[None], values[end : end + 1], few, exact])
+            numbers = torch.cat([self._worst, values[end : end + 1], few, exact])
             worst, *others = numbers.tolist()
             others, gains = others[: -len(few)], others[-len(few) :]
-            self.error = torch.finfo(torch.float64).eps * (self._noise + worst)
+            ratio = torch.finfo(torch.float64).eps / torch.finfo(self.dtype).eps
+            self.error = torch.finfo(torch.float64).eps * self._noise + ratio * worst
             for i, place in enumerate(others[-len(few) :]):
-                self._seen[int(place)] = (
-                    v[i],
-                    both.unflatten(0, v.shape[:2])[i],
-                    factor[i],
-                )
-            found += gains
-            rows.append(v)
-            level = equal_from(max(found), self.error, self.embeddings.dtype)
+                self._seen[int(place)] = both[i], factor[i], g[i]
+            largest = max(largest, *gains)
+            level = equal_from(largest, self.error, self.embeddings.dtype)
             self._n_looks += len(few) if start else 0
             if end >= len(upper) or not others[0] >= level:
-                near = (1 - NEAR_COPIES) * max(found) - self.error
-                if sorted(found)[-2:][0] >= near:
-                    self._level_copies(upper, places[:end], torch.cat(rows))
                 return True
         return False
 
-    def _level_copies(self, upper: Tensor, places: Tensor, rows: Tensor) -> None:
-        """Give copies of the best its gain."""
-        gains = upper[places]
-        best = rows.index_select(0, gains.argmax().reshape(1))
-        is_copy = (rows == best).flatten(1).all(1) & ~gains.isneginf()
-        upper[places] = torch.where(is_copy, gains.amax(), gains)
+    def _seen_at(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of some V (m, c, k): V [M⁻¹, Z], L with LLᵀ = I + A, and G = L⁻¹ B L⁻ᵀ, whose
+        trace is the gain.
+        """
+        both = self._of_weights.times(v.flatten(0, 1)).unflatten(0, v.shape[:2])
+        a, b = (both.flatten(1, 2) @ v.mT).unflatten(1, (-1, 2)).unbind(2)
+        factor = cholesky_plus_identity(a)
+        half = torch.linalg.solve_triangular(factor, b, upper=False)
+        g = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+        return both, factor, g
 
     def add(self, position: Tensor, place: int | None) -> None:
         """Bring every candidate up to date with a pick."""
         if place in self._seen:
-            v, both, factor = self._seen[place]
+            both, factor, g = self._seen[place]
         else:
-            v = self.shard.take(position.reshape(1), self.embeddings.rows)[0].double()
-            both = self._of_weights.times(v)
-            factor = cholesky_plus_identity(both[:, 0] @ v.mT)
+            v = self.shard.take(position.reshape(1), self.embeddings.rows).double()
+            both, factor, g = (each[0] for each in self._seen_at(v))
         half = torch.linalg.solve_triangular(factor, both.flatten(1), upper=False)
         u, h = half.tensor_split(2, dim=1)
-        g = torch.linalg.solve_triangular(factor, v @ h.mT, upper=False)
-        u_h, h_u = self._of_weights.subtract(u, h, g)
+        columns = self._of_weights.subtract(u, h, g).to(self.dtype)  # U, H and U again
+        u_h = columns[:2].flatten(0, 1).mT
         self.picked.append(position)
         # An entry of Y = VU is off by |V||U| over the root of k, as a sum of k terms
-        # whose errors are independent.
-        norms = torch.linalg.vector_norm(h_u, dim=(1, 2))
-        columns = u_h.to(self.dtype).flatten(0, 1).mT
+        # whose errors are independent; a change of B by that times |VH|, and so on.
+        norms = torch.linalg.vector_norm(columns[1:], dim=(1, 2))[:, None]
+        eps = 8**0.5 * torch.finfo(self.dtype).eps
         for part in blocks(self.embeddings):
-            products = self.embeddings.part(part).times(columns).unflatten(2, (2, -1))
-            y = products[:, :, 0]
-            changes = (y @ products.flatten(1, 2).mT).unflatten(2, (-1, 2))
-            self._both[:, part].sub_(changes.permute(3, 0, 1, 2))
-            of_rows = torch.linalg.vector_norm(products, dim=(1, 3), dtype=norms.dtype)
-            self._units[part].addcmul_(of_rows @ norms, self._per_term[part], value=2)
+            y_h = self.embeddings.part(part).times(u_h).unflatten(2, (2, -1))
+            changes = y_h[:, :, 0] @ y_h.flatten(1, 2).mT
+            self._both[part].sub_(changes.unflatten(2, (-1, 2)))
+            size = torch.linalg.vector_norm(y_h.mul_(norms), dim=(1, 2, 3))
+            self._rounding[part].addcmul_(size, self._per_term[part], value=eps)
         self._close(position.reshape(1))
-        self._worst = self.shard.largest(self._units[:, None])[0]
+        self._worst = self.shard.largest(self._rounding[:, None])
 
     def is_settled(self, gain: float) -> bool:
         """Whether a largest gain like this is no rounding; else all was made afresh,
@@ -330,9 +341,9 @@ class _OfWeights:
         q.addmm_(spent, self._columns[:2].flatten(0, 1), alpha=-0.5)
         return result
 
-    def subtract(self, u: Tensor, half: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a pick away, with H = 2·half − G U, all of them transposed; [U, H] and
-        [H, U] (2, c, k).
+    def subtract(self, u: Tensor, half: Tensor, g: Tensor) -> Tensor:
+        """Take a pick away, with H = 2·half − G U, all of them transposed; U, H and U
+        (3, c, k).
         """
         if self._n == self._columns.shape[1]:
             self.folded()
@@ -340,7 +351,7 @@ class _OfWeights:
         self._n = place.stop
         self._columns[::2, place] = u
         torch.addmm(half, g, u, beta=2, alpha=-1, out=self._columns[1, place])
-        return self._columns[:2, place], self._columns[1:, place]
+        return self._columns[:, place]
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """All of M⁻¹ and Z."""
@@ -354,10 +365,6 @@ class _OfWeights:
             self._columns.zero_()
             self._n = 0
         return self._inverse, self._z
-
-
-def _traces(matrices: Tensor) -> Tensor:
-    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def cholesky(m: Tensor, damping: float) -> Tensor:

@@ -102,8 +102,8 @@ class DenseEmbeddings:
 
     def rows(self, samples: Tensor) -> Tensor:
         """As of all `Embeddings`."""
-        found = self.values[samples.to(self.values.device)]
-        return self._there(found, self.dtype)
+        here = samples.to(self.values.device)
+        return self._there(gathered(self.values, here), self.dtype)
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""
@@ -149,3 +149,43 @@ def blocks(embeddings: Embeddings, width: int | None = None) -> Iterator[slice]:
     numbers = BLOCK_NUMBERS.get(embeddings.device.type, ACCELERATOR_NUMBERS)
     step = max(1, numbers // max(1, width or embeddings.width))
     return (slice(i, i + step) for i in range(0, embeddings.n, step))
+
+
+def gathered(tensor: Tensor, samples: Tensor) -> Tensor:
+    """A tensor's entries of some samples, in pinned memory where the tensor's is."""
+    if not tensor.is_pinned():
+        return tensor.index_select(0, samples)
+    shape = len(samples), *tensor.shape[1:]
+    room = torch.empty(shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    return torch.index_select(tensor, 0, samples, out=room)
+
+
+def first_copies(embeddings: Embeddings) -> Tensor:
+    """Of each sample the first that equals it (n,).
+
+    Sums of the bits of a sample, with random weights, are equal for copies; those that
+    have the same are compared.
+    """
+    n, tensors = embeddings.n, [t.flatten(1) for t in embeddings.tensors]
+    first = places = torch.arange(n, device=tensors[0].device)
+    if not n:
+        return first.to(embeddings.device)
+    generator = torch.Generator("cpu").manual_seed(0)
+    keys = torch.zeros_like(places)
+    for tensor in tensors:
+        bits = tensor.view(torch.int32)
+        weights = torch.randint(
+            -(2**62), 2**62, bits.shape[1:], generator=generator, device="cpu"
+        ).to(bits.device)
+        for part in blocks(embeddings):
+            keys[part] += (bits[part] * weights).sum(1)
+    groups = keys.unique(return_inverse=True)[1]
+    first = torch.empty_like(places).scatter_reduce_(
+        0, groups, places, "amin", include_self=False
+    )[groups]
+    later = (first < places).nonzero()[:, 0]
+    for some in later.split(max(1, BLOCK_NUMBERS["cpu"] // max(1, embeddings.width))):
+        for tensor in tensors:
+            differ = (tensor[some] != tensor[first[some]]).any(1)
+            first[some] = torch.where(differ, some, first[some])
+    return first.to(embeddings.device)

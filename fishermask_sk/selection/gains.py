@@ -47,23 +47,29 @@ def trace_reductions(a: Tensor, b: Tensor) -> Tensor:
     -------
     Tensor of shape (n,)
     """
-    return quotient_traces(b, plus_identity(a))
+    return quotient_traces(torch.stack([plus_identity(a), b], dim=3))
 
 
-def quotient_traces(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """tr(B D⁻¹) for each pair of matrices (n, c, c), D symmetric, positive definite."""
-    n, c = numerator.shape[:2]
-    if numerator.device.type != "cpu" or c > MAX_UNROLLED_ROWS or n < MIN_UNROLLED:
+def quotient_traces(pairs: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """tr(B D⁻¹) for each pair of matrices D, symmetric, positive definite, and B (n, c,
+    c, 2), float64; a dtype may do where time counts.
+    """
+    n, c = pairs.shape[:2]
+    if pairs.device.type != "cpu" or c > MAX_UNROLLED_ROWS or n < MIN_UNROLLED:
+        denominator, numerator = pairs.unbind(3)
         return factored_traces(numerator, torch.linalg.cholesky_ex(denominator).L)
-    n_matrices = max(1, ENTRIES_AT_A_TIME // c**2)
-    parts = zip(numerator.split(n_matrices), denominator.split(n_matrices), strict=True)
-    return torch.cat([_eliminated(*part) for part in parts])
+    parts = pairs.split(max(1, ENTRIES_AT_A_TIME // c**2))
+    return torch.cat([_eliminated(part.to(dtype)) for part in parts]).double()
 
 
 def factored_traces(numerator: Tensor, factor: Tensor) -> Tensor:
     """tr(B D⁻¹) for each pair, of D its Cholesky factor."""
-    quotient = torch.cholesky_solve(numerator, factor)
-    return quotient.diagonal(dim1=1, dim2=2).sum(1)
+    return traces(torch.cholesky_solve(numerator, factor))
+
+
+def traces(matrices: Tensor) -> Tensor:
+    """Of each matrix (n, c, c, ...)."""
+    return matrices.diagonal(dim1=1, dim2=2).sum(-1)
 
 
 def cholesky_plus_identity(a: Tensor) -> Tensor:
@@ -79,29 +85,24 @@ def plus_identity(matrices: Tensor) -> Tensor:
     )
 
 
-def _eliminated(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """tr(B D⁻¹), of whose B the symmetric part counts.
+def _eliminated(pairs: Tensor) -> Tensor:
+    """tr(B D⁻¹), row by row of all pairs at once.
 
-    Row j is eliminated from all of them at once: with d = D[j, j], l = D[j+1:, j] / d
-    and q = B[j, j], what is left of D is D − d l lᵀ, what is left of B is B − l bᵀ − b
-    lᵀ for b = B[j+1:, j] − q l / 2, and q / d is row j's part of the trace.
+    With d = D[j, j], l = D[j+1:, j] / d, and q, r and s the entries of B at [j, j],
+    [j+1:, j] and [j, j+1:], what is left of D is D − d l lᵀ, what is left of B is B −
+    (r − q l / 2) lᵀ − l (s − q l / 2)ᵀ, and q / d is row j's part of the trace.
     """
-    c = numerator.shape[1]
-    left_d, left_b = (
-        matrices.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
-        for matrices in (denominator, numerator)
-    )
-    left_b += numerator.permute(2, 1, 0)
+    last = pairs.flatten(1).mT.clone(memory_format=torch.contiguous_format)
+    left_d, left_b = last.unflatten(0, pairs.shape[1:]).unbind(2)
     trace = torch.zeros_like(left_d[0, 0])
-    for j in range(c):
-        d, q = left_d[j, j], left_b[j, j]
-        trace += q / d
-        r = left_d[j + 1 :, j]
-        factors = r / d
-        b = left_b[j + 1 :, j] - 0.5 * q * factors
-        for row in range(c - j - 1):  # the lower triangles alone
-            below = slice(j + 1, j + 2 + row)
-            left_d[j + 1 + row, below].addcmul_(r[: row + 1], factors[row], value=-1)
-            left_b[j + 1 + row, below].addcmul_(b[: row + 1], factors[row], value=-1)
-            left_b[j + 1 + row, below].addcmul_(factors[: row + 1], b[row], value=-1)
-    return trace / 2
+    for j in range(len(left_d)):
+        d, q, below = left_d[j, j], left_b[j, j], slice(j + 1, None)
+        trace.addcdiv_(q, d)
+        column = left_d[below, j]
+        factors = column / d
+        half = 0.5 * q * factors
+        r, s = left_b[below, j] - half, left_b[j, below] - half
+        left_d[below, below].addcmul_(column[:, None], factors[None], value=-1)
+        left_b[below, below].addcmul_(r[:, None], factors[None], value=-1)
+        left_b[below, below].addcmul_(factors[:, None], s[None], value=-1)
+    return trace

@@ -28,7 +28,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fishermask_sk.selection.embeddings import DenseEmbeddings, Embeddings, blocks
+from fishermask_sk.selection.embeddings import (
+    DenseEmbeddings,
+    Embeddings,
+    blocks,
+    gathered,
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,8 @@ class HeadEmbeddings:
     def whole_rows(self, samples: Tensor) -> Tensor:
         """V_i of the whole head (m, c, d·C), inputs first."""
         here = samples.to(self.inputs.device)
-        r, h = self.of([tensor[here] for tensor in self.tensors])._here(self.dtype)
+        some = self.of([gathered(tensor, here) for tensor in self.tensors])
+        r, h = some._here(self.dtype)
         return (h[:, None, :, None] * r[:, :, None]).flatten(2)
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:

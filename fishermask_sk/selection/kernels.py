@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fishermask_sk.selection.embeddings import Embeddings, blocks
+from fishermask_sk.selection.embeddings import Embeddings, blocks, first_copies
 from fishermask_sk.selection.gains import plus_identity, trace_reductions
 
 
@@ -68,7 +68,7 @@ class KernelCandidates:
         largest = self._own_blocks().diagonal(dim1=1, dim2=2).sum(1).amax()
         self._noise = 16 * torch.finfo(torch.float64).eps * float(largest)
         self.error = 0.0
-        self._first = _first_copies(embeddings)
+        self._first = first_copies(embeddings)
         self._picked = torch.zeros_like(self._first, dtype=torch.bool)
 
     def gains(self) -> Tensor:
@@ -84,8 +84,9 @@ class KernelCandidates:
         """Condition on a pick."""
         self._picked.index_fill_(0, position, True)
         c = self.embeddings.c
-        row = self.kernel.unflatten(0, (-1, c))[position]
-        a = self._own_blocks()[position]
+        one = position.reshape(1)
+        row = self.kernel.unflatten(0, (-1, c)).index_select(0, one)[0]
+        a = self._own_blocks().index_select(0, one)[0]
         factor, _ = torch.linalg.cholesky_ex(plus_identity(a))
         half = torch.linalg.solve_triangular(factor, row, upper=False)
         self.kernel.addmm_(half[:, : len(self.kernel)].mT, half, alpha=-1)
@@ -138,17 +139,6 @@ def _kernel(
                 top += height
             start = place.stop
     return result
-
-
-def _first_copies(embeddings: Embeddings) -> Tensor:
-    """Of each sample the first that equals it (n,)."""
-    values = torch.cat([tensor.flatten(1) for tensor in embeddings.tensors], dim=1)
-    _, groups = values.unique(dim=0, return_inverse=True)
-    places = torch.arange(embeddings.n, device=groups.device)
-    first = torch.empty_like(places).scatter_reduce_(
-        0, groups, places, "amin", include_self=False
-    )
-    return first[groups].to(embeddings.device)
 
 
 def _information(embeddings: Embeddings, basis: Tensor) -> Tensor:

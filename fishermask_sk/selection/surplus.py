@@ -91,19 +91,21 @@ def kept_picks(
     picks = _Picks(x, information)
     if not picks.largest * torch.finfo(x.dtype).eps < 1:
         raise FloatingPointError(CANNOT_DECIDE.format(picks.largest))
+    positions = indices.cpu()  # an accelerator is asked once a removal
     while len(picks.left) > n_kept:
-        costs = picks.costs()
+        costs, shares = torch.stack([picks.costs(), picks.shares]).cpu()
         least = costs.amin()
         if not bool(torch.isfinite(least)):
             raise FloatingPointError(CANNOT_DECIDE.format(picks.largest))
         tied = (costs <= least + tolerance * least.abs()).nonzero()[:, 0]
-        loser = choose(indices[picks.left[tied]])
-        picks.remove((indices[picks.left] == loser).nonzero()[0, 0])
+        loser = choose(positions[picks.left[tied]])
+        i = int((positions[picks.left] == loser).nonzero()[0, 0])
+        picks.remove(i, float(shares[i]))
         if on_removal is not None:
             on_removal()
-    kept = torch.zeros(len(indices), dtype=torch.bool, device=indices.device)
+    kept = torch.zeros(len(indices), dtype=torch.bool, device="cpu")
     kept[picks.left] = True
-    return kept
+    return kept.to(indices.device)
 
 
 def _whitened(
@@ -141,12 +143,12 @@ class _Picks:
     p: Tensor  # (d, m·c)
     every_n: Tensor | None  # N between all (m·c, m·c), where it has its own factor
     error: Tensor  # what of an entry of N may be rounding (m,)
-    smallest: Tensor  # eigenvalue of N, or less (m,)
+    shares: Tensor  # that of the smallest eigenvalue of N (m,)
 
     def __init__(self, x: Tensor, information: Tensor) -> None:
         self.x, self.information = x, information
         self.c, self.d = x.shape[1:]
-        self.left = torch.arange(len(x), device=x.device)
+        self.left = torch.arange(len(x), device="cpu")
         self.largest = float(x.square().sum((1, 2)).amax())
         self._n_removed, self._is_due = 0, True
 
@@ -159,10 +161,11 @@ class _Picks:
         factor, failed = torch.linalg.cholesky_ex(self.n)
         inverse = torch.cholesky_inverse(factor)
         # One over the norm of the inverse is at most the smallest eigenvalue.
-        self.smallest = 1 / torch.linalg.matrix_norm(inverse)
-        self.smallest[failed != 0] = 0
+        smallest = 1 / torch.linalg.matrix_norm(inverse)
+        smallest.masked_fill_(failed != 0, 0)
         costs = (inverse * self.b).sum((1, 2))
-        doubtful = ~(self.error <= COST_ERROR * self.smallest)
+        self.shares = self.error / smallest
+        doubtful = ~(self.error <= COST_ERROR * smallest)
         if not bool(doubtful.any()):
             return costs
         # No N is larger than this, and so no cost is smaller.
@@ -171,22 +174,21 @@ class _Picks:
         rotated = vectors.mT @ self.b[doubtful] @ vectors
         costs[doubtful] = (rotated.diagonal(dim1=1, dim2=2) / at_most).sum(1)
         while bool(doubtful[i := costs.argmin()]):
-            costs[i], doubtful[i] = self._afresh(i), False
+            costs[i], doubtful[i] = self._afresh(int(i)), False
         return costs
 
-    def remove(self, i: Tensor) -> None:
-        """Take the i-th of those that are left back."""
-        share = float(self.error[i] / self.smallest[i])
-        stay = torch.arange(len(self.left), device=self.left.device) != i
+    def remove(self, i: int, share: float) -> None:
+        """Take the i-th of those that are left back, of whose N so much may be
+        rounding.
+        """
+        pick, self.left = int(self.left[i]), self._but(i)
         self._n_removed += 1
         if self._n_removed == REMOVALS or not share <= UPDATE_ERROR:
-            self.left, self._is_due = self.left[stay], True
+            self._is_due = True
             return
-        own = slice(int(i) * self.c, (int(i) + 1) * self.c)
-        if self.every_n is None:
-            across = -(self.x[self.left[i]] @ self.p)
-        else:
-            across = self.every_n[own]
+        own = slice(i * self.c, (i + 1) * self.c)
+        every = self.every_n
+        across = -(self.x[pick] @ self.p) if every is None else every[own]
         factor, _ = torch.linalg.cholesky_ex(self.n[i])
         z = torch.linalg.solve_triangular(factor, across, upper=False)
         u = torch.linalg.solve_triangular(factor, self.p[:, own].mT, upper=False).mT
@@ -195,14 +197,16 @@ class _Picks:
         across_f = self._blocks(z.mT, (f_u.mT @ self.p - 0.5 * (u.mT @ f_u) @ z).mT)
         shrunk = self._blocks(z.mT, z.mT)
         lost = share * shrunk.diagonal(dim1=1, dim2=2).sum(1)
+        stay = torch.arange(len(self.left), device=lost.device)
+        stay += stay >= i
         self.b = (self.b - across_f - across_f.mT)[stay]
         self.n = (self.n - shrunk)[stay]
         self.error = (self.error + 4 * lost + 2 * (self.error * lost).sqrt())[stay]
-        columns = stay.repeat_interleave(self.c)
+        columns = stay[:, None] * self.c + torch.arange(self.c, device=stay.device)
+        columns = columns.flatten()
         self.p = (self.p - u @ z)[:, columns]
         if self.every_n is not None:
             self.every_n = (self.every_n - z.mT @ z)[columns][:, columns]
-        self.left = self.left[stay]
 
     def _start(self) -> None:
         """N, B and P of those that are left, from an orthonormal factor."""
@@ -226,13 +230,16 @@ class _Picks:
         self.b = self._blocks((self.information @ self.p).mT, self.p.mT)
         self._n_removed, self._is_due = 0, False
 
-    def _afresh(self, i: Tensor) -> Tensor:
+    def _but(self, i: int) -> Tensor:
+        """Those that are left but for the i-th."""
+        return torch.cat([self.left[:i], self.left[i + 1 :]])
+
+    def _afresh(self, i: int) -> Tensor:
         """The cost of one, as its gain beside the others."""
-        others = self.left[torch.arange(len(self.left), device=i.device) != i]
-        rows = self.x[others].flatten(0, 1)
+        rows = self.x[self._but(i)].flatten(0, 1)
         eye = torch.eye(self.d, dtype=rows.dtype, device=rows.device)
         triangle = torch.linalg.qr(torch.cat([rows, eye]), mode="r").R
-        v = self.x[self.left[i]].mT
+        v = self.x[int(self.left[i])].mT
         half = torch.linalg.solve_triangular(triangle.mT, v, upper=False)
         p = torch.linalg.solve_triangular(triangle, half, upper=True)
         b = p.mT @ self.information @ p

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fishermask_sk.selection.embeddings import blocks
+from fishermask_sk.selection.embeddings import blocks, gathered
 from fishermask_sk.selection.head_embeddings import HeadEmbeddings, HeadMask
 
 
@@ -114,7 +114,7 @@ class TopHeadEmbeddings:
     def whole_rows(self, samples: Tensor) -> Tensor:
         """V_i of the whole head (m, c, d·C), inputs first."""
         here = samples.to(self.inputs.device)
-        some = self.of([tensor[here] for tensor in self.tensors])
+        some = self.of([gathered(tensor, here) for tensor in self.tensors])
         r, tops, h = some._here(self.dtype)
         spread = r.new_zeros(len(r), self.c, self.n_classes)
         spread.scatter_(2, tops[:, None].expand_as(r), r)
