@@ -207,13 +207,70 @@ def test_the_host_waits_once_a_batch_whatever_the_net(depth, n_classes):
         # The mask, and whether gradients are autograd's; then the latter alone.
         assert [counts.n_syncs for counts in asked] == [2, 1, 1], asked
         assert asked[1].n_launches == asked[2].n_launches <= asked[0].n_launches
-        assert sum(asked[2].to_device.values()) == 1  # the comparison's weights
+        # Who has a pass of its own, and which number belongs to which weights.
+        assert sum(asked[2].to_device.values()) == 2
         with device.counted() as counts:
             gradients.diagonal_fisher(batches[:1])
         assert counts.n_syncs == 1, counts
         with device.counted() as counts, undisturbed(module):
             pass
         assert counts.n_syncs == 1, counts
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(7, 4, padding_idx=0), nn.LayerNorm(4)
+        self.head = nn.Linear(4, N_CLASSES)
+
+    def forward(self, x):
+        return self.head(self.norm(self.embed(x)).mean(1))
+
+
+class Grouped(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            *(nn.Conv2d(2, 4, 3, groups=2), nn.GroupNorm(2, 4), nn.PReLU(4)),
+            *(nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(16, N_CLASSES)),
+        )
+
+
+@pytest.mark.parametrize("kind", [Words, Grouped])
+def test_a_batch_asks_for_as_much_whatever_its_size(kind):
+    """And waits once, for scores and for embeddings."""
+    torch.manual_seed(0)
+    module = kind().eval()
+    batches = [
+        torch.randint(7, (n, 5)) if kind is Words else torch.randn(n, 2, 6, 6)
+        for n in (6, 34)
+    ]
+    gradients = PerSampleGradients(module, module, batches[0])
+    k = torch.arange(0, gradients.n_parameters, 3)
+    expected = (
+        gradients.diagonal_fisher(batches[:1]),
+        gradients.embeddings(batches[0], k),
+    )
+    with PretendDevice() as device:
+        device.move(module)
+        batches, k = [device.put(batch) for batch in batches], device.put(k)
+        gradients = PerSampleGradients(module, module, batches[0])
+        found = (
+            gradients.diagonal_fisher(batches[:1]),
+            gradients.embeddings(batches[0], k),
+        )
+        for f, e in zip(found, expected, strict=True):
+            torch.testing.assert_close(f.cpu(), e, rtol=1e-4, atol=1e-6)
+        for ask in (
+            lambda batch: gradients.diagonal_fisher([batch]),
+            lambda batch: gradients.embeddings(batch, k),
+        ):
+            counted = []
+            for batch in batches:
+                with device.counted() as counts:
+                    ask(batch)
+                counted.append((counts.n_launches, counts.n_syncs))
+            assert counted[0] == counted[1]
+            assert counted[0][1] == 1
 
 
 def test_processes_compare_their_nets_with_one_wait():

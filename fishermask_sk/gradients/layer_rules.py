@@ -411,17 +411,21 @@ def _embedding_entries(module: nn.Embedding, entries: Tensor) -> FromSeen:
 
 
 def _embedding_squares(module: nn.Embedding, a: Tensor) -> FromOutputGradient:
-    sample = torch.arange(len(a), device=a.device)[:, None] * module.num_embeddings
-    used, slot = torch.unique(a.reshape(len(a), -1) + sample, return_inverse=True)
-    token = used % module.num_embeddings
+    # Equal tokens of a sample have one slot; nobody waits for how many there are.
+    tokens, order = a.reshape(len(a), -1).sort(1)
+    first = F.pad(tokens.diff(dim=1) != 0, (1, 0)).cumsum(1)
+    n_slots = tokens.numel()
+    first += torch.arange(0, n_slots, tokens.shape[1], device=a.device)[:, None]
+    slot = torch.empty_like(order).scatter_(1, order, first).flatten()
+    token = slot.new_zeros(n_slots).scatter_(0, first.flatten(), tokens.flatten())
 
     def squares(g: Tensor) -> Tensor:
-        g = g.reshape(slot.numel(), -1)
-        summed = g.new_zeros(len(used), g.shape[1]).index_add_(0, slot.flatten(), g)
+        g = g.reshape(n_slots, -1)
+        summed = g.new_zeros(g.shape).index_add_(0, slot, g)
         if module.padding_idx is not None:
-            summed[token == module.padding_idx] = 0
+            summed.masked_fill_((token == module.padding_idx)[:, None], 0)
         return g.new_zeros(module.num_embeddings, g.shape[1]).index_add_(
-            0, token, summed.square()
+            0, token, summed.square_()
         )
 
     return squares

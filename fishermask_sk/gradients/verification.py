@@ -109,16 +109,21 @@ class Verification:
         """Which parameters' gradients are not autograd's, and by how much of the
         largest they differ. What is in one group is of one size.
         """
-        numbers = []
-        for summed, squared, expected in chain(*(group.values() for group in groups)):
-            if len(expected):
-                expected = expected.to(summed.dtype)
-                largest = torch.maximum(squared.max().sqrt(), expected.abs().max())
-                numbers.append(torch.stack([(summed - expected).abs().max(), largest]))
-        if not numbers:
+        compared = [
+            c for c in chain(*(group.values() for group in groups)) if len(c.expected)
+        ]
+        if not compared:
             return {}
+        summed, squared, expected = map(torch.cat, zip(*compared, strict=True))
+        lengths = torch.tensor([len(c.expected) for c in compared], device="cpu")
+        number = torch.arange(len(lengths), device="cpu").repeat_interleave(lengths)
+        number = number.to(summed.device, non_blocking=True).expand(2, -1)
+        sizes = torch.maximum(squared.sqrt(), expected.abs())
+        numbers = torch.stack([(summed - expected).abs(), sizes])
+        largest = numbers.new_zeros(2, len(lengths))
+        largest.scatter_reduce_(1, number, numbers, "amax")
         # The one time that a device is waited for.
-        apart = iter(torch.stack(numbers).tolist())
+        apart = iter(largest.mT.tolist())
         tolerance = TOLERANCE.get(self.coarsest, HALF_TOLERANCE)
         found = {}
         for group in groups:

@@ -96,8 +96,10 @@ class Vouched:
         for (name, places), g, p in zip(
             self._places.items(), gradients, self.parameters, strict=True
         ):
-            zero = torch.zeros_like(places, dtype=p.dtype)
-            found = zero if g is None else dense(g).flatten()[places]
+            if g is None:
+                found = torch.zeros_like(places, dtype=p.dtype)
+            else:
+                found = dense(g).flatten()[places]
             self._expected[name] = at_least_float32(found, found.dtype)
 
     def note(self, seconds: Sequence[float]) -> None:
