@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from numbers import Integral
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -11,14 +12,14 @@ from sklearn.base import clone
 
 from fishermask_sk._types import Learner, Samples
 from fishermask_sk.gradients.modules import undisturbed
-from fishermask_sk.memory import Budget, Needs, duration, free_bytes, readable
+from fishermask_sk.memory import duration, free_bytes, readable
 from fishermask_sk.nets.skorch_adapter import fitted_net, preserved_rng
-from fishermask_sk.strategy.calibration import calibrate
+from fishermask_sk.strategy.calibration import Costs, calibrate
 from fishermask_sk.strategy.contract import check_n_instances
 from fishermask_sk.strategy.eligible import Eligible
 from fishermask_sk.strategy.fisher_mask import FisherMask
 from fishermask_sk.strategy.net_checks import check_module
-from fishermask_sk.strategy.plan import Plan
+from fishermask_sk.strategy.plan import Plan, changed_plan
 from fishermask_sk.strategy.query import Query
 from fishermask_sk.strategy.question import Question
 from fishermask_sk.strategy.settings import Settings
@@ -26,6 +27,10 @@ from fishermask_sk.strategy.sizes import Sizes
 
 # From so many classes on they are what costs.
 MANY_CLASSES = 20
+# Of a head of more weights so many are priced as well.
+PART_OF_HEAD = 1000
+# Changes of these leave the mask and its embeddings as they are.
+OF_SAMPLES = {"candidates", "n_information_samples", "n_mask_samples"}
 
 
 class ParameterReport(NamedTuple):
@@ -51,6 +56,12 @@ class Alternative(NamedTuple):
     setting: str
     seconds: float
     bytes: int
+    verdict: str
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it would not run either."""
+        return not self.verdict.startswith("runs")
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +92,8 @@ class NetworkReport:
         "runs", "runs by streaming" with where embeddings lie, or "would be refused"
         with what `select` would say.
     alternatives : tuple of Alternative
-        Cheaper settings, each with `setting`, `seconds` and `bytes`.
+        Cheaper settings, each with `setting`, `seconds`, `bytes` and `verdict`. The
+        first two change who may be picked, all others the mask.
     notes : tuple of str
         What may surprise.
     """
@@ -127,8 +139,10 @@ class NetworkReport:
             f"{duration(self.seconds['selection'])})",
             f"verdict  {self.verdict}",
             *(
-                f"or       {setting}: about {duration(seconds)}, {readable(n_bytes)}"
-                for setting, seconds, n_bytes in self.alternatives
+                f"or       {other.setting}: about {duration(other.seconds)}, "
+                f"{readable(other.bytes)}"
+                + (", would be refused" if other.is_refused else "")
+                for other in self.alternatives
             ),
             *(f"note     {note}" for note in self.notes),
         ]
@@ -252,99 +266,128 @@ def check_network(
             params, fitted, pool, labeled, n_given, n_labeled, int(n_instances)
         )
         query = Query(asked)
+        start = perf_counter()
         plan = query.plan(within=params.batch_size)
-        target = None if n_target is None else (None, int(n_target))
+        of_plan = perf_counter() - start
 
-        def of_size(chosen: Settings) -> Sizes:
+        def of_size(chosen: Settings, plan: Plan) -> Sizes:
             """The query that is asked about, by these parameters."""
-            n = int(n_pool or n_given)
             question = Question(
                 chosen,
                 fitted,
                 None,
                 None,
-                n,
+                int(n_pool or n_given),
                 n_labeled,
                 int(n_instances),
-                target=target,
+                target=None if n_target is None else (None, int(n_target)),
             )
             candidates = chosen.candidates
             if not isinstance(candidates, Integral):
                 candidates = None
             return Sizes(question, Eligible(question, candidates), plan.head)
 
-        sizes = of_size(params)
-        mask_indices, costs = calibrate(asked, plan)
-        k = len(mask_indices)
-        seconds = costs.seconds(sizes, plan.n_rows)
-        needed = sizes.needs(k, plan.n_rows)
-        of_batch = _of_batch(asked, plan, sizes.question.pool.n)
-        verdict = _verdict(sizes, query.budget, k, plan.n_rows)
+        def priced(chosen: Settings, plan: Plan) -> _Price:
+            asked.params = chosen
+            mask_indices, costs = calibrate(query, plan, of_size(chosen, plan))
+            return _Price(query, plan, of_plan, len(mask_indices), costs)
+
+        price = priced(params, plan)
+        sizes = of_size(params, plan)
         alternatives = []
-        for changes in _cheaper(params, plan.n_classes):
-            other = of_size(replace(params, **changes))
-            n_top = int(other.params.n_top_classes or plan.n_classes)
-            n_rows = min(plan.n_rows, n_top - 1)
-            alternatives.append(
-                Alternative(
-                    ", ".join(f"{name}={value}" for name, value in changes.items()),
-                    sum(costs.seconds(other, n_rows).values()),
-                    other.needs(k, n_rows).total + of_batch,
-                )
-            )
+        for changes in _cheaper(params, plan):
+            chosen = replace(params, **changes)
+            own = price
+            if not OF_SAMPLES.issuperset(changes):
+                own = priced(chosen, changed_plan(plan, chosen))
+            other = of_size(chosen, own.plan)
+            alternatives.append(own.alternative(changes, other))
+        asked.params = params
     return NetworkReport(
         parameters=_parameters(plan),
         head=plan.layout.head,
         stem=plan.layout.stem,
-        k=k,
+        k=price.k,
         n_classes=plan.n_classes,
         n_pool=sizes.question.pool.n,
         n_labeled=n_labeled,
         n_instances=int(n_instances),
-        bytes=_bytes(needed, of_batch),
-        free_bytes=free_bytes(mask_indices.device),
-        seconds={**seconds, "total": sum(seconds.values())},
-        verdict=verdict,
+        bytes=price.bytes(sizes),
+        free_bytes=free_bytes(asked.device),
+        seconds=price.seconds(sizes),
+        verdict=price.verdict(sizes),
         alternatives=tuple(alternatives),
-        notes=_notes(params, plan, k),
+        notes=_notes(params, plan, price.k),
     )
 
 
-def _of_batch(question: Question, plan: Plan, n_pool: int) -> int:
-    """What the graph and the gradients of a batch take, by a pass of one sample."""
-    wanted = dict.fromkeys(plan.names)
-    n = min(question.params.batch_size, n_pool)
-    return plan.gradients.memory.bytes_of(question.shared_example[0], wanted, n)
+class _Price(NamedTuple):
+    """What a query with such a mask costs, by its numbers of samples."""
+
+    query: Query
+    plan: Plan
+    of_plan: float
+    k: int
+    costs: Costs
+
+    def seconds(self, sizes: Sizes) -> dict[str, float]:
+        """By step, and their sum."""
+        found = self.costs.seconds(sizes)
+        found["mask"] += self.of_plan
+        return {**found, "total": sum(found.values())}
+
+    def bytes(self, sizes: Sizes) -> dict[str, int]:
+        """By what takes them, and what is held at the most."""
+        needed, plan = sizes.needs(self.k, self.plan.n_rows), self.plan
+        # The graph and the gradients of a batch, by a pass of one sample.
+        n = min(sizes.params.batch_size, sizes.question.pool.n)
+        example, _ = self.query.question.shared_example
+        wanted = dict.fromkeys(plan.names)
+        batch = plan.gradients.memory.bytes_of(example, wanted, n)
+        return {**needed._asdict(), "batch": batch, "total": needed.total + batch}
+
+    def verdict(self, sizes: Sizes) -> str:
+        """What would become of the query, by the memory that it may use."""
+        budget, n_rows = self.query.budget, self.plan.n_rows
+        try:
+            sizes.check_memory(budget, self.k, n_rows)
+        except MemoryError as error:
+            return f"would be refused: {error}"
+        place = budget.place(sizes.needs(self.k, n_rows))
+        if place == "device":
+            return "runs"
+        where = "main memory" if place == "host" else "a mapped file"
+        return f"runs by streaming: the embeddings lie in {where}"
+
+    def alternative(self, changes: dict[str, Any], sizes: Sizes) -> Alternative:
+        """With its setting in words."""
+        return Alternative(
+            ", ".join(f"{name}={value!r}" for name, value in changes.items()),
+            self.seconds(sizes)["total"],
+            self.bytes(sizes)["total"],
+            self.verdict(sizes),
+        )
 
 
-def _bytes(needed: Needs, of_batch: int) -> dict[str, int]:
-    return {**needed._asdict(), "batch": of_batch, "total": needed.total + of_batch}
-
-
-def _verdict(sizes: Sizes, budget: Budget, k: int, n_rows: int) -> str:
-    """What would become of the query, by the memory that it may use."""
-    try:
-        sizes.check_memory(budget, k, n_rows)
-    except MemoryError as error:
-        return f"would be refused: {error}"
-    place = budget.place(sizes.needs(k, n_rows))
-    if place == "device":
-        return "runs"
-    where = "main memory" if place == "host" else "a mapped file"
-    return f"runs by streaming: the embeddings lie in {where}"
-
-
-def _cheaper(params: Settings, n_classes: int) -> list[dict[str, Any]]:
-    """Changes of the parameters that make a query cheaper, the smallest first; those
-    that are in force already are left out.
+def _cheaper(params: Settings, plan: Plan) -> list[dict[str, Any]]:
+    """Changes of the parameters that make a query cheaper; those that are in force
+    already are left out.
     """
     two_stages = {"candidates": 10, "n_information_samples": 2048}
-    last = {**two_stages, "n_mask_samples": 256}
-    if (params.n_top_classes or n_classes) > MANY_CLASSES:
-        last = {**two_stages, "n_top_classes": 5}
+    of_mask: dict[str, Any] = {}
+    if plan.n_rows >= MANY_CLASSES:
+        of_mask = {"n_top_classes": 5}
+    found = [{"candidates": 10}, two_stages | {"n_mask_samples": 256} | of_mask]
+    parameters = plan.gradients.parameters
+    head = [name for name in plan.layout.head if parameters[name].requires_grad]
+    if head:
+        last = {} if set(plan.names) == set(head) else {"layers": "last"}
+        found += [last | of_mask]
+        if sum(parameters[name].numel() for name in head) > PART_OF_HEAD:
+            found += [{**last, "sparsity": PART_OF_HEAD, **of_mask}]
     return [
         changes
-        for changes in ({"candidates": 10}, two_stages, last)
+        for changes in found
         if any(getattr(params, name) != value for name, value in changes.items())
     ]
 
@@ -409,7 +452,8 @@ def _notes(params: Settings, plan: Plan, k: int) -> tuple[str, ...]:
         notes.append(
             f"the head alone has {n_head:,} weights, so the mask is "
             f"{'all' if k == n_head else 'a part'} of it and no other layer is seen: "
-            "raise sparsity, or set keep_head=False."
+            f"from sparsity={n_head} on it is whole, with more others are seen, and "
+            "with keep_head=False all compete."
         )
     if (params.n_top_classes or plan.n_classes) > MANY_CLASSES:
         notes.append(

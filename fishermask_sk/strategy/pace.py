@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import perf_counter
 
-import torch
-
 from fishermask_sk.memory import duration
-from fishermask_sk.selection.embeddings import DenseEmbeddings, Embeddings
+from fishermask_sk.selection.embeddings import Embeddings
+from fishermask_sk.strategy.selection_costs import SelectionCosts
 from fishermask_sk.strategy.sizes import Sizes
 
-# Samples and sides of a matrix that are multiplied to learn the selection's pace.
-TIMED_SAMPLES, TIMED_SIDE = 128, 1024
+# Weights that are tried to learn the selection's pace, which takes a second or less.
+TIMED_WEIGHTS = 512
 # After so many seconds of gradients their pace is known, and so many in all are long.
 PACE_SECONDS, LONG_SECONDS = 10.0, 600.0
 
@@ -48,7 +47,8 @@ def paced(
             return
         per_sample = spent / done
         if selection is None:
-            selection = _selection_seconds(example, sizes)
+            damping = float(sizes.params.damping)
+            selection = SelectionCosts(example, damping, TIMED_WEIGHTS).seconds(sizes)
         if per_sample * total + selection < LONG_SECONDS:
             return
         n_pool, n_labeled = question.pool.n, question.labeled.n
@@ -72,34 +72,3 @@ def paced(
         )
 
     return counted
-
-
-def _selection_seconds(example: Embeddings, sizes: Sizes) -> float:
-    """About what the selection takes: a product of all embeddings for each pick, and
-    before it 4·k³ multiplications in float64 and 3·N·c·k² in float32, of which a head
-    as a product leaves a share; or those of the rows' kernel.
-    """
-    n, c, k = sizes.eligible.n_here, example.c, example.k
-    few = torch.arange(TIMED_SAMPLES, device="cpu") % example.n
-    some = example.of([tensor[few.to(tensor.device)] for tensor in example.tensors])
-    columns = torch.ones(k, 2 * c, dtype=example.dtype, device=example.device)
-    per_pick = _seconds(lambda: some.times(columns)) * n / TIMED_SAMPLES
-    square = columns.new_ones(TIMED_SIDE, TIMED_SIDE, dtype=torch.float64)
-    per_product = _seconds(lambda: square @ square) / TIMED_SIDE**3
-    rows = n * c
-    is_dense = isinstance(example, DenseEmbeddings)
-    share = 1.0 if is_dense else sizes.share_of_dense(k, c)
-    before = 4 * k**3 + 1.5 * rows * k**2 * share  # float32 is twice as fast
-    if sizes.in_rows(c, k):
-        before, per_pick = rows**2 * k, rows**2 * c * per_product
-    return sizes.n_steps * per_pick + before * per_product
-
-
-def _seconds(function: Callable[[], torch.Tensor]) -> float:
-    """The shorter of two runs, to the last number."""
-    spent = []
-    for _ in range(2):
-        start = perf_counter()
-        float(function().sum())
-        spent.append(perf_counter() - start)
-    return min(spent)

@@ -23,6 +23,7 @@ from fishermask_sk.strategy.net_checks import (
     some_of,
 )
 from fishermask_sk.strategy.question import Question, Samples
+from fishermask_sk.strategy.settings import Settings
 from fishermask_sk.strategy.sizes import bytes_of_weights
 
 # Of the examples, those with a graph of all layers.
@@ -101,11 +102,22 @@ def _made(
     check_real(fitted.module, names)
     gradients = _gradients(question, budget, names, example, within)
     n_trainable = sum(gradients.parameters[name].numel() for name in trainable)
-    k = n_kept(params.sparsity, n_trainable)
-    candidates = merged(gradients.slices[name] for name in names)
     n_classes = max(2, n_outputs)  # one logit is two classes
-    n_rows = min(n_classes, params.n_top_classes or n_classes) - 1
-    return Plan(gradients, layout, names, candidates, k, n_trainable, n_classes, n_rows)
+    plan = Plan(gradients, layout, names, [], 0, n_trainable, n_classes, 0)
+    return changed_plan(plan, params)
+
+
+def changed_plan(plan: Plan, params: Settings) -> Plan:
+    """The plan by these parameters, of which `layers` may allow other weights."""
+    parameters = plan.gradients.parameters
+    trainable = [name for name, p in parameters.items() if p.requires_grad]
+    names = candidate_names(params.layers, plan.layout, trainable)
+    return plan._replace(
+        names=names,
+        candidates=merged(plan.gradients.slices[name] for name in names),
+        k=n_kept(params.sparsity, plan.n_trainable),
+        n_rows=min(plan.n_classes, params.n_top_classes or plan.n_classes) - 1,
+    )
 
 
 def _gradients(

@@ -135,13 +135,10 @@ class Query:
         gradients.memory.n_bytes = self._beside_embeddings(
             sizes, len(mask_indices), n_rows
         )
-        k = len(mask_indices)
-        product = head_as_product(question, gradients, plan.head, mask_indices, n_rows)
-        n_head, n = sizes.directions(k, n_rows, product.n if product else 0)
-        if product and n_head and product.is_right():
+        product, n = self.product(plan, mask_indices, sizes)
+        if product is not None:
             embed = self._beside_head(product, n)
         else:
-            n = sum(sizes.directions(k, n_rows, 0))
             embed = self._dense(gradients, mask_indices, n)
         drawn = question.information_samples()
         of_all = sizes, self.budget, self.progress, drawn, n_rows
@@ -152,7 +149,7 @@ class Query:
                 embedded = None
         if not all(self.processes.objects(embedded is not None)):
             logger.info("The head is no product on every batch: taken as it is.")
-            n = sum(sizes.directions(k, n_rows, 0))
+            n = sum(sizes.directions(len(mask_indices), n_rows, 0))
             embed = self._dense(gradients, mask_indices, n)
             with self.processes.together():
                 embedded = collect(embed, *of_all)
@@ -161,6 +158,21 @@ class Query:
             if matrix is not None:
                 self.processes.add(matrix)
         return embedded
+
+    def product(
+        self, plan: Plan, mask_indices: Tensor, sizes: Sizes
+    ) -> tuple[HeadProduct | None, int]:
+        """The head as a product, where it is one that pays, and in how many directions
+        all other weights are.
+        """
+        k, n_rows = len(mask_indices), plan.n_rows
+        found = head_as_product(
+            self.question, plan.gradients, plan.head, mask_indices, n_rows
+        )
+        n_head, n = sizes.directions(k, n_rows, found.n if found else 0)
+        if found and n_head and found.is_right():
+            return found, n
+        return None, sum(sizes.directions(k, n_rows, 0))
 
     def _dense(
         self, gradients: PerSampleGradients, mask_indices: Tensor, n: int

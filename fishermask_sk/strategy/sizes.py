@@ -13,7 +13,7 @@ from torch import nn
 
 from fishermask_sk.memory import Budget, Needs, needs, uses_rows
 from fishermask_sk.selection.greedy import FLOAT32_DAMPING
-from fishermask_sk.selection.head_embeddings import cheapest_form, multiplications
+from fishermask_sk.selection.head_embeddings import cheapest_form
 from fishermask_sk.strategy.cures import fitting_settings
 from fishermask_sk.strategy.directions import n_kept_directions
 from fishermask_sk.strategy.eligible import Eligible
@@ -93,6 +93,14 @@ class Sizes:
         alone = self.question.processes.size == 1
         return alone and uses_rows(n_samples, n_rows, k)
 
+    def n_in_kernel(self, n_rows: int) -> int:
+        """How many numbers the kernel holds that the selection works on where no k×k
+        matrix is made.
+        """
+        n_own = self.eligible.n_here
+        n_others = self.question.labeled.n + self._n_more_rows
+        return n_own * (n_own + n_others) * n_rows**2
+
     def directions(
         self, k: int, n_rows: int, n_head: int | None = None
     ) -> tuple[int, int]:
@@ -129,16 +137,6 @@ class Sizes:
         """Classes, inputs, and whether it is on the CPU."""
         n_classes, d = self._shapes_of_head[0]
         return n_classes, d + 1, self.question.device.type == "cpu"
-
-    def share_of_dense(self, k: int, n_rows: int) -> float:
-        """Of the multiplications with embeddings as they are, those that the form of
-        the head leaves.
-        """
-        n_head, n_rest = self.directions(k, n_rows)
-        if not n_head:
-            return 1.0
-        of_head = min(multiplications(n_head, n_rows, *self._of_head).values())
-        return (of_head + n_rows * n_rest) / (n_rows * (n_head + n_rest))
 
     @cached_property
     def _shapes_of_head(self) -> list[torch.Size]:
