@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 
 from fishermask_sk import FisherMask, check_network
 from fishermask_sk.modal import ActiveLearner
-from fishermask_sk.strategy.selection_costs import SelectionCosts
 
 X = vectors(np.random.default_rng(0), 60)
 
@@ -27,15 +26,7 @@ def net():
     return make_net(TabularMLP().double()).fit(X[:20], np.arange(20) % CLASSES)
 
 
-@pytest.fixture
-def pace_unknown(monkeypatch):
-    """Nothing of a selection is timed, for tests that read no seconds."""
-    for step in ("seconds", "information_seconds"):
-        monkeypatch.setattr(SelectionCosts, step, lambda *args: 1.0)
-
-
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.usefixtures("pace_unknown")
 def test_every_net_is_described(name):
     net, samples = make(name)
     report = check_network(
@@ -149,7 +140,6 @@ def test_the_pool_may_be_larger_than_the_samples(net):
     )
 
 
-@pytest.mark.usefixtures("pace_unknown")
 def test_a_learner_brings_its_strategy_and_samples():
     learner = ActiveLearner(
         make_pipeline(StandardScaler(), make_net(TabularMLP().double())),
@@ -176,7 +166,6 @@ def test_more_weights_than_are_tried():
     assert report.seconds["selection"] > 0
 
 
-@pytest.mark.usefixtures("pace_unknown")
 def test_fewer_classes_and_directions(net):
     def checked(**params):
         return check_network(
@@ -195,7 +184,6 @@ def test_fewer_classes_and_directions(net):
     assert all(report.k == 100 for report in (whole, few_classes, few_directions))
 
 
-@pytest.mark.usefixtures("pace_unknown")
 def test_a_random_state_is_not_drawn_from(net):
     seed = np.random.RandomState(0)
     before = seed.get_state()[1].tolist(), seed.get_state()[2]
@@ -205,7 +193,6 @@ def test_a_random_state_is_not_drawn_from(net):
     assert (seed.get_state()[1].tolist(), seed.get_state()[2]) == before
 
 
-@pytest.mark.usefixtures("pace_unknown")
 def test_no_more_than_a_batch_is_read(net):
     class Counted(Dataset):
         reads = 0
@@ -224,7 +211,6 @@ def test_no_more_than_a_batch_is_read(net):
     assert pool.reads < 500
 
 
-@pytest.mark.usefixtures("pace_unknown")
 def test_the_net_is_left_as_found(net):
     net.module_.train()
     state, rng = (
@@ -238,7 +224,6 @@ def test_the_net_is_left_as_found(net):
     assert all(p.grad is None or p.requires_grad for p in net.module_.parameters())
 
 
-@pytest.mark.usefixtures("pace_unknown")
 def test_notes(net):
     head_only = check_network(net, X, 5, query_strategy=FisherMask(5)).notes
     assert (
@@ -303,7 +288,6 @@ def test_a_net_that_cannot_be_right_is_refused():
         check_network(net, X[:N], 2)
 
 
-@pytest.mark.usefixtures("pace_unknown")
 def test_the_verdict_is_what_the_query_then_does(net, monkeypatch):
     def strategy(max_memory):
         return FisherMask(100, max_memory=max_memory, random_state=0)

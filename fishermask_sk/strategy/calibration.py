@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fishermask_sk.selection.embeddings import DenseEmbeddings, Embeddings
-from fishermask_sk.strategy import directions as limits
+from fishermask_sk.strategy.directions import PRODUCTS
 from fishermask_sk.strategy.embedding import plain
 from fishermask_sk.strategy.plan import Plan
 from fishermask_sk.strategy.query import Query
@@ -68,12 +68,12 @@ class Costs(NamedTuple):
         n_embedded = sizes.n_embedded(n_averaged)
         of_directions = 0.0
         if self.is_cut:  # an eighth of the samples is seen once, and all others often
-            n_searched = (7 * limits.PRODUCTS + 1) * n_drawn // 8
+            n_searched = (7 * PRODUCTS + 1) * n_drawn // 8
             n_embedded += n_searched
             numbers = self.n_weights * self.n_directions
             rows = 2 * n_searched * self.selection.example.c
             # QR of k×r takes 4·k·r² multiplications.
-            orthonormal = 4 * limits.PRODUCTS * self.n_directions
+            orthonormal = 4 * PRODUCTS * self.n_directions
             of_directions = self.per_projected * numbers * (rows + orthonormal)
         found = {
             "mask": 0.0
