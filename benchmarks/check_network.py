@@ -4,7 +4,7 @@ to 60,000 samples.
 Both are in seconds of one thread's processor time, so that other programs on the
 machine are not measured.
 
-python benchmarks/check_network.py                        # three nets, four sizes
+python benchmarks/check_network.py                        # all nets, four sizes
 python benchmarks/check_network.py --net mlp --pool 1000
 """
 
@@ -20,9 +20,14 @@ from skorch import NeuralNetClassifier
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from fishermask_sk import FisherMask, ResNet18Classifier, check_network
+from fishermask_sk import (
+    FisherMask,
+    ResNet18Classifier,
+    as_estimator,
+    check_network,
+)
 from fishermask_sk.datasets import load_images
-from fishermask_sk.strategy import calibration, progress
+from fishermask_sk.strategy import network_report, progress, selection_costs
 
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
@@ -71,6 +76,18 @@ def trained(module):
     )
 
 
+def probe(n_classes):
+    """A linear head on 512 features; nothing is trained."""
+    module = nn.Linear(512, n_classes)
+    nn.init.normal_(module.weight, std=2 / 512**0.5)
+    return as_estimator(module, classes=range(n_classes))
+
+
+PROBES = {
+    "probe": (10, FisherMask(1.0, random_state=0)),
+    "part of it": (10, FisherMask(1_000, random_state=0)),
+    "100 classes": (100, FisherMask(5_000, n_top_classes=5, random_state=0)),
+}
 NETS = {
     "mlp": lambda: trained(MLP),
     "resnet": lambda: ResNet18Classifier(
@@ -82,13 +99,15 @@ N_KEPT = 400  # the embeddings of 60,000 samples take 0.8 GiB
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--net", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument(
+        "--net", nargs="+", choices=[*NETS, *PROBES], default=[*NETS, *PROBES]
+    )
     parser.add_argument(
         "--pool", nargs="+", type=int, default=[1_000, 4_000, 16_000, 60_000]
     )
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    for module in (calibration, progress):
+    for module in (network_report, progress, selection_costs):
         mock.patch.object(module, "perf_counter", time.process_time).start()
     print(
         "net          pool    mask  embeddings  selection  total s (estimate / real)   "
@@ -96,13 +115,21 @@ if __name__ == "__main__":
     )
     for name in args.net:
         torch.manual_seed(0)
-        X_labeled = digits.X_train[:200]
-        net = NETS[name]().fit(X_labeled, digits.y_train[:200])
-        strategy = FisherMask(N_KEPT, keep_head=False, random_state=0)
+        rng = np.random.default_rng(0)
+        if name in PROBES:
+            n_classes, strategy = PROBES[name]
+            net = probe(n_classes)
+            X_labeled = rng.normal(size=(200, 512)).astype("float32")
+        else:
+            X_labeled = digits.X_train[:200]
+            net = NETS[name]().fit(X_labeled, digits.y_train[:200])
+            strategy = FisherMask(N_KEPT, keep_head=False, random_state=0)
         for n in args.pool:
-            rng = np.random.default_rng(0)
-            X = digits.X_train[rng.integers(0, len(digits.X_train), n)]
-            X = (X + 0.05 * rng.normal(size=X.shape)).astype("float32")
+            if name in PROBES:
+                X = rng.normal(size=(n, 512)).astype("float32")
+            else:
+                X = digits.X_train[rng.integers(0, len(digits.X_train), n)]
+                X = (X + 0.05 * rng.normal(size=X.shape)).astype("float32")
             report = check_network(
                 net, X, 50, query_strategy=strategy, X_labeled=X_labeled
             )
