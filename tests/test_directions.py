@@ -77,6 +77,20 @@ def test_where_the_spectrum_is_flat_little_is_lost():
     assert (rows @ found).square().sum() > 0.95 * best
 
 
+def test_float32_finds_directions_far_below_its_rounding_of_the_largest():
+    """One holds 1e5 times what each of the others does; where there is nothing, none is
+    found.
+    """
+    rows = torch.tensor(RNG.normal(size=(900, 200)))
+    rows[:, 120:] = 0
+    rows[:, 0] *= 10**2.5
+    rows = rows.float()
+    start = torch.tensor(RNG.normal(size=(200, 160))).float()
+    found = leading(products(rows), start, 150)
+    assert found.shape == (200, 120)
+    torch.testing.assert_close(rows @ found @ found.T, rows, atol=1e-3, rtol=1e-4)
+
+
 def test_matrices_of_low_rank_or_none_give_no_false_directions():
     rows, start = torch.ones(5, 4), torch.tensor(RNG.normal(size=(4, 3))).float()
     assert leading(products(rows), start, 3).shape == (4, 1)

@@ -115,7 +115,9 @@ def leading(times: Callable[[Tensor], Tensor], start: Tensor, n: int) -> Tensor:
         image = times(basis)
     values, vectors = torch.linalg.eigh((basis.T @ image).double())
     values, vectors = values.flip(0)[:n], vectors.flip(1)[:, :n]
-    rounding = len(vectors) * torch.finfo(basis.dtype).eps * values[:1]
+    # Rounding mixes into a direction of λ no more than a square root of λ₁ λ, for the
+    # leading ones are orthogonal to it: what it leaves where F is zero is far less.
+    rounding = torch.finfo(basis.dtype).eps * values[:1]
     return basis @ vectors[:, values > rounding].to(basis)
 
 
