@@ -150,15 +150,17 @@ class HeadEmbeddings:
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""
         total = torch.empty(self.k, self.k, dtype=torch.float64, device=self.device)
-        order, columns = self.mask.order, self.columns[self.mask.order]
-        classes = self.classes[order]
+        order = self.mask.order
+        classes, columns = self.classes[order], self.columns[order]
         for y, own, later in self.mask.runs:
             of_class = total.new_zeros(own.stop - own.start, self.k - own.start)
             for part in blocks(self):
                 r, h = self.part(part)._here(dtype)
-                weights = (r[:, :, y, None] * r).sum(1)[:, classes[later]]
-                of_later = h[:, columns[later]].mul_(weights)
-                of_class += h[:, columns[own]].mT @ of_later
+                seen = _samples_last(h).index_select(0, columns[later])
+                of_own = seen[: len(of_class)].clone()
+                weights = _samples_last((r[:, :, y, None] * r).sum(1))
+                seen *= weights.index_select(0, classes[later])
+                of_class += of_own @ seen.mT
             total[order[own][:, None], order[later]] = of_class
             total[order[later][:, None], order[own]] = of_class.mT
         return total
@@ -197,6 +199,11 @@ class HeadEmbeddings:
         """R and h where arithmetic is done; nobody waits for the copies."""
         r, h = (t.to(self.device, dtype, non_blocking=True) for t in self.tensors)
         return r, h
+
+
+def _samples_last(values: Tensor) -> Tensor:
+    """Of values (n, m) the columns as rows, which are quick to take."""
+    return values.mT.contiguous()
 
 
 class Head(Embeddings, Protocol):
