@@ -252,6 +252,14 @@ def test_modules_that_no_query_can_work_on(ask, module, message):
         ask(net, X, 2, X_labeled=X[:0])
 
 
+@pytest.mark.slow
+def test_an_exported_graph_is_refused():
+    exported = torch.export.export(nn.Linear(7, CLASSES), (torch.zeros(2, 7),))
+    net = make_net(exported.module(), cls=Untrained).initialize()
+    with pytest.raises(ValueError, match=r"a graph that torch.export made.*as it was"):
+        FisherMask().select(net, X, 2, X_labeled=X[:0])
+
+
 class Complex(nn.Module):
     """A filter in the frequencies, as neural operators have it."""
 

@@ -835,9 +835,9 @@ def test_a_rule_that_is_wrong_on_a_batch_is_found(name, what):
         gradients = PerSampleGradients(module, module, batch[:2])
         routes = gradients._recorder.routes
         routes[name] = routes[name]._replace(rule=WRONG[what](routes[name].rule))
-        places, _ = gradients._few[name]
+        places, _ = gradients._parts.few[name]
         rule = routes[name].rule.entries(routes[name].module, places.cpu())
-        gradients._few[name] = places, rule
+        gradients._parts.few[name] = places, rule
         assert_right(gradients)
         assert gradients.generic == {name}
         assert "differ by" in gradients.reasons[name]

@@ -20,48 +20,33 @@ modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from time import perf_counter
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from fishermask_sk.gradients.continuing_check import ContinuingCheck, Sums
+from fishermask_sk.gradients.continuing_check import ContinuingCheck
 from fishermask_sk.gradients.fisher import (
     Weighting,
-    class_cotangents,
     reduced_cotangents,
 )
 from fishermask_sk.gradients.generic import samples
 from fishermask_sk.gradients.head import HeadFactors, factors_of_head
-from fishermask_sk.gradients.layer_rules import FromOutputGradient, FromSeen
 from fishermask_sk.gradients.masked import Masked, masked
-from fishermask_sk.gradients.modules import Batch, parameter_slices
+from fishermask_sk.gradients.modules import Batch
+from fishermask_sk.gradients.part_gradients import PartGradients, Rows
 from fishermask_sk.gradients.recording import (
     Forward,
-    Recorded,
     Recorder,
-    Route,
-    Wanted,
 )
-from fishermask_sk.gradients.verification import RULE, VMAP, Comparison, Verification
-from fishermask_sk.gradients.ways import Ways, summed_squares
+from fishermask_sk.gradients.verification import RULE, VMAP, Verification
+from fishermask_sk.gradients.ways import Ways
 from fishermask_sk.gradients.working_memory import WorkingMemory, length
 
 # The samples that are tried first are pulled back along this many rows at most.
 MAX_TRIED_ROWS = 32
 # Of so many of a parameter's entries, the largest on these, the squares are compared.
 FEW_ENTRIES = 2
-
-
-class _Rows(NamedTuple):
-    """Embeddings, and what is left to do for them when the graph is gone: it says
-    whether they hold, or the batch is to be taken once more.
-    """
-
-    rows: Tensor
-    finish: Callable[[], bool]
 
 
 class PerSampleGradients:
@@ -116,8 +101,6 @@ class PerSampleGradients:
         self._verification = Verification()
         self._recorder = Recorder(module, forward, self._verification.see)
         self.parameters = self._recorder.parameters
-        self.slices = parameter_slices(module)
-        self.n_parameters = sum(p.numel() for p in self.parameters.values())
         trainable = self._recorder.trainable()
         self.names = trainable if names is None else list(names)
         self._routes = self._recorder.routes
@@ -126,9 +109,11 @@ class PerSampleGradients:
         self.memory = WorkingMemory(self._recorder, working_bytes)
         self._check = ContinuingCheck(self._recorder, self._verification)
         self._ways = Ways(self._recorder, self._verification, self._check)
+        self._parts = PartGradients(
+            self._recorder, self._verification, self._check, self._ways, self.memory
+        )
+        self.slices, self.n_parameters = self._parts.slices, self._parts.n_parameters
         self._mask: Masked | None = None  # the last
-        # Entries whose gradients were large on the samples that were tried first.
-        self._few: dict[str, tuple[Tensor, FromSeen]] = {}
         self.verify(example)
 
     @property
@@ -187,13 +172,12 @@ class PerSampleGradients:
             telling.append(self.slices[name].start + entries)
         if telling:
             m = min(n_classes, MAX_TRIED_ROWS + 1)
-            places = torch.cat(telling)
-            self._embedded(batch, places, "fisher", True, m, surely=True)
-            mask = self._entries(places)
+            mask = self._entries(torch.cat(telling))
+            self._parts.embeddings(batch, mask, "fisher", True, m, surely=True)
             for name in mask.prepared:
                 route = self._recorder.routes[name]
                 few = mask.on_host[name][:FEW_ENTRIES]
-                self._few[name] = (
+                self._parts.few[name] = (
                     mask.wanted[name][:FEW_ENTRIES],
                     route.rule.entries(route.module, few),
                 )
@@ -238,7 +222,7 @@ class PerSampleGradients:
 
         def squares(part: Batch) -> tuple[int, Tensor]:
             left = None if weights is None else weights[n_samples:]
-            return self._squares(part, names, n_top_classes, left)
+            return self._parts.squares(part, names, n_top_classes, left)
 
         for batch in batches:
             for n, of_part in self.memory.in_parts(
@@ -249,7 +233,7 @@ class PerSampleGradients:
                 if on_batch is not None:
                     on_batch(n)
         if total is None:
-            return self._zeros(self.n_parameters)
+            return self._parts.zeros(self.n_parameters)
         sum_of_weights = n_samples if weights is None else float(weights.sum())
         return total.div_(sum_of_weights) if sum_of_weights else total
 
@@ -283,11 +267,12 @@ class PerSampleGradients:
         Tensor of shape (n, c, k), or (n, c - 1, k) if `reduced`, with m for c where it
         is given; the module's dtype, at least float32.
         """
+        mask = self._entries(mask_indices)
         parts = self.memory.in_parts(
             batch,
-            self._entries(mask_indices).wanted,
-            lambda part: self._embedded(
-                part, mask_indices, weighting, reduced, n_top_classes
+            mask.wanted,
+            lambda part: self._parts.embeddings(
+                part, mask, weighting, reduced, n_top_classes
             ),
         )
         found = [v for _, v in parts]
@@ -329,7 +314,7 @@ class PerSampleGradients:
         widths: list[torch.Size] = []
 
         def factors(part: Batch, surely: bool = False) -> tuple[int, Tensor]:
-            others: _Rows | None = None
+            others: Rows | None = None
             with self._recorder.recorded(part, wanted) as (logits, recorded):
                 n = len(logits)
                 cotangents = reduced_cotangents(logits, weighting, n_top_classes)
@@ -348,7 +333,7 @@ class PerSampleGradients:
                 r, seen = found
                 tensors = [r, seen.to(r)]
                 if rest is not None:
-                    others = self._by_rules(
+                    others = self._parts.by_rules(
                         part, rest, logits, recorded, cotangents, surely
                     )
                     tensors.append(others.rows)
@@ -368,198 +353,7 @@ class PerSampleGradients:
         )
         return HeadFactors(r, h, others[0] if others else None)
 
-    def _squares(
-        self,
-        batch: Batch,
-        names: Sequence[str],
-        n_top_classes: int | None,
-        weights: Tensor | None,
-        *,
-        surely: bool = False,
-    ) -> tuple[int, Tensor]:
-        """Σ_x w_x Σ_c p_c (∂ log p_c/∂θ)² of a batch (P,), whose samples have the first
-        of these weights; `surely` where the graph's word does not count.
-        """
-        total = self._zeros(self.n_parameters)
-        everything: Wanted = dict.fromkeys(names)
-        n_together = self.memory.together(batch, everything)
-        with self._recorder.recorded(batch, names) as (logits, recorded):
-            cotangents = reduced_cotangents(logits, n_top_classes=n_top_classes)
-            cotangents = cotangents.to(logits.dtype)
-            if weights is not None:  # in the squares the root is the weight
-                roots = weights[: len(logits)].to(cotangents).sqrt()
-                cotangents = cotangents * roots[:, None, None]
-            ruled, unused = self._ways.split(names, recorded, len(logits))
-            few = {name: self._few[name] for name in ruled if name in self._few}
-            places = {name: entries for name, (entries, _) in few.items()}
-            vouched, compared = None, Sums()
-            if not surely:
-                vouched = self._check.vouched(
-                    logits, cotangents, names, places, recorded, in_order=False
-                )
-            if vouched is None:
-                row = self._verification.row(cotangents.shape[1])
-                compared = self._check.sums_of_row(logits, cotangents, everything, row)
-                places = compared.places
-            else:
-                row = vouched.row
-
-            def entries_of(route: Route, seen: Tensor, name: str) -> FromOutputGradient:
-                if vouched is not None:
-                    return few[name][1](seen)
-                rule = route.rule.entries(route.module, compared.on_host[name])
-                return rule(seen)
-
-            def squares_of(route: Route, seen: Tensor, name: str) -> FromOutputGradient:
-                return summed_squares(route, seen, n_together(route, seen))
-
-            entries = self._ways.prepared(ruled, recorded, entries_of)
-            squares = self._ways.prepared(list(entries), recorded, squares_of)
-            rows, squared = dict[str, Tensor](), dict[str, Comparison]()
-
-            def take(name: str, at_row: int, g: Tensor) -> None:
-                of_row = squares[name](g).flatten()
-                total[self.slices[name]] += of_row
-                if at_row != row:
-                    return
-                # Of the rules' rows one is compared: a rule does the same to all.
-                start = perf_counter()
-                rows[name] = entries[name](g)
-                found = of_row[places[name]]
-                squared[name] = Comparison(found, found**2, rows[name].square().sum(0))
-                self._check.seconds += perf_counter() - start
-
-            self._ways.pull_back(logits, cotangents, squares, recorded, take, vouched)
-            still = self._ways.still_ruled([*ruled, *unused])
-            squared = {name: squared[name] for name in still if name in squared}
-            if vouched is None:
-                for name, found in rows.items():
-                    only = slice(row, row + 1)
-                    compared.add(name, slice(None), only, found[:, None])
-                self._check.leave_wrong(compared.of(still), squared)
-        if vouched is not None:
-            holds = len(still) == len(names)
-            if holds and self._check.holds(vouched, batch, rows, squared):
-                return len(cotangents), total
-            return self._squares(batch, names, n_top_classes, weights, surely=True)
-
-        def clear(name: str) -> None:
-            total[self.slices[name]] = 0
-
-        def put(name: str, part: slice, of_rows: slice, rows: Tensor) -> None:
-            total[self.slices[name]] += rows.flatten(0, 1).square().sum(0)
-
-        self._ways.go_generic(
-            batch, cotangents, everything, compared, put, clear, self.memory.n_bytes
-        )
-        return len(cotangents), total
-
-    def _embedded(
-        self,
-        batch: Batch,
-        mask_indices: Tensor,
-        weighting: Weighting,
-        reduced: bool,
-        n_top_classes: int | None,
-        *,
-        surely: bool = False,
-    ) -> tuple[int, Tensor]:
-        """Embeddings of a part of a batch; `surely` where neither the graph's word
-        counts nor a product of the head.
-        """
-        mask = self._entries(mask_indices)
-        make = reduced_cotangents if reduced else class_cotangents
-        with self._recorder.recorded(batch, mask.wanted) as (logits, recorded):
-            cotangents = make(logits, weighting, n_top_classes).to(logits.dtype)
-            found = self._by_rules(batch, mask, logits, recorded, cotangents, surely)
-        if not found.finish():
-            return self._embedded(
-                batch, mask_indices, weighting, reduced, n_top_classes, surely=True
-            )
-        return len(cotangents), found.rows
-
-    def _by_rules(
-        self,
-        batch: Batch,
-        mask: Masked,
-        logits: Tensor,
-        recorded: Recorded,
-        cotangents: Tensor,
-        surely: bool,
-    ) -> _Rows:
-        """Embeddings of a part of a batch, from its recorded pass."""
-        wanted, columns = mask.wanted, mask.columns
-        result = self._zeros(*cotangents.shape[:2], len(mask.mask_indices))
-        ruled, unused = self._ways.split(wanted, recorded, len(logits))
-
-        def function_of(route: Route, seen: Tensor, name: str) -> FromOutputGradient:
-            if name not in mask.prepared:
-                mask.prepared[name] = route.rule.entries(
-                    route.module, mask.on_host[name]
-                )
-            return mask.prepared[name](seen)
-
-        functions = self._ways.prepared(ruled, recorded, function_of)
-
-        def take(name: str, row: int, g: Tensor) -> None:
-            result[:, row, columns[name]] = functions[name](g).to(result.dtype)
-
-        vouched, compared = None, Sums()
-        if not surely:
-            if self._check.is_product(logits, wanted, unused, recorded):
-                for row in range(cotangents.shape[1]):
-                    for name in functions:
-                        take(name, row, cotangents[:, row])
-                return _Rows(result, lambda: True)
-            places = {name: wanted[name] for name in ruled}
-            vouched = self._check.vouched(
-                logits, cotangents, wanted, places, recorded, in_order=True
-            )
-        if vouched is None:
-            compared = self._check.sums(logits, cotangents, wanted)
-        self._ways.pull_back(logits, cotangents, functions, recorded, take, vouched)
-        still = self._ways.still_ruled([*ruled, *unused])
-        if vouched is not None:
-            of_row = result[:, vouched.row]
-            rows = {name: of_row[:, columns[name]] for name in ruled}
-            return _Rows(
-                result,
-                lambda: (
-                    len(still) == len(wanted)
-                    and self._check.holds(vouched, batch, rows)
-                ),
-            )
-        for name in ruled:
-            rows_of_name = result[:, :, columns[name]]
-            compared.add(name, slice(None), slice(None), rows_of_name)
-        self._check.leave_wrong(compared.of(still))
-
-        def put(name: str, part: slice, of_rows: slice, rows: Tensor) -> None:
-            result[part, of_rows, columns[name]] = rows.to(result.dtype)
-
-        def finish() -> bool:
-            self._ways.go_generic(
-                batch,
-                cotangents,
-                wanted,
-                compared,
-                put,
-                lambda name: None,
-                self.memory.n_bytes,
-            )
-            return True
-
-        return _Rows(result, finish)
-
     def _entries(self, mask_indices: Tensor) -> Masked:
         if self._mask is None or self._mask.mask_indices is not mask_indices:
             self._mask = masked(mask_indices, self.slices)
         return self._mask
-
-    def _zeros(self, *shape: int) -> Tensor:
-        first = next(iter(self.parameters.values()))
-        dtype = torch.float32
-        for p in self.parameters.values():
-            if p.requires_grad and p.is_floating_point():
-                dtype = torch.promote_types(dtype, p.dtype)
-        return torch.zeros(shape, dtype=dtype, device=first.device)

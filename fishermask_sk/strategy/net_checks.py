@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.fx import GraphModule
 from torch.nn.parameter import UninitializedParameter
 
 from fishermask_sk._warnings import warn_user
@@ -34,7 +35,7 @@ def check_module(module: nn.Module) -> None:
     ------
     ValueError
         Where the module has no weights, weights without a shape or on several devices,
-        or was scripted.
+        or was scripted or exported.
     """
     scripted = [
         type(m).__name__
@@ -46,6 +47,13 @@ def check_module(module: nn.Module) -> None:
             f"The net holds a {scripted[0]}, which torch.jit made of a module: what "
             "its layers see cannot be recorded there. Pass the module as it was "
             "written; torch.compile is no hindrance."
+        )
+    # What torch.export gives has an `eval` of its own, which only raises.
+    if any(isinstance(m, GraphModule) and "eval" in vars(m) for m in module.modules()):
+        raise ValueError(
+            "The net holds a graph that torch.export made of a module: it has neither "
+            "layers nor an evaluation mode. Pass the module as it was written; "
+            "torch.compile is no hindrance."
         )
     weights = dict(module.named_parameters())
     if not weights:
