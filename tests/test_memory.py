@@ -224,8 +224,7 @@ def test_embeddings_of_an_accelerator_go_to_main_memory_first(monkeypatch):
 
 
 def test_main_memory_beside_a_gpu_is_pinned_where_it_can_be(monkeypatch):
-    budget, asked, full = Budget(500, torch.device("cpu")), [], [False, True]
-    budget.device = torch.device("cuda")
+    budget, asked, full = Budget(500, torch.device("cuda")), [], [False, True]
     plain = torch.empty
 
     def empty(*args, pin_memory=False, **kwargs):
