@@ -63,6 +63,69 @@ def test_the_peak_of_the_selection_is_printed(query, capsys):
     assert "MB at the most" in capsys.readouterr().out
 
 
+# `make bench-price`.
+
+
+@pytest.fixture
+def price(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # it takes what it shares from query
+    module = benchmark("price")
+    for name, place in (("FOLDER", tmp_path), ("TABLE", tmp_path / "price.json")):
+        monkeypatch.setattr(module, name, place)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("row", "n_lines"),
+    [
+        ("narrow", 2),
+        ("two-stages", 3),
+        ("last-layer", 1),
+        ("wide", 3),
+        ("hundred-classes", 1),
+        ("features", 1),
+        ("million", 2),
+    ],
+)
+def test_a_row_of_prices_runs_at_a_small_size(row, n_lines, price, capsys, tmp_path):
+    price.run(row, 0.002, resume=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[0] == "|"]
+    assert len(lines) == 2 + n_lines
+    assert len({line.count("|") for line in lines}) == 1
+    assert not list(tmp_path.iterdir())  # such a row is not written
+
+
+def test_a_row_of_prices_goes_on_where_it_was(price, monkeypatch, tmp_path):
+    def row(scale, done):
+        for name in ("a", "b"):
+            if name not in done:
+                yield {
+                    "name": name,
+                    "machine": "a machine",
+                    "pool": "a pool",
+                    "setting": name,
+                    "forward": 2.0,
+                    "query": 3.0,
+                    "forward_processor": 2.0,
+                    "query_processor": 5.0,
+                    "grown": 0.5,
+                    "timings": {"mask": 1.0},
+                }
+                if len(done) < 1:
+                    raise KeyboardInterrupt
+
+    monkeypatch.setattr(price, "ROWS", {"narrow": row})
+    with pytest.raises(KeyboardInterrupt):
+        price.run("narrow", 1, resume=False)
+    price.run("narrow", 1, resume=True)
+    page = (tmp_path / "price.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("| a pool")]
+    assert [line.split(" | ")[1] for line in lines] == ["a", "b"]
+    assert lines[0].endswith("| 2.0 | 5.0 | 2.5 |")
+    assert "narrow: a machine" in page
+
+
 # `make gpu`.
 
 
