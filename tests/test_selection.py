@@ -417,6 +417,9 @@ def test_the_first_of_each_copies(width):
         found.width = width
         rows = [tuple(row) for row in values.flatten(1).tolist()]
         assert first_copies(found).tolist() == [rows.index(row) for row in rows]
+        found = DenseEmbeddings(values.repeat(1, 1, 2)[..., ::2].to(dtype)[:, :, ::2])
+        rows = [row[::4] for row in (2 * row for row in rows)]
+        assert first_copies(found).tolist() == [rows.index(row) for row in rows]
 
 
 @FORMS

@@ -166,7 +166,7 @@ def first_copies(embeddings: Embeddings) -> Tensor:
     Sums of the bits of a sample, with random weights, are equal for copies; those that
     have the same are compared.
     """
-    n, tensors = embeddings.n, [t.flatten(1) for t in embeddings.tensors]
+    n, tensors = embeddings.n, [t.flatten(1).contiguous() for t in embeddings.tensors]
     first = places = torch.arange(n, device=tensors[0].device)
     if not n:
         return first.to(embeddings.device)
