@@ -3,6 +3,7 @@ and pickled as before.
 """
 
 import copy
+import gc
 import pickle
 import warnings
 
@@ -177,3 +178,28 @@ def test_after_errors_too(name, error):
         assert state(net.module_) == before
         pickle.dumps(net)
         copy.deepcopy(net)
+
+
+def tensors_alive():
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("ask", ["select", "check_network"])
+@pytest.mark.parametrize("last", [nn.ReLU(), nn.PReLU()])
+def test_nothing_of_a_query_stays_in_memory(last, ask):
+    # What an operation saves of its own output must not hold its graph.
+    layers = nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 8), last, nn.Linear(8, 3)
+    net = make_net(nn.Sequential(*layers).double()).initialize()
+    strategy = FisherMask(0.9, random_state=0)
+
+    def query():
+        if ask == "select":
+            strategy.select(net, VECTORS, 2, X_labeled=VECTORS[:3])
+        else:
+            check_network(net, VECTORS, 2, query_strategy=strategy)
+
+    query()
+    before = tensors_alive()
+    query()
+    assert tensors_alive() == before

@@ -156,7 +156,9 @@ class PerSampleGradients:
         """Go every way on a batch once, and take note of the dtypes on it."""
         note = self._verification.see
         with (
-            saved_tensors_hooks(lambda t: note(t.dtype) or t, lambda t: t),
+            # Undetached, what an operation saves of its own output would hold the
+            # operation, and that the output: for ever, as Python sees no such circle.
+            saved_tensors_hooks(lambda t: note(t.dtype) or t.detach(), lambda t: t),
             self._recorder.recorded(batch, names) as (logits, _),
         ):
             weights = self._verification.weights(*logits.shape).to(logits)

@@ -198,7 +198,7 @@ class WorkingMemory:
             if tensor.layout == torch.strided:
                 memory = tensor.untyped_storage()
                 stored[memory.data_ptr()] = memory.nbytes()
-            return tensor
+            return tensor.detach()  # or an output would hold its operation for ever
 
         with (
             saved_tensors_hooks(note, lambda t: t),
