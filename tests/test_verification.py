@@ -943,6 +943,9 @@ def test_half_precision_of_a_layer_alone_is_its_own_operation(bias, dtype):
     assert graph.in_order
     assert graph.vouches([Seen(p, module, node) for p in module.parameters()], [])
     assert not graph.vouches([], module.parameters())
+    unused = [nn.Parameter(torch.zeros(1))]
+    assert graph.vouches([], unused)
+    assert not Graph(Reversed.apply(logits)).vouches([], unused)
 
 
 def test_a_rule_that_does_not_fit_is_vmapped():

@@ -101,8 +101,14 @@ class Graph:
                     nodes.append(following)
 
     def vouches(self, used: Iterable[Seen], unused: Iterable[Tensor]) -> bool:
-        """Whether each of these parameters has one use, that of its layer, or none."""
-        return not any(self._uses[id(p)] for p in unused) and all(
+        """Whether each of these parameters has one use, that of its layer, or none.
+
+        That there is none is believed where no operation is unknown.
+        """
+        unused = list(unused)
+        if unused and (not self.in_order or any(self._uses[id(p)] for p in unused)):
+            return False
+        return all(
             type(layer) in KINDS
             and not {"forward", "_conv_forward"} & vars(layer).keys()
             and self._uses[id(parameter)] == 1
