@@ -13,9 +13,9 @@ batch.
 
 On a ResNet-18 of width 16 at 28×28, batch 128, one thread, float32, this takes 0.3 to
 0.4 times as long as a forward pass while embeddings are made for the mask that the
-method picks, and 0.8 to 1.0 times for one over all layers; 0.7 to 0.9 times while
-scores are, on a machine that is not overloaded. Nets so small that what torch is asked
-for takes longer than the arithmetic pay more: a forward pass of 0.4 ms, a check of 2.5.
+method picks, and 0.8 to 1.2 times for one over all layers. Nets so small that what
+torch is asked for takes longer than the arithmetic pay more: a forward pass of 0.4 ms,
+a check of 2.5.
 
 This file sees tensors and torch modules.
 """
