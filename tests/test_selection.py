@@ -422,6 +422,13 @@ def test_the_first_of_each_copies(width):
         assert first_copies(found).tolist() == [rows.index(row) for row in rows]
 
 
+def test_zeros_of_either_sign_are_copies():
+    values = torch.tensor([[1.0, 0.0], [1.0, -0.0], [-0.0, 0.0], [0.0, -0.0]])
+    for dtype in (torch.float32, torch.float64):
+        found = first_copies(DenseEmbeddings(values.to(dtype)[:, None]))
+        assert found.tolist() == [0, 0, 2, 2]
+
+
 @FORMS
 @pytest.mark.parametrize("damping", [1.0, 0.1, 0.01])
 def test_copies_of_one_sample_are_picked_from_the_first_on(damping, form):

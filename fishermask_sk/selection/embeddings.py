@@ -166,19 +166,21 @@ def first_copies(embeddings: Embeddings) -> Tensor:
     Sums of the bits of a sample, with random weights, are equal for copies; those that
     have the same are compared.
     """
-    n, tensors = embeddings.n, [t.flatten(1).contiguous() for t in embeddings.tensors]
-    first = places = torch.arange(n, device=tensors[0].device)
-    if not n:
-        return first.to(embeddings.device)
+    tensors = embeddings.tensors
+    places = torch.arange(embeddings.n, device=tensors[0].device)
+    if not embeddings.n:
+        return places.to(embeddings.device)
     generator = torch.Generator("cpu").manual_seed(0)
     keys = torch.zeros_like(places)
     for tensor in tensors:
-        bits = tensor.view(torch.int32)
+        size = (tensor[0].numel() * tensor.itemsize // 4,)
         weights = torch.randint(
-            -(2**62), 2**62, bits.shape[1:], generator=generator, device="cpu"
-        ).to(bits.device)
+            -(2**62), 2**62, size, generator=generator, device="cpu"
+        ).to(tensor.device)
         for part in blocks(embeddings):
-            keys[part] += (bits[part] * weights).sum(1)
+            # −0 equals 0 and has other bits; a sum with 0 is never −0.
+            bits = (tensor[part] + 0).flatten(1).contiguous().view(torch.int32)
+            keys[part] += (bits * weights).sum(1)
     groups = keys.unique(return_inverse=True)[1]
     first = torch.empty_like(places).scatter_reduce_(
         0, groups, places, "amin", include_self=False
@@ -186,6 +188,6 @@ def first_copies(embeddings: Embeddings) -> Tensor:
     later = (first < places).nonzero()[:, 0]
     for some in later.split(max(1, BLOCK_NUMBERS["cpu"] // max(1, embeddings.width))):
         for tensor in tensors:
-            differ = (tensor[some] != tensor[first[some]]).any(1)
+            differ = (tensor[some] != tensor[first[some]]).flatten(1).any(1)
             first[some] = torch.where(differ, some, first[some])
     return first.to(embeddings.device)
