@@ -145,8 +145,7 @@ def calibrate(query: Query, plan: Plan, sizes: Sizes) -> tuple[Tensor, Costs]:
     if passes == 1 or not len(others):
         embedded, example = _paced(partial(embed, question), question)
     else:
-        fewer = copy(question)
-        fewer.params = replace(question.params, n_top_classes=few_classes)
+        fewer = question.by(replace(question.params, n_top_classes=few_classes))
         embedded, _ = _paced(partial(embed, fewer), question, passes)
         example = embed(question, 1)
     rows = torch.ones(256, min(k, 1024), dtype=example.dtype, device=device)

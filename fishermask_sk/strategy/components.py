@@ -40,9 +40,8 @@ def leading_directions(
     k, processes = len(mask_indices), question.processes
     auto = question.params.components
     measures = np.zeros(question.n_averaged, dtype=bool)
-    if isinstance(
-        auto, Auto
-    ):  # an eighth of them tells what the others' directions hold
+    if isinstance(auto, Auto):
+        # An eighth of them tells what the others' directions hold.
         measures = question.rng.random_sample(question.n_averaged) < 1 / 8
     none = none_of(question, gradients, mask_indices)
 

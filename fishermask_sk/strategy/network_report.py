@@ -288,9 +288,9 @@ def check_network(
             return Sizes(question, Eligible(question, candidates), plan.head)
 
         def priced(chosen: Settings, plan: Plan) -> _Price:
-            asked.params = chosen
-            mask_indices, costs = calibrate(query, plan, of_size(chosen, plan))
-            return _Price(query, plan, of_plan, len(mask_indices), costs)
+            own = Query(asked.by(chosen))
+            mask_indices, costs = calibrate(own, plan, of_size(chosen, plan))
+            return _Price(own, plan, of_plan, len(mask_indices), costs)
 
         price = priced(params, plan)
         sizes = of_size(params, plan)
@@ -302,7 +302,6 @@ def check_network(
                 own = priced(chosen, changed_plan(plan, chosen))
             other = of_size(chosen, own.plan)
             alternatives.append(own.alternative(changes, other))
-        asked.params = params
     return NetworkReport(
         parameters=_parameters(plan),
         head=plan.layout.head,

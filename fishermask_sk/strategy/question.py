@@ -6,6 +6,7 @@ Every step of a query reads this, and none changes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -127,6 +128,13 @@ class Question:
             self.pool._replace(weights=weights),
             self.labeled._replace(weights=of_labeled),
         ]
+
+    def by(self, params: Settings) -> Question:
+        """The same question, asked with other parameters."""
+        other = copy(self)
+        other.params = params
+        other.__dict__.pop("ranking_samples", None)  # so many, by the parameters
+        return other
 
     @property
     def device(self) -> torch.device:
