@@ -5,6 +5,7 @@ the variants of FisherMask.
 from __future__ import annotations
 
 import runpy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -237,16 +238,16 @@ class WithoutLabeled(FisherMask):
         )
 
 
-class ScaledPicks(FisherMask):
+class ScaledPicks(FisherMask, ABC):
     """FisherMask in which picks weigh otherwise in M: V_x of each sample of the pool is
     multiplied by a factor. F̄ and the labelled samples stay as they are.
     """
 
+    @abstractmethod
     def factors(
         self, learner: Any, X_pool: Any, n_instances: int, X_target: Any
     ) -> np.ndarray:
         """One for each sample of the pool."""
-        raise NotImplementedError
 
     def __call__(
         self,

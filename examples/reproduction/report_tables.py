@@ -132,6 +132,7 @@ CLAIMS = {
             "part of the last layer",
         )
     ],
+    "variants": [("digits, the head alone", "last layer", "FisherMask with target")],
     "no_harm": [
         (setting, "FisherMask with target", "margin")
         for setting in ("balanced", "balanced 14x14")
