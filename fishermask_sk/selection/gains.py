@@ -12,9 +12,10 @@ from torch import Tensor
 # Up to so many rows, many small eliminations go step by step through all candidates at
 # once: on a processor LAPACK would take them one by one.
 MAX_UNROLLED_ROWS, MIN_UNROLLED = 32, 2_000
-# So many entries of small matrices are eliminated at a time, in up to five copies: 16
-# MB each.
+# So many entries of small matrices are eliminated at a time, in up to five copies of 16
+# MB each; an accelerator has the room, and wants few launches.
 ENTRIES_AT_A_TIME = 2**21
+ENTRIES_ON_DEVICE = 2**27
 # Gains closer than this, relative to the best, are equal: of these the lowest index
 # wins. Copies of a sample differ by the rounding of their embeddings ...
 TIE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-9}
@@ -55,11 +56,16 @@ def quotient_traces(pairs: Tensor, dtype: torch.dtype = torch.float64) -> Tensor
     c, 2), float64; a dtype may do where time counts.
     """
     n, c = pairs.shape[:2]
-    if pairs.device.type != "cpu" or c > MAX_UNROLLED_ROWS or n < MIN_UNROLLED:
-        denominator, numerator = pairs.unbind(3)
-        return factored_traces(numerator, torch.linalg.cholesky_ex(denominator).L)
-    parts = pairs.split(max(1, ENTRIES_AT_A_TIME // c**2))
-    return torch.cat([_eliminated(part.to(dtype)) for part in parts]).double()
+    on_cpu = pairs.device.type == "cpu"
+    is_unrolled = on_cpu and c <= MAX_UNROLLED_ROWS and n >= MIN_UNROLLED
+    entries = ENTRIES_AT_A_TIME if on_cpu else ENTRIES_ON_DEVICE
+    found = [
+        _eliminated(part.to(dtype)).double()
+        if is_unrolled
+        else factored_traces(part[..., 1], torch.linalg.cholesky_ex(part[..., 0]).L)
+        for part in pairs.split(max(1, entries // c**2))
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def factored_traces(numerator: Tensor, factor: Tensor) -> Tensor:
