@@ -379,8 +379,10 @@ def test_a_removal_asks_little_of_a_device(rows, of_pick):
 def test_embeddings_in_blocks_ask_for_each_block(product, most, in_main_memory, waits):
     """And wait for none of them. From main memory the pick's own rows are fetched."""
     X, max_memory = vectors(60), None
-    if in_main_memory:  # the device holds the matrices of 61 weights, and no embeddings
-        max_memory = needs(60, 7, N_CLASSES - 1, 61, 4).matrices
+    if in_main_memory:  # the device holds the matrices of k weights, and no embeddings
+        k = embedded(FisherMask(0.95), small(), X, 1, X_labeled=X[:7]).pool.k
+        k = k if product else 61
+        max_memory = needs(60, 7, N_CLASSES - 1, k, 4).matrices
     with PretendDevice() as device:
         strategy = FisherMask(0.95, max_memory=max_memory, random_state=0)
         given = embedded(strategy, net_on(device, product), X, 11, X_labeled=X[:7])

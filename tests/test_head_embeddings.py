@@ -122,6 +122,46 @@ def test_picks_are_those_of_the_tensor(kind, shape, width):
         torch.testing.assert_close(picks.trace_reductions, expected.trace_reductions)
 
 
+@pytest.mark.parametrize(("n_classes", "d"), [(2, 9), (4, 6), (7, 3)])
+def test_a_whole_head_goes_without_what_all_classes_share(n_classes, d):
+    head, _ = embedded("whole", n_classes=n_classes, d=d)
+    assert head.centred() is None  # these rows do not sum to zero
+    shared = head.cotangents.mean(2, keepdim=True)
+    head = HeadEmbeddings(head.cotangents - shared, head.inputs, head.mask)
+    dense = head.rows(torch.arange(head.n))
+    found = head.centred()
+    assert (found.k, head.k) == ((n_classes - 1) * (d + 1), n_classes * (d + 1))
+    inner = dense.flatten(0, 1) @ dense.flatten(0, 1).mT
+    rows = found.rows(torch.arange(found.n)).flatten(0, 1)
+    torch.testing.assert_close(rows @ rows.mT, inner)
+    settings = {"n_labeled": 6, "damping": 0.05}
+    few = DenseEmbeddings(dense[:6]).information() / 6
+    expected = select(
+        dense[6:],
+        DenseEmbeddings(dense).information() / head.n,
+        9,
+        labeled_information=few,
+        **settings,
+    )
+    picks = select(
+        found.part(slice(6, None)),
+        found.information() / head.n,
+        9,
+        labeled_information=found.part(slice(0, 6)).information() / 6,
+        **settings,
+    )
+    assert picks.indices.tolist() == expected.indices.tolist()
+    torch.testing.assert_close(
+        picks.trace_reductions, expected.trace_reductions, rtol=1e-9, atol=0
+    )
+
+
+def test_the_head_of_one_score_keeps_all():
+    head, _ = embedded("whole", n_classes=1, n_rows=1)
+    none = HeadEmbeddings(0 * head.cotangents, head.inputs, head.mask)
+    assert head.centred() is none.centred() is None
+
+
 class Scaled(nn.Module):
     """Something lies between the head and the scores."""
 
@@ -149,6 +189,23 @@ class SometimesScaled(Scaled):
     def forward(self, x):
         scores = self.head(self.body(x).tanh())
         return torch.where(x[:, :1] > 2.5, 2 * scores, scores)
+
+
+class OneClassScaled(Scaled):
+    """The cotangents of all classes do not sum to zero."""
+
+    def forward(self, x):
+        scale = torch.tensor([1.0, 2.0, 1.0, 1.0]).to(x)
+        return self.head(self.body(x).tanh()) * scale
+
+
+class SometimesOneClassScaled(Scaled):
+    """As the first samples do not show."""
+
+    def forward(self, x):
+        scores = self.head(self.body(x).tanh())
+        scale = torch.tensor([1.0, 2.0, 1.0, 1.0]).to(x)
+        return torch.where(x[:, :1] > 2.5, scores * scale, scores)
 
 
 class Averaged(Scaled):
@@ -202,6 +259,9 @@ def plain(bias=True):
         (LogSoftmax, {"sparsity": 0.9}, JoinedEmbeddings),
         (Probabilities, {"layers": "last", "sparsity": 1.0}, HeadEmbeddings),
         (SometimesScaled, {"sparsity": 0.9}, JoinedEmbeddings),
+        (OneClassScaled, {"layers": "last", "sparsity": 1.0}, HeadEmbeddings),
+        (SometimesOneClassScaled, {"layers": "last", "sparsity": 1.0}, DenseEmbeddings),
+        (SometimesOneClassScaled, {"sparsity": 0.9}, DenseEmbeddings),
         (Averaged, {"sparsity": 0.9}, JoinedEmbeddings),
         (Averaged, {"layers": "last", "sparsity": 1.0}, HeadEmbeddings),
         (OfTheLargest, {"sparsity": 0.9}, DenseEmbeddings),
@@ -225,6 +285,7 @@ def test_a_query_takes_the_product_where_it_holds(make, params, kind):
         kinds.append(type(found.pool))
     product, dense = strategies
     assert kinds == [kind, DenseEmbeddings]
+    assert product.n_components_ == dense.n_components_ == len(dense.mask_indices_)
     assert product.query_idx_.tolist() == dense.query_idx_.tolist()
     np.testing.assert_allclose(
         product.trace_reductions_, dense.trace_reductions_, rtol=1e-10

@@ -122,7 +122,7 @@ def test_the_pool_may_be_larger_than_the_samples(net):
     assert (
         large.bytes["embeddings"]
         == 100 * small.bytes["embeddings"]
-        == 8 * 10_000 * (2 * 3 + 7 + 2 * (40 - 21))  # the head's is a product
+        == 8 * 10_000 * (2 * 2 + 7 + 2 * (40 - 21))  # the head's is a product
     )
     of_selection = large.bytes["embeddings"] + large.bytes["matrices"]
     of_one = max(of_selection, large.bytes["weights"])
@@ -179,7 +179,7 @@ def test_fewer_classes_and_directions(net):
     )
     assert few_classes.n_classes == CLASSES
     assert few_classes.bytes["embeddings"] == 8 * 5_000 * (2 + 2 + 7 + (100 - 21))
-    assert whole.bytes["embeddings"] == 8 * 5_000 * (2 * 3 + 7 + 2 * (100 - 21))
+    assert whole.bytes["embeddings"] == 8 * 5_000 * (2 * 2 + 7 + 2 * (100 - 21))
     assert few_directions.bytes["embeddings"] == 8 * 5_000 * 2 * 20
     assert all(report.k == 100 for report in (whole, few_classes, few_directions))
 

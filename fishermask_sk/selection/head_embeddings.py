@@ -14,7 +14,9 @@ place of c·C·d, and c·C + d numbers in place of c·C·d. Likewise
     R_x^\top.
 
 Where the mask holds the head in part, what it leaves out is zero in U, and all sums are
-over what it holds. This file sees tensors only.
+over what it holds. Where it holds all, and the rows of R sum to zero, as those of a
+softmax do, one class can go: a rotation of the classes takes what they share to an axis
+along which nothing lies. This file sees tensors only.
 """
 
 from __future__ import annotations
@@ -31,9 +33,13 @@ from torch import Tensor
 from fishermask_sk.selection.embeddings import (
     DenseEmbeddings,
     Embeddings,
+    aligned,
     blocks,
     gathered,
 )
+
+# The cotangents of all classes sum to zero where they do to so many roundings.
+ROUNDINGS_OF_SUM = 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,14 @@ class HeadMask:
     classes: Tensor
     columns: Tensor
     places: Tensor
+
+    @cached_property
+    def of_one_class_less(self) -> HeadMask:
+        """Of a whole head all classes but the last, class by class."""
+        n, d = len(self.runs) - 1, len(self.classes) // len(self.runs)
+        places = torch.arange(n * d, device=self.classes.device)
+        classes, columns = places // d, places % d
+        return HeadMask(classes, columns, columns * n + classes)
 
     @cached_property
     def order(self) -> Tensor:
@@ -86,6 +100,11 @@ class HeadEmbeddings:
     mask : HeadMask
     device : torch.device, optional
         Where arithmetic is done; by default where the cotangents are.
+
+    Attributes
+    ----------
+    is_whole : bool
+        Whether all of the head is masked.
     """
 
     def __init__(
@@ -99,8 +118,9 @@ class HeadEmbeddings:
         self.classes, self.columns = mask.classes, mask.columns
         self.n, self.c, self.n_classes = cotangents.shape
         self.k = len(self.classes)
-        # The k×k matrices are read once a block: few blocks, of what fits four times.
-        self.width = max(self.c * self.n_classes, self.k // 4)
+        self.is_whole = self.k == self.n_classes * inputs.shape[1]
+        # Products of a k×k matrix with a block's inputs should stay near the processor.
+        self.width = max(self.c * self.n_classes, self.k // 2)
         self.dtype, self.device = cotangents.dtype, device or cotangents.device
 
     @property
@@ -117,6 +137,20 @@ class HeadEmbeddings:
         """Each sample's V times a number (n,)."""
         r = self.cotangents * factors.to(self.cotangents)[:, None, None]
         return self.of([r, self.inputs])
+
+    def centred(self) -> HeadEmbeddings | None:
+        """The same embeddings of a whole head in a basis without what all classes
+        share; None where something lies along that.
+
+        Of the reflection that takes (1, ..., 1) to the last axis all columns but that.
+        """
+        r, n_classes = self.cotangents, self.n_classes
+        rounding = ROUNDINGS_OF_SUM * torch.finfo(r.dtype).eps
+        if n_classes < 2 or bool(r.sum(2).abs().max() > rounding * r.abs().max()):
+            return None
+        rotated = r[..., :-1] - r[..., -1:] / (1 + n_classes**0.5)
+        mask = self.mask.of_one_class_less
+        return HeadEmbeddings(rotated, self.inputs, mask, self.device)
 
     def times(self, u: Tensor) -> Tensor:
         """As of all `Embeddings`."""
@@ -152,17 +186,22 @@ class HeadEmbeddings:
         total = torch.empty(self.k, self.k, dtype=torch.float64, device=self.device)
         order = self.mask.order
         classes, columns = self.classes[order], self.columns[order]
+        # What a class has is added to once a block: few blocks.
+        width = max(self.c * self.n_classes, self.k // 8)
         for y, own, later in self.mask.runs:
-            of_class = total.new_zeros(own.stop - own.start, self.k - own.start)
-            for part in blocks(self):
+            n_own = own.stop - own.start
+            of_class = total.new_zeros(self.k - own.start, n_own)
+            for part in blocks(self, width):
                 r, h = self.part(part)._here(dtype)
-                seen = _samples_last(h).index_select(0, columns[later])
-                of_own = seen[: len(of_class)].clone()
+                h = _samples_last(h)
                 weights = _samples_last((r[:, :, y, None] * r).sum(1))
-                seen *= weights.index_select(0, classes[later])
-                of_class += of_own @ seen.mT
-            total[order[own][:, None], order[later]] = of_class
-            total[order[later][:, None], order[own]] = of_class.mT
+                if self.is_whole:
+                    seen = (weights[y:, None] * h).flatten(0, 1)
+                else:
+                    seen = weights[classes[later]].mul_(h[columns[later]])
+                of_class += (seen @ aligned(h[columns[own]].mT))[:, :n_own]
+            total[order[later][:, None], order[own]] = of_class
+            total[order[own][:, None], order[later]] = of_class.mT
         return total
 
     def quadratic(
@@ -172,22 +211,28 @@ class HeadEmbeddings:
         shape = self.n, self.c, self.c
         found = torch.empty(shape, dtype=torch.float64, device=self.device)
         order = self.mask.order
-        classes = self.classes[order]
+        classes, columns = self.classes[order], self.columns[order]
+        # Of M each class with itself and later ones, taken once and not once a block.
+        parts_of_m = []
+        if m is not None:
+            for _, own, later in self.mask.runs:
+                parts_of_m.append(m[order[later]][:, order[own]].to(dtype))
         for part in blocks(self):
             r, h = self.part(part)._here(dtype)
-            middle = h.new_zeros(self.n_classes, self.n_classes, len(h))
-            # Samples last: sums over what a class has are sums of rows.
-            of_weights = h.mT[self.columns[order]]
+            h = _samples_last(h)  # sums over what a class has are sums of rows
+            middle = h.new_zeros(self.n_classes, self.n_classes, h.shape[1])
             if m is None:
                 squares = middle.diagonal(dim1=0, dim2=1).mT
-                squares.index_add_(0, classes, of_weights.square())
-            else:
-                for y, own, later in self.mask.runs:
-                    of_class = m[order[own]][:, order[later]].to(dtype)
-                    products = of_class.mT @ of_weights[own]
-                    products *= of_weights[later]
+                squares.index_add_(0, classes, h.square()[columns])
+            for (y, own, later), of_m in zip(self.mask.runs, parts_of_m, strict=False):
+                products = of_m @ h[columns[own]]
+                if self.is_whole:
+                    of_classes = products.unflatten(0, (-1, len(h))).mul_(h)
+                    torch.sum(of_classes, 1, out=middle[y, y:])
+                else:
+                    products *= h[columns[later]]
                     middle[y].index_add_(0, classes[later], products)
-                    middle[y + 1 :, y] = middle[y, y + 1 :]
+                middle[y + 1 :, y] = middle[y, y + 1 :]
             found[part] = r @ middle.permute(2, 0, 1) @ r.mT
         return found
 

@@ -24,7 +24,7 @@ WAITING = 2**22
 
 class Embedded(NamedTuple):
     """What the selection is given: matrices, or the embeddings of those that they are
-    sums of where these cost less.
+    sums of where these cost less; and how many directions it works in.
     """
 
     pool: Embeddings
@@ -32,6 +32,7 @@ class Embedded(NamedTuple):
     labeled_information: Tensor | None
     labeled: Embeddings | None
     information: Embeddings | None
+    n_components: int
 
 
 def collect(
@@ -127,7 +128,7 @@ def collect(
     if scaled is not None:
         share = _equal(1 / drawn.total_weight, scaled.n)
         scaled = scaled.scaled(share.sqrt())
-    return Embedded(stored, of_mean, of_labeled, _joined(rows), scaled)
+    return Embedded(stored, of_mean, of_labeled, _joined(rows), scaled, k)
 
 
 class _Information:

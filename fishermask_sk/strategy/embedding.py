@@ -94,6 +94,8 @@ class HeadProduct:
         The positions of the others.
     form : str
         See `cheapest_form`.
+    n_left_out : int
+        How many directions embeddings are made without, for nothing lies in them.
     """
 
     def __init__(
@@ -113,6 +115,8 @@ class HeadProduct:
         self.n, self.rest = len(self.mask.classes), mask_indices[~in_head]
         self._places = in_head.nonzero()[:, 0], (~in_head).nonzero()[:, 0]
         self._uses_bias = bool((self.mask.columns == d).any())
+        self._n_classes = n_classes
+        self._is_centred = False
         on_cpu = question.device.type == "cpu"
         self.form = cheapest_form(self.n, n_rows, n_classes, d + 1, on_cpu)
 
@@ -142,22 +146,30 @@ class HeadProduct:
         r, h, v = factors
         if self._uses_bias:
             h = torch.cat([h, h.new_ones(len(h), 1)], dim=1)
-        of_head: Head = self._in_form(HeadEmbeddings(r, h, self.mask))
+        of_head = self._in_form(HeadEmbeddings(r, h, self.mask))
         if v is None:
             return of_head
-        if directions is None:
+        if directions is None and not self._is_centred:
             return JoinedEmbeddings(of_head, DenseEmbeddings(v), *self._places)
-        in_order = torch.arange(self.n + directions.shape[1], device=v.device)
-        places = in_order[: self.n], in_order[self.n :]
-        return JoinedEmbeddings(of_head, DenseEmbeddings(v @ directions), *places)
+        v = v if directions is None else v @ directions
+        in_order = torch.arange(of_head.k + v.shape[2], device=v.device)
+        places = in_order[: of_head.k], in_order[of_head.k :]
+        return JoinedEmbeddings(of_head, DenseEmbeddings(v), *places)
 
     def _in_form(self, whole: HeadEmbeddings) -> Head:
-        if self.form != "tops":
-            return whole
-        found = TopHeadEmbeddings.of_whole(whole, whole.c + 1)
+        found: Head | None = whole
+        if self.form == "tops":
+            found = TopHeadEmbeddings.of_whole(whole, whole.c + 1)
+        elif self._is_centred:
+            found = whole.centred()
         if found is None:
             raise NoProductError
         return found
+
+    @property
+    def n_left_out(self) -> int:
+        """See the class."""
+        return self.n // self._n_classes if self._is_centred else 0
 
     def is_right(self) -> bool:
         """Whether embeddings of the first samples are those that gradients give, on all
@@ -165,19 +177,28 @@ class HeadProduct:
         """
         processes = self.question.processes
         with processes.together():
-            same = self._is_right()
-        return all(processes.objects(same))
+            found = self._tried()
+        all_found = processes.objects(found)
+        self._is_centred = all(may_be_centred for _, may_be_centred in all_found)
+        return all(same for same, _ in all_found)
 
-    def _is_right(self) -> bool:
+    def _tried(self) -> tuple[bool, bool]:
+        """On the first samples: whether it is right, and whether nothing lies along
+        what all classes of a whole head share.
+        """
         batch = self.question.shared_example[0]
         try:
             found = self.embed(batch)
         except NoProductError:
-            return False
+            return False, False
         one = found.rows(torch.arange(found.n, device=found.device))
         other = plain(self.question, self.gradients, batch, self.mask_indices)
         size = PRODUCT_TOLERANCE * torch.finfo(other.dtype).eps
-        return bool((one - other).abs().max() <= size * other.abs().max())
+        same = bool((one - other).abs().max() <= size * other.abs().max())
+        head = found.head if isinstance(found, JoinedEmbeddings) else found
+        if not isinstance(head, HeadEmbeddings) or not head.is_whole:
+            return same, False
+        return same, head.centred() is not None
 
 
 def head_as_product(

@@ -110,7 +110,7 @@ class Query:
             },
             "query_idx_": self.eligible.positions_in_pool(picks.indices.cpu()).numpy(),
             "trace_reductions_": picks.trace_reductions.cpu().numpy(),
-            "n_components_": embedded.pool.k,
+            "n_components_": embedded.n_components,
             "timings_": self.progress.timings,
             "check_seconds_": gradients.check_seconds,
         }
@@ -153,7 +153,11 @@ class Query:
             embed = self._dense(gradients, mask_indices, n)
             with self.processes.together():
                 embedded = collect(embed, *of_all)
+            product = None
         assert embedded is not None  # for the type checker
+        if product is not None:
+            n = embedded.n_components + product.n_left_out
+            embedded = embedded._replace(n_components=n)
         for matrix in (embedded.pool_information, embedded.labeled_information):
             if matrix is not None:
                 self.processes.add(matrix)

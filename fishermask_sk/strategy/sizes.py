@@ -128,6 +128,16 @@ class Sizes:
         n_head = sum(shape.numel() for shape in self._shapes_of_head)
         return min(k, n_head) if keeps else 0
 
+    def _n_left_out(self, n_head: int, n_rows: int) -> int:
+        """How many directions of a whole head go, where its classes' cotangents sum to
+        zero: those of one class.
+        """
+        n_classes = self._shapes_of_head[0][0] if n_head else 1
+        is_whole = n_head == sum(shape.numel() for shape in self._shapes_of_head)
+        if n_classes == 1 or not is_whole or self._form(n_head, n_rows) != "whole":
+            return 0
+        return n_head // n_classes
+
     def _form(self, n_head: int, n_rows: int) -> str:
         """See `cheapest_form`."""
         return cheapest_form(n_head, n_rows, *self._of_head)
@@ -188,12 +198,13 @@ class Sizes:
         n_head, n = self.directions(k, n_rows)
         if n_components is not None and n_components < n_head + n:
             n_head, n = 0, n_components
-        needed = self.needs_of(n_head + n, n_rows, itemsize)
+        n_left_out = self._n_left_out(n_head, n_rows)
+        needed = self.needs_of(n_head - n_left_out + n, n_rows, itemsize)
         stored = n_rows * n
         if n_head:
             n_classes, d = self._shapes_of_head[0]
             tops = self._form(n_head, n_rows) == "tops"
-            columns = n_rows + 1 if tops else n_classes
+            columns = n_rows + 1 if tops else n_classes - bool(n_left_out)
             stored += n_rows * columns + d + 1 + tops * columns
         stored *= self.eligible.n_here * itemsize
         needed = needed._replace(
