@@ -208,7 +208,8 @@ def figures(folder: Path) -> Iterator[tuple[str, Any]]:
         for setting in settings(rows):
             own = [row for row in rows if row["setting"] == setting]
             if has_strategies(own):
-                compared[f"{own[0]['dataset']}, {setting} ({study})"] = own
+                if any(row["strategy"] == "FisherMask" for row in own):
+                    compared[f"{own[0]['dataset']}, {setting} ({study})"] = own
                 yield _name(study, setting), report_figures.strategies_figure(own)
             if has_variants(own):
                 figure = report_figures.variants_figure(own)

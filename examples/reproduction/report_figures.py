@@ -37,12 +37,16 @@ def strategies_figure(rows: Rows) -> Any:
     )
     curves = LearningCurveDisplay.from_results(results)
     fisher_mask = next(
-        row for row in results.summary("random") if row["strategy"] == "FisherMask"
+        row
+        for row in results.summary("random")
+        if row["strategy"].startswith("FisherMask")
     )
     curves.plot(
         left,
         # An arrow from flat curves would say more than the seeds do.
-        labels_saved=("FisherMask", "random") if fisher_mask["saved_low"] > 0 else None,
+        labels_saved=(fisher_mask["strategy"], "random")
+        if fisher_mask["saved_low"] > 0
+        else None,
         highlight=[name for name in HIGHLIGHT if name in curves.curves],
     )
     left.legend(

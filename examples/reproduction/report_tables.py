@@ -34,8 +34,10 @@ STRATEGIES = (
     "entropy",
     "random",
 )
-# With these, a table of strategies can be made.
-COMPARED = {"FisherMask", "margin", "random"}
+# With these and some form of FisherMask, a table of strategies can be made.
+COMPARED = {"margin", "random"}
+# How a reader asks for what has a short name in the files.
+ASKED_FOR = {"last layer": '`FisherMask(layers="last")`'}
 # What a query costs, from low to high; unknown names come last.
 BY_COST = (
     "random",
@@ -220,6 +222,11 @@ def ordered(rows: Rows) -> ComparisonResults:
 
 
 def strategies_in(rows: Rows) -> Rows:
+    """What has a place in the table of strategies: all, where no default is there whose
+    variants the others could be.
+    """
+    if not any(row["strategy"] == "FisherMask" for row in rows):
+        return rows
     return [row for row in rows if row["strategy"] in STRATEGIES]
 
 
@@ -240,7 +247,8 @@ def has_strategies(rows: Rows) -> bool:
     """Whether strategies are to be compared, and not FisherMask's default with others
     alone.
     """
-    return {row["strategy"] for row in rows} >= COMPARED
+    names = {row["strategy"] for row in rows}
+    return names >= COMPARED and any(name.startswith("FisherMask") for name in names)
 
 
 def has_variants(rows: Rows) -> bool:
@@ -647,7 +655,7 @@ def verdict_table(folder: Path) -> str:
         lines.append(
             [
                 words,
-                "**random** will do" if use == "random" else f"**{use}**",
+                f"**{ASKED_FOR.get(use, use)}**{' will do' if use == 'random' else ''}",
                 "–" if use == "random" else difference(over_random[use]),
                 "–" if use == own else difference(next_to[own]),
                 f"[{study}](studies/{study}.md), {n_seeds(rows)} seeds; "
