@@ -3,6 +3,7 @@ how often the host has to wait.
 """
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -235,23 +236,57 @@ class Grouped(nn.Sequential):
         )
 
 
-@pytest.mark.parametrize("kind", [Words, Grouped])
+class Bags(nn.Module):
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(7, 4, **kwargs), nn.Linear(4, N_CLASSES)
+
+    def forward(self, x):
+        return self.head(self.bag(x).tanh())
+
+
+class OverTime(nn.Module):
+    def __init__(self, kind, **kwargs):
+        super().__init__()
+        self.layer, self.head = kind(3, 4, **kwargs), nn.Linear(4, N_CLASSES)
+
+    def forward(self, x):
+        if self.layer.batch_first:
+            return self.head(self.layer(x)[0][:, -1])
+        return self.head(self.layer(x.transpose(0, 1))[0][-1])
+
+
+BY_BATCH = {
+    "words": Words,
+    "grouped": Grouped,
+    "bags, mean": partial(Bags, padding_idx=0),
+    "bags, sum": partial(Bags, mode="sum"),
+    "bags, max": partial(Bags, mode="max"),
+    "lstm": partial(OverTime, nn.LSTM),
+    "lstm, batch first": partial(OverTime, nn.LSTM, batch_first=True),
+    "gru": partial(OverTime, nn.GRU, batch_first=True),
+    "rnn": partial(OverTime, nn.RNN),
+}
+
+
+@pytest.mark.parametrize("kind", BY_BATCH)
 def test_a_batch_asks_for_as_much_whatever_its_size(kind):
-    """And waits once, for scores and for embeddings."""
+    """And waits once, for scores and for embeddings; where it is vmapped, thrice."""
     torch.manual_seed(0)
-    module = kind().eval()
-    batches = [
-        torch.randint(7, (n, 5)) if kind is Words else torch.randn(n, 2, 6, 6)
-        for n in (6, 34)
-    ]
+    module = BY_BATCH[kind]().eval()
+    if kind == "grouped":
+        batches = [torch.randn(n, 2, 6, 6) for n in (6, 34)]
+    elif isinstance(module, OverTime):
+        batches = [torch.randn(n, 5, 3) for n in (6, 34)]
+    else:
+        batches = [torch.randint(7, (n, 5)) for n in (6, 34)]
     gradients = PerSampleGradients(module, module, batches[0])
     k = torch.arange(0, gradients.n_parameters, 3)
     expected = (
         gradients.diagonal_fisher(batches[:1]),
         gradients.embeddings(batches[0], k),
     )
-    with PretendDevice() as device:
-        device.move(module)
+    with PretendDevice() as device, undisturbed(device.move(module)):
         batches, k = [device.put(batch) for batch in batches], device.put(k)
         gradients = PerSampleGradients(module, module, batches[0])
         found = (
@@ -270,7 +305,7 @@ def test_a_batch_asks_for_as_much_whatever_its_size(kind):
                     ask(batch)
                 counted.append((counts.n_launches, counts.n_syncs))
             assert counted[0] == counted[1]
-            assert counted[0][1] == 1
+            assert counted[0][1] <= (3 if isinstance(module, OverTime) else 1)
 
 
 def test_processes_compare_their_nets_with_one_wait():

@@ -263,6 +263,41 @@ class Bag(nn.Module):
         return self.head((x.mean(1) if x.ndim == 3 else x).tanh())
 
 
+class WeightedBag(nn.EmbeddingBag):
+    def forward(self, x):
+        return super().forward(x, per_sample_weights=(x + 1).to(self.weight) / 9)
+
+
+class WeightedWhereRare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(9, 4, mode="sum", padding_idx=0)
+
+    def forward(self, x):
+        long = (x[:, -1:] != 0).to(self.bag.weight)
+        return self.bag(x, per_sample_weights=1 + long * x)
+
+
+class BagInARow(nn.EmbeddingBag):
+    def forward(self, x):
+        offsets = torch.arange(0, x.numel(), x.shape[1], device=x.device)
+        return super().forward(x.flatten(), offsets)
+
+
+class OverTime(nn.Module):
+    def __init__(self, layer, begins=None):
+        super().__init__()
+        self.layer, self.begins, self.head = layer, begins, nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        x = torch.stack([x, x.sin(), -x], 1 if self.layer.batch_first else 0)
+        state = ()
+        if self.begins is not None:
+            state = (x.new_full((1, x.shape[1], 4), self.begins),)
+        found = self.layer(x, *state)[0]
+        return self.head(found[:, -1] if self.layer.batch_first else found[-1])
+
+
 def convolutional(*layers, channels=4):
     return nn.Sequential(
         *layers,
@@ -370,6 +405,25 @@ NETS = {
         words,
     ),
     "bag": (lambda: Bag(nn.EmbeddingBag(9, 4)), words),
+    "bag, sum": (lambda: Bag(nn.EmbeddingBag(9, 4, mode="sum")), words),
+    "bag, max": (lambda: Bag(nn.EmbeddingBag(9, 4, mode="max")), words),
+    "bag, padded": (lambda: Bag(nn.EmbeddingBag(9, 4, padding_idx=0)), words),
+    "bag, max, padded": (
+        lambda: Bag(nn.EmbeddingBag(9, 4, mode="max", padding_idx=0)),
+        words,
+    ),
+    "bag, weighted": (lambda: Bag(WeightedBag(9, 4, mode="sum")), words),
+    "bag, weighted where rare": (lambda: Bag(WeightedWhereRare()), words),
+    "bag, offsets": (lambda: Bag(BagInARow(9, 4)), words),
+    "lstm": (lambda: OverTime(nn.LSTM(6, 4, num_layers=2)), vectors),
+    "lstm, both ways": (
+        lambda: OverTime(nn.LSTM(6, 2, bidirectional=True, batch_first=True)),
+        vectors,
+    ),
+    "lstm, projected": (lambda: OverTime(nn.LSTM(6, 5, proj_size=4)), vectors),
+    "gru": (lambda: OverTime(nn.GRU(6, 4, batch_first=True)), vectors),
+    "rnn": (lambda: OverTime(nn.RNN(6, 4, nonlinearity="relu")), vectors),
+    "rnn, own state": (lambda: OverTime(nn.RNN(6, 4), begins=0.5), vectors),
     "bag, sparse": (lambda: Bag(nn.EmbeddingBag(9, 4, sparse=True)), words),
     "bag, norm": (lambda: Bag(nn.EmbeddingBag(9, 4, max_norm=0.5)), words),
 }
@@ -780,7 +834,8 @@ def wrong_on_larger(rule, what):
         of_seen = rule.entries(module, wanted)
         if what == "squares":
             return of_seen
-        return lambda a: lambda g: of_seen(a)(g) * (1 if len(a) == 2 else 2)
+        factor = torch.nan if what == "lost" else 2
+        return lambda a: lambda g: of_seen(a)(g) * (1 if len(a) == 2 else factor)
 
     def squares(module, a):
         of_output = rule.squares(module, a)
@@ -807,6 +862,7 @@ WRONG = {
     "squares": lambda rule: wrong_on_larger(rule, "squares"),
     "entries": lambda rule: wrong_on_larger(rule, "entries"),
     "both": lambda rule: wrong_on_larger(rule, "both"),
+    "lost": lambda rule: wrong_on_larger(rule, "lost"),
     "alike on one sample": wrong_on_one,
 }
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -181,6 +183,7 @@ class GenericGradients:
             torch.no_grad(),
             # The fused kernels of attention know no vmap.
             sdpa_kernel(SDPBackend.MATH),
+            _recurrent_by_steps(self.module),
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings(
@@ -222,6 +225,39 @@ class GenericGradients:
             )
         by_name = zip(wanted, zip(*rows, strict=True), strict=True)
         return {name: torch.stack(of_rows)[None] for name, of_rows in by_name}
+
+
+@contextmanager
+def _recurrent_by_steps(module: nn.Module) -> Iterator[None]:
+    """Recurrent layers as torch.func can batch them: step by step in operations that it
+    knows, from a state that is each sample's own, as these write into it.
+    """
+    layers = [m for m in module.modules() if isinstance(m, nn.RNNBase)]
+    library: Any = torch.backends.mkldnn
+    with ExitStack() as stack:
+        if layers:
+            stack.callback(setattr, library, "enabled", library.enabled)
+            library.enabled = False
+        for layer in layers:
+            handle = layer.register_forward_pre_hook(_with_state, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _with_state(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The zeros that a recurrent layer begins with, made of its input."""
+    assert isinstance(layer, nn.RNNBase)  # for the type checker
+    x, *state = (*args, *kwargs.values())
+    if any(s is not None for s in state) or not isinstance(x, Tensor) or x.ndim != 3:
+        return None
+    n = x.shape[0 if layer.batch_first else 1]
+    n_states = layer.num_layers * (2 if layer.bidirectional else 1)
+    h = x.new_zeros(n_states, n, layer.proj_size or layer.hidden_size)
+    if isinstance(layer, nn.LSTM):
+        return (x, (h, x.new_zeros(n_states, n, layer.hidden_size))), {}
+    return (x, h), {}
 
 
 def is_out_of_memory(error: Exception) -> bool:

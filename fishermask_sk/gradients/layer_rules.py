@@ -45,6 +45,8 @@ def held_numbers(module: nn.Module, seen: Tensor, n_entries: int | None) -> int:
     """About how many numbers a rule makes of what a layer saw before it meets a
     gradient, for so many entries, or for all.
     """
+    if isinstance(module, nn.EmbeddingBag):
+        return (2 + module.embedding_dim) * seen.numel()
     if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return seen.numel() if isinstance(module, nn.Linear) else 2 * seen.numel()
     padded = seen.numel()
@@ -70,7 +72,9 @@ def find_rule(module: nn.Module, name: str) -> Rule | None:
         and module.running_mean is None
     ):
         return None  # normalised by the batch: a sample has no gradient of its own
-    if isinstance(module, nn.Embedding) and module.scale_grad_by_freq:
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and (
+        module.scale_grad_by_freq
+    ):
         return None
     for kinds, rules in _RULES:
         if isinstance(module, kinds):
@@ -389,7 +393,9 @@ def _bias_rule(by_feature: Callable[[Any, Tensor], Tensor]) -> Rule:
 # Embedding: ∂W[v, d] = Σ_p [token_p = v]·g[p, d]; the padding token learns nothing.
 
 
-def _embedding_entries(module: nn.Embedding, entries: Tensor) -> FromSeen:
+def _embedding_entries(
+    module: nn.Embedding | nn.EmbeddingBag, entries: Tensor
+) -> FromSeen:
     def columns(wanted: Tensor) -> Columns:
         learns = wanted != (-1 if module.padding_idx is None else module.padding_idx)
         token, learns = _beside(module, wanted), _beside(module, learns)
@@ -410,7 +416,9 @@ def _embedding_entries(module: nn.Embedding, entries: Tensor) -> FromSeen:
     return of_seen
 
 
-def _embedding_squares(module: nn.Embedding, a: Tensor) -> FromOutputGradient:
+def _embedding_squares(
+    module: nn.Embedding | nn.EmbeddingBag, a: Tensor
+) -> FromOutputGradient:
     # Equal tokens of a sample have one slot; nobody waits for how many there are.
     tokens, order = a.reshape(len(a), -1).sort(1)
     first = F.pad(tokens.diff(dim=1) != 0, (1, 0)).cumsum(1)
@@ -429,6 +437,41 @@ def _embedding_squares(module: nn.Embedding, a: Tensor) -> FromOutputGradient:
         )
 
     return squares
+
+
+# EmbeddingBag of (n, tokens): every token has its share of the bag's gradient, and then
+# the rule of Embedding. With weights of each token's own, or bags in a row with
+# offsets, the shares are others: comparison tells, and they are vmapped.
+
+
+def _bag_shares(module: nn.EmbeddingBag, tokens: Tensor) -> Tensor:
+    """(n, tokens, 1), or one for each feature."""
+    tokens = tokens.reshape(len(tokens), -1)
+    padding = -1 if module.padding_idx is None else module.padding_idx
+    learns = (tokens != padding)[..., None]
+    if module.mode == "max":
+        vectors = F.embedding(tokens, module.weight.detach())
+        largest = vectors.masked_fill(~learns, -torch.inf).argmax(1, keepdim=True)
+        return torch.zeros_like(vectors).scatter_(1, largest, 1)
+    shares = learns.to(module.weight.dtype)
+    if module.mode == "mean":
+        shares = shares / shares.sum(1, keepdim=True).clamp_min(1)
+    return shares
+
+
+def _bag_entries(module: nn.EmbeddingBag, entries: Tensor) -> FromSeen:
+    rule = _embedding_entries(module, entries)
+
+    def of_seen(a: Tensor) -> FromOutputGradient:
+        rows, shares = rule(a), _bag_shares(module, a)
+        return lambda g: rows(shares * g[:, None])
+
+    return of_seen
+
+
+def _bag_squares(module: nn.EmbeddingBag, a: Tensor) -> FromOutputGradient:
+    squares, shares = _embedding_squares(module, a), _bag_shares(module, a)
+    return lambda g: squares(shares * g[:, None])
 
 
 _CHANNEL_BIAS = _bias_rule(lambda module, g: _channels_first(g))
@@ -458,4 +501,5 @@ _RULES: tuple[tuple[tuple[type[nn.Module], ...], dict[str, Rule]], ...] = (
     ),
     ((nn.PReLU,), {"weight": _scale_rule(_negative_part)}),
     ((nn.Embedding,), {"weight": Rule(_embedding_entries, _embedding_squares)}),
+    ((nn.EmbeddingBag,), {"weight": Rule(_bag_entries, _bag_squares)}),
 )

@@ -32,12 +32,13 @@ from torch.autograd.graph import Node
 KINDS = {
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.PReLU),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm),
+    nn.EmbeddingBag,
 }
 # What lies between such a layer's result and its parameters, and how deep.
 OWN = {
-    *("Convolution", "Addmm", "Mm", "Add", "Embedding", "PreluKernel"),
+    *("Convolution", "Addmm", "Mm", "Add", "Embedding", "EmbeddingBag"),
     *("NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm", "NativeLayerNorm"),
-    *("T", "UnsafeView", "View", "ToCopy"),
+    *("PreluKernel", "T", "UnsafeView", "View", "ToCopy"),
 }
 MAX_DEPTH = 5
 # Operations that do the same whatever the samples hold.

@@ -118,22 +118,24 @@ class Verification:
         lengths = torch.tensor([len(c.expected) for c in compared], device="cpu")
         number = torch.arange(len(lengths), device="cpu").repeat_interleave(lengths)
         number = number.to(summed.device, non_blocking=True).expand(2, -1)
-        sizes = torch.maximum(squared.sqrt(), expected.abs())
-        numbers = torch.stack([(summed - expected).abs(), sizes])
+        lost = expected.isfinite() & ~summed.isfinite()
+        sizes = torch.maximum(squared.masked_fill(lost, 0).sqrt(), expected.abs())
+        apart = (summed - expected).abs().masked_fill(lost, torch.inf)
+        numbers = torch.stack([apart, sizes])
         largest = numbers.new_zeros(2, len(lengths))
         largest.scatter_reduce_(1, number, numbers, "amax")
         # The one time that a device is waited for.
-        apart = iter(largest.mT.tolist())
+        found_apart = iter(largest.mT.tolist())
         tolerance = TOLERANCE.get(self.coarsest, HALF_TOLERANCE)
         found = {}
         for group in groups:
             names = [name for name, each in group.items() if len(each.expected)]
-            of_group = dict(zip(names, apart, strict=False))
+            of_group = dict(zip(names, found_apart, strict=False))
             largest_of_all = max((size for _, size in of_group.values()), default=0.0)
             floor = ROUNDINGS * _eps(self.coarsest) * largest_of_all
             for name, (difference, size) in of_group.items():
                 if difference > tolerance * size + floor:  # NaN is the caller's to see
-                    found[name] = difference / size
+                    found[name] = difference / size if size else torch.inf
         return found
 
 
