@@ -32,7 +32,7 @@ def strategies(n_instances, part_of_head):
         "FisherMask": FisherMask(),
         "two stages": FisherMask(candidates=10, **FEW),
         "two stages, drawn": FisherMask(candidates=drawn, **FEW),
-        "last layer": FisherMask(layers="last"),
+        "last layer": FisherMask(1.0, layers="last"),
         "part of the last layer": FisherMask(part_of_head, layers="last"),
     }
 
