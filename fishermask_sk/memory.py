@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fishermask_sk.selection.candidates import FOLDED_PICKS
 from fishermask_sk.selection.embeddings import BLOCK_NUMBERS
+from fishermask_sk.selection.gains import ENTRIES_AT_A_TIME, ENTRIES_ON_DEVICE
 
 # Of the free memory, the share that a query may take where `max_memory` is not given.
 SHARE_OF_FREE = 0.8
@@ -93,6 +94,7 @@ def needs(
     itemsize: int,
     n_reviewed: int = 0,
     in_rows: bool | None = None,
+    on_cpu: bool = True,
 ) -> Needs:
     """What a query holds, for N + L samples with embeddings of (c, k), and so many
     picks that a backward pass reviews.
@@ -102,14 +104,17 @@ def needs(
     decide that.
     """
     row = k * itemsize
-    of_candidates = 8 * n_pool * (5 * n_rows**2 + 10)
+    entries = n_pool * n_rows**2
+    # A and B, and beside them what B is copied from, or some that gains are found of.
+    some = 5 * min(entries, ENTRIES_AT_A_TIME if on_cpu else ENTRIES_ON_DEVICE)
+    of_candidates = 8 * (2 * entries + max(entries, some) + 10 * n_pool)
     block = min(n_pool * n_rows * k, max(BLOCK_NUMBERS["cpu"], n_rows * k))
     of_blocks = 8 * 3 * block
     if uses_rows(n_pool + n_labeled, n_rows, k) if in_rows is None else in_rows:
         of_pool, of_labeled = n_pool * n_rows, n_labeled * n_rows
         kernel = of_pool * (of_pool + of_labeled)
         at_start = of_labeled * (2 * of_pool + 4 * of_labeled)
-        matrices = 8 * (kernel + at_start) + of_labeled * row
+        matrices = 8 * (kernel + at_start + 2 * entries) + of_labeled * row
     else:
         matrices = 8 * k * (4 * k + 3 * FOLDED_PICKS * n_rows)
     reviewed = n_reviewed * n_rows

@@ -6,6 +6,8 @@ import errno
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
 from math import prod
@@ -22,7 +24,7 @@ from pretend_device import PretendDevice
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, memory
+from fishermask_sk import FisherMask, check_network, memory
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.memory import (
     Budget,
@@ -184,6 +186,52 @@ def test_settings_that_fit_are_named_and_fit(shape, max_memory, named):
         assert len(select_within(net, max_memory, **{name: value})) == 3
         with pytest.raises(MemoryError, match="fit"):
             select_within(net, max_memory, **{name: value + 1})
+
+
+GROWTH = """
+import resource, warnings
+import numpy as np, torch
+from fishermask_sk import FisherMask, as_estimator
+
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+torch.manual_seed(0)
+net = as_estimator(torch.nn.Linear(3, 41), classes=range(41))
+X = np.random.default_rng(0).normal(size=(6000, 3)).astype("float32")
+strategy = FisherMask(1.0)
+strategy.select(net, X[:200], 2, X_labeled=X[:9])
+before = most()
+strategy.select(net, X, 2, X_labeled=X[:9])
+print(1024 * (most() - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere in other units")
+def test_what_many_classes_take_is_what_the_process_grows_by():
+    """Small matrices for each candidate are what is held there."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True
+    )
+    samples = np.zeros((2000, 3), "float32")
+    report = check_network(
+        net_of(3, 41), samples, 2, query_strategy=FisherMask(1.0), n_pool=6000
+    )
+    estimate = report.bytes["matrices"] + report.bytes["embeddings"]
+    assert 0.8 * estimate < int(done.stdout) < 1.25 * estimate
+
+
+def test_small_matrices_are_counted_as_they_are_held():
+    """A and B, and a third where they are made; or some of them in five copies."""
+    few, many = (needs(n, 0, 99, 1000, 4).matrices for n in (10_000, 20_000))
+    assert (many - few) / 10_000 == 8 * (3 * 99**2 + 10)
+    few, many = (needs(n, 0, 3, 10, 4).matrices for n in (10_000, 20_000))
+    assert (many - few) / 10_000 == 8 * (7 * 3**2 + 10) + 8 * 3 * 3 * 10
+    few, many = (needs(n, 0, 99, 9, 4, on_cpu=False).matrices for n in (500, 900))
+    assert (many - few) / 400 == 8 * (7 * 99**2 + 10) + 8 * 3 * 99 * 9
 
 
 def test_two_settings_that_fit_together():

@@ -12,10 +12,13 @@ from skorch import NeuralNetClassifier
 from test_net_checks import Body
 from test_networks import LAYOUTS, belongs_to
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
-from fishermask_sk import FisherMask, check_network
+from fishermask_sk import FisherMask, as_estimator, check_network
 from fishermask_sk.modal import ActiveLearner
+from fishermask_sk.strategy import progress, selection_costs
 
 X = vectors(np.random.default_rng(0), 60)
 
@@ -380,3 +383,35 @@ def test_a_mask_without_a_choice_costs_nothing(net):
 
     # What is left is trying the net on a few samples.
     assert seconds(sparsity=100)["mask"] > 2 * seconds(sparsity=1.0)["mask"]
+
+
+class Written(TorchDispatchMode):
+    """A clock that counts the numbers which operations write."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        self.n += sum(t.numel() for t in tree_leaves(found) if torch.is_tensor(t))
+        return found
+
+    def now(self):
+        return float(self.n)
+
+
+def test_a_kernel_is_priced_by_its_rows_and_by_their_pairs(monkeypatch):
+    """Rows are made once a sample, and the kernel holds a number for each pair."""
+    torch.manual_seed(0)
+    net = as_estimator(torch.nn.Linear(60, 40), classes=range(40))
+    samples = np.random.default_rng(0).normal(size=(340, 60)).astype("float32")
+    settings = {"sparsity": 1500, "n_top_classes": 4, "random_state": 0}
+    strategy = FisherMask(**settings)
+    kwargs = {"X_labeled": samples[:40]}
+    with Written() as clock:
+        for module in (progress, selection_costs):
+            monkeypatch.setattr(module, "perf_counter", clock.now)
+        report = check_network(net, samples[40:], 9, query_strategy=strategy, **kwargs)
+        strategy.select(net, samples[40:], 9, **kwargs)
+    assert 0.8 < report.seconds["selection"] / strategy.timings_["selection"] < 1.25

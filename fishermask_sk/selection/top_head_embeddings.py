@@ -109,16 +109,21 @@ class TopHeadEmbeddings:
 
     def rows(self, samples: Tensor) -> Tensor:
         """As of all `Embeddings`."""
-        return self.whole_rows(samples)[..., self.mask.places]
+        spread, h = self._spread(samples)
+        return h[:, None, self.columns] * spread[..., self.classes]
 
     def whole_rows(self, samples: Tensor) -> Tensor:
         """V_i of the whole head (m, c, d·C), inputs first."""
+        spread, h = self._spread(samples)
+        return (h[:, None, :, None] * spread[:, :, None]).flatten(2)
+
+    def _spread(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """R of some samples at all classes (m, c, C), and h."""
         here = samples.to(self.inputs.device)
         some = self.of([gathered(tensor, here) for tensor in self.tensors])
         r, tops, h = some._here(self.dtype)
         spread = r.new_zeros(len(r), self.c, self.n_classes)
-        spread.scatter_(2, tops[:, None].expand_as(r), r)
-        return (h[:, None, :, None] * spread[:, :, None]).flatten(2)
+        return spread.scatter_(2, tops[:, None].expand_as(r), r), h
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""

@@ -7,7 +7,9 @@ With N candidates of c rows, k weights and b picks, it takes
 * for each pick k²·c, and N times what a product of an embedding with 2c columns takes,
   which grows with k but for what a head as a product spares: a selection of the same
   form is timed on few weights and on two numbers of samples;
-* without k×k matrices (N·c)²·k before, and (N·c)²·c for each pick.
+* without k×k matrices (N·c)²·k before, and N times what the rows of a sample take,
+  which no count of weights tells: both are timed on two numbers of samples, with all
+  weights; and (N·c)²·c for each pick, timed on few weights.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ from fishermask_sk.strategy.sizes import Sizes
 # the few picks that are tried would take more multiplications.
 TRIED_WEIGHTS, TRIED_SAMPLES, TRIED_MULTIPLICATIONS = 640, 1024, 2**31
 FEWEST_PICKS, FEWEST_SAMPLES = 3, 32
-# Products with k×k matrices are tried with so many weights, solves with so many, and a
-# kernel of so many rows.
-TRIED_SIDE, SOLVED_SIDE, TRIED_ROWS = 2048, 1024, 1024
+# Products with k×k matrices are tried with so many weights, solves with so many, and
+# picks from a kernel of so many rows with so many.
+TRIED_SIDE, SOLVED_SIDE, TRIED_ROWS, PICKED_WEIGHTS = 2048, 1024, 2048, 64
 # A Cholesky factor, four triangular solves and an inverse of k×k matrices come to so
 # many solves at the pace of smaller ones, as was measured for k = 5,130.
 SOLVES = 4
@@ -73,7 +75,7 @@ class SelectionCosts:
         self._few = _of_fewer_weights(example, n_weights)
         side = TRIED_SIDE * n_weights // TRIED_WEIGHTS
         self._wide = _of_fewer_weights(example, side)
-        self._timed: dict[tuple[int, bool], _Timed] = {}
+        self._timed: dict[int, _Timed] = {}
 
     def seconds(self, sizes: Sizes) -> float:
         """Of the whole selection of a query."""
@@ -100,17 +102,36 @@ class SelectionCosts:
         return n * self._of_products.information
 
     def _by_kernel(self, sizes: Sizes) -> float:
-        n = min(sizes.eligible.n_here, max(1, TRIED_ROWS // self.c))
-        timed = self._of(n, True)
-        larger = sizes.n_in_kernel(self.c) / (n * self.c) ** 2
-        growth = self.k / self._wide.k
-        return larger * (timed.setup * growth + sizes.n_steps * timed.pick)
+        n_own, n_others, n_labeled = sizes.n_in_kernel
+        n_all, c = n_own + n_others, self.c
+        per_sample, per_pair = self._of_kernel
+        n_pairs = n_own * n_all + n_labeled * (n_all + n_labeled)
+        before = per_sample * (n_all + n_labeled) + per_pair * n_pairs
+        n = min(n_own, max(FEWEST_PICKS, TRIED_ROWS // c))
+        some = _mixed(_of_fewer_weights(self.example, PICKED_WEIGHTS), n)
+        n_picks = min(n, FOLDED_PICKS)
+        per_pick = _time_picks(some, n_picks, self.damping, True).pick
+        return before + sizes.n_steps * per_pick * n_own * n_all / n**2
+
+    @cached_property
+    def _of_kernel(self) -> tuple[float, float]:
+        """Seconds until the first pick from a kernel: for each sample, and for each
+        pair of samples.
+        """
+        n = round((TRIED_MULTIPLICATIONS / self.k) ** 0.5) // self.c
+        n = 2 * max(2, min(n, TRIED_ROWS // self.c) // 2)
+        few, many = (
+            _time_picks(_mixed(self.example, each), 1, self.damping, True).setup / each
+            for each in (n // 2, n)
+        )
+        per_pair = max(0.0, (many - few) / (n - n // 2))
+        return max(0.0, many - n * per_pair), per_pair
 
     def _of_pick(self, sizes: Sizes) -> tuple[float, float]:
         """Seconds of a pick, and of it for each sample, by two numbers of these."""
         large = self._n_tried(sizes.eligible.n_here)
         small = max(1, large // 8)
-        few, many = (self._of(n, False).pick for n in (small, large))
+        few, many = (self._of(n).pick for n in (small, large))
         if small == large:
             return 0.0, many / large
         per_sample = max(0.0, (many - few) / (large - small))
@@ -161,14 +182,14 @@ class SelectionCosts:
             of_solve / side**3,
         )
 
-    def _of(self, n: int, in_rows: bool) -> _Timed:
+    def _of(self, n: int) -> _Timed:
         """Timed once for so many samples."""
-        if (n, in_rows) not in self._timed:
+        if n not in self._timed:
             n_picks = TRIED_MULTIPLICATIONS // max(1, n * self._per_sample)
             n_picks = min(n, FOLDED_PICKS, max(FEWEST_PICKS, n_picks))
-            some = _mixed(self._wide if in_rows else self._few, n)
-            self._timed[n, in_rows] = _time_picks(some, n_picks, self.damping, in_rows)
-        return self._timed[n, in_rows]
+            some = _mixed(self._few, n)
+            self._timed[n] = _time_picks(some, n_picks, self.damping, False)
+        return self._timed[n]
 
 
 class _Timed(NamedTuple):

@@ -93,13 +93,14 @@ class Sizes:
         alone = self.question.processes.size == 1
         return alone and uses_rows(n_samples, n_rows, k)
 
-    def n_in_kernel(self, n_rows: int) -> int:
-        """How many numbers the kernel holds that the selection works on where no k×k
-        matrix is made.
+    @property
+    def n_in_kernel(self) -> tuple[int, int, int]:
+        """Of whom the kernel's rows are, who has columns besides, and how many of all
+        are labelled, where the selection works without k×k matrices.
         """
-        n_own = self.eligible.n_here
-        n_others = self.question.labeled.n + self._n_more_rows
-        return n_own * (n_own + n_others) * n_rows**2
+        n_labeled = self.question.labeled.n
+        n_others = self._n_more_rows or n_labeled
+        return self.eligible.n_here, n_others, n_labeled
 
     def directions(
         self, k: int, n_rows: int, n_head: int | None = None
@@ -229,6 +230,7 @@ class Sizes:
             itemsize,
             self._n_reviewed,
             in_rows,
+            self.question.device.type == "cpu",
         )
         if not in_rows:
             return needed
