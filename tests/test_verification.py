@@ -797,6 +797,99 @@ def test_a_backward_pass_that_is_not_linear_is_refused(change, way):
 # What the check costs, and what it finds for that.
 
 
+def on_node(change):
+    def after(gradients, _):
+        return tuple(None if g is None else change(g) for g in gradients)
+
+    return after
+
+
+# Where a hook may sit that a forward pass registers, on what the first layer gives.
+HOOKS = {
+    "tensor": lambda net, h, change: h.register_hook(change),
+    "node": lambda net, h, change: h.grad_fn.register_hook(on_node(change)),
+    "before a node": lambda net, h, change: h.grad_fn.register_prehook(
+        lambda gradients: tuple(map(change, gradients))
+    ),
+    "weight": lambda net, h, change: (
+        net.body.weight.register_hook(change) if net.body.weight.requires_grad else None
+    ),
+}
+
+
+class HooksWherePositive(nn.Module):
+    """On some batches alone, of which the first samples are none."""
+
+    def __init__(self, register, change, early=False):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 5), nn.Linear(5, CLASSES)
+        self.register, self.change, self.early = register, change, early
+
+    def forward(self, x):
+        h = self.body(x)
+        if not self.early:
+            h = h.tanh()
+        if x.sum() > 0 and h.requires_grad:
+            self.register(self, h, self.change)
+        return self.head(h.tanh())
+
+
+def positive_later(rng):
+    X = np.abs(vectors(rng))
+    X[:8] *= -1
+    return X
+
+
+@pytest.mark.parametrize("batch_size", [1, 30])
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("where", HOOKS)
+def test_a_hook_that_clips_later_batches_is_refused(where, early, batch_size):
+    torch.manual_seed(0)
+    module = HooksWherePositive(HOOKS[where], lambda g: g.clamp(-0.01, 0.01), early)
+    net = make_net(module.double()).initialize()
+    strategy = FisherMask(K, batch_size=batch_size, random_state=0)
+    X = positive_later(np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"body\.weight.* are not linear"):
+        strategy.select(net, X, 2, X_labeled=X[:0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("where", ["tensor", "node", "before a node"])
+def test_a_hook_that_halves_gradients_is_followed(where, batch_size):
+    torch.manual_seed(0)
+    module = HooksWherePositive(HOOKS[where], lambda g: g / 2).double()
+    net, X = make_net(module).initialize(), positive_later(np.random.default_rng(0))
+    strategy = FisherMask(
+        K, keep_head=False, damping=0.1, batch_size=batch_size, random_state=0
+    )
+    assert_equals_slow_twin(net, X, strategy)
+
+
+class HookedHead(nn.Linear):
+    def __init__(self, on, change):
+        super().__init__(6, CLASSES)
+        self.on, self.change = on, change
+
+    def forward(self, x):
+        scores = super().forward(x)
+        hooked = scores if self.on == "scores" else self.weight
+        if hooked.requires_grad:
+            hooked.register_hook(self.change)
+        return scores
+
+
+@pytest.mark.parametrize("on", ["scores", "weight"])
+def test_a_hook_on_a_head_is_seen(on):
+    """Whose product alone would not show it."""
+    torch.manual_seed(0)
+    head = HookedHead(on, lambda g: g.clamp(-0.01, 0.01))
+    net = make_net(nn.Sequential(nn.Tanh(), head).double()).initialize()
+    X = vectors(np.random.default_rng(0))
+    strategy = FisherMask(12, layers="last", random_state=0)
+    with pytest.raises(ValueError, match="are not linear"):
+        strategy.select(net, X, 2, X_labeled=X[:0])
+
+
 class TokensInFront(nn.Module):
     """A layer that sees tokens along the first axis, samples along the second."""
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fishermask_sk.gradients.generic import dense
 from fishermask_sk.gradients.modules import Batch
-from fishermask_sk.gradients.own_operations import Graph, Seen
+from fishermask_sk.gradients.own_operations import Graph, Seen, is_result_of
 from fishermask_sk.gradients.recording import (
     Recorded,
     Recorder,
@@ -96,6 +96,8 @@ class ContinuingCheck:
         (layer,) = layers
         seen = recorded[layer][0].seen
         if not isinstance(layer, nn.Linear) or seen.ndim != 2:
+            return False
+        if not all(is_result_of(logits, self._recorder.parameters[n]) for n in wanted):
             return False
         start = perf_counter()
         with torch.no_grad():

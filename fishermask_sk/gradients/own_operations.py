@@ -111,6 +111,7 @@ class Graph:
             return False
         return all(
             type(layer) in KINDS
+            and not parameter._backward_hooks
             and not {"forward", "_conv_forward"} & vars(layer).keys()
             and self._uses[id(parameter)] == 1
             and _leads_to(node, parameter, MAX_DEPTH)
@@ -142,6 +143,19 @@ def _is_weight(node: Node) -> bool:
             return False
         node = following
     return hasattr(node, "variable")
+
+
+def is_result_of(logits: Tensor, parameter: Tensor) -> bool:
+    """Whether nothing unknown lies between a layer's parameter and these scores, no
+    hook that is seen on either among it.
+    """
+    node = logits.grad_fn
+    hooked = logits._backward_hooks or parameter._backward_hooks
+    while not hooked and node is not None and _operation(node) in STEADY:
+        if _leads_to(node, parameter, MAX_DEPTH):
+            return True
+        node = node.next_functions[0][0]
+    return False
 
 
 def _leads_to(node: Node, parameter: Tensor, depth: int) -> bool:

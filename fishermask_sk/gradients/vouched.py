@@ -5,8 +5,10 @@ gradient of a batch is then Σ f(a_n, g_n). Left to be seen is
 
 - that the rule is f: the rows that it gives of one row of the cotangents, summed over
   all samples, are autograd's, which come with that row's own backward pass;
-- that a and g of a sample are its own: they are the same in a pass of their own, over
-  some samples that are drawn, in another order.
+- that a and g of a sample are its own, and g linear in the cotangent: they are the
+  same, g in proportion, in a pass of their own, over some samples that are drawn, in
+  another order, from the cotangent times `SCALE`. A hook that clips, rounds or
+  normalises gradients, of this batch for the first time, shows here.
 
 What is wrong here, or only looks like it, is decided by `continuing_check` on the same
 batch.
@@ -42,6 +44,9 @@ from fishermask_sk.gradients.verification import ROUNDINGS, Comparison, Verifica
 # Of a batch's samples, those that have a pass of their own: one of so many, and at
 # least so many.
 SHARE_DRAWN, LEAST_DRAWN = 16, 2
+# Of either sign, and large: what is clipped where gradients are larger shows on a few.
+# No power of two: that would commute with rounding.
+SCALE = -47.3
 
 
 class Vouched:
@@ -147,7 +152,9 @@ class Vouched:
                 return None
             alone = {layer: [recorded[layer][0].seen] for layer in self._kept}
             Outputs(alone, recorded).pull_back(
-                logits, self._cotangent, lambda m, g: alone[m].append(g)
+                logits,
+                SCALE * self._cotangent,
+                lambda m, g: alone[m].append(g / SCALE),
             )
         kept, again = (list(chain(*each.values())) for each in (self._kept, alone))
         if [x.shape for x in kept] != [y.shape for y in again]:
