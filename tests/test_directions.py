@@ -267,3 +267,13 @@ def test_the_warning_about_the_head_comes_once_for_a_loop(net):
 def test_other_numbers_of_components_are_refused(net, value):
     with pytest.raises(ValueError, match=rf"n_components={value!r} must be"):
         FisherMask(60, n_components=value).select(net, X[30:], 2, X_labeled=X[:30])
+
+
+def test_the_search_for_directions_has_a_bar_that_closes_full(net, capfd):
+    FisherMask(50, n_components=5, verbose=1, random_state=0).select(
+        net, X[30:], 2, X_labeled=X[:30]
+    )
+    shown = capfd.readouterr().err
+    # Of 90 samples that found them, three times each.
+    assert "directions: 100%" in shown
+    assert "270/270" in shown

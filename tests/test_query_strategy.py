@@ -5,6 +5,7 @@ with bad input.
 import itertools
 import pickle
 import random
+import re
 import warnings
 from functools import partial
 
@@ -25,7 +26,7 @@ from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegr
 from skorch.helper import SliceDataset
 from torch import nn
 
-from fishermask_sk import FisherMask, fisher_mask_sampling
+from fishermask_sk import FisherMask, check_network, fisher_mask_sampling
 from fishermask_sk.baselines import margin_sampling
 from fishermask_sk.nets.skorch_adapter import preserved_rng
 from fishermask_sk.strategy import pace
@@ -442,21 +443,45 @@ def test_seconds_of_each_step_are_logged(caplog):
     assert steps == list(strategy.timings_)
 
 
-def test_a_long_query_says_so_once_with_what_would_be_shorter(monkeypatch):
+def said_to_be_shorter(caught):
+    """What one warning says that a query needs, and the setting that it names."""
+    found = [
+        re.search(
+            r"This query needs about (.*) more, by the first (.*); "
+            r"(.*) would take about .*\. See the page on choosing settings\.",
+            str(w.message),
+        )
+        for w in caught
+    ]
+    ((needs, by, setting),) = [each.groups() for each in found if each]
+    return needs, by, eval(f"dict({setting})")
+
+
+def test_a_long_query_says_so_from_its_first_batches(monkeypatch):
     # A clock on which a minute passes between two looks.
     monkeypatch.setattr(pace, "perf_counter", itertools.count(step=60.0).__next__)
     strategy = FisherMask(0.9, batch_size=2)
-    with pytest.warns(
-        UserWarning,
-        match=r"This query needs about .*, .* of them for the selection\. "
-        r"The gradients of 42 samples will take about 21 min, by the first 2; "
-        r"layers='last' needs the head's gradients alone\. See the page",
-    ) as caught:
+    with pytest.warns(UserWarning, match="This query needs") as caught:
         select(strategy)
-    assert sum("will take about" in str(w.message) for w in caught) == 1
+    needs, by, setting = said_to_be_shorter(caught)
+    # To rank 40 more takes 20 minutes, and to embed all 42 half as long.
+    assert (needs, by) == ("30 min", "2 of 42 samples")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         select(strategy)  # once for a loop
+    assert len(select(FisherMask(0.9, **setting)).query_idx_) == 3
+    report = check_network(fitted(), images(N_POOL), 3, query_strategy=strategy)
+    priced = [eval(f"dict({other.setting})") for other in report.alternatives]
+    assert setting in priced
+
+
+def test_so_does_one_whose_picks_take_long(monkeypatch):
+    monkeypatch.setattr(pace, "perf_counter", itertools.count(step=60.0).__next__)
+    strategy = FisherMask(1.0, layers="last", oversample=3.0)
+    with pytest.warns(UserWarning, match="This query needs") as caught:
+        select(strategy)
+    # Nine picks, of which six are taken back.
+    assert said_to_be_shorter(caught)[:2] == ("14 min", "1 of 15 picks")
 
 
 def test_random_tie_break_draws_among_equal_samples():

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fishermask_sk.selection.embeddings import DenseEmbeddings, Embeddings
+from fishermask_sk.strategy.components import n_searched
 from fishermask_sk.strategy.directions import PRODUCTS
 from fishermask_sk.strategy.embedding import plain
 from fishermask_sk.strategy.plan import Plan
@@ -67,11 +68,11 @@ class Costs(NamedTuple):
         n_averaged = question.n_information or question.n_averaged
         n_embedded = sizes.n_embedded(n_averaged)
         of_directions = 0.0
-        if self.is_cut:  # an eighth of the samples is seen once, and all others often
-            n_searched = (7 * PRODUCTS + 1) * n_drawn // 8
-            n_embedded += n_searched
+        if self.is_cut:
+            n_taken = n_searched(n_drawn)
+            n_embedded += n_taken
             numbers = self.n_weights * self.n_directions
-            rows = 2 * n_searched * self.selection.example.c
+            rows = 2 * n_taken * self.selection.example.c
             # QR of k×r takes 4·k·r² multiplications.
             orthonormal = 4 * PRODUCTS * self.n_directions
             of_directions = self.per_projected * numbers * (rows + orthonormal)

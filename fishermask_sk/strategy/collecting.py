@@ -5,6 +5,7 @@ samples.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from fishermask_sk.memory import Budget
 from fishermask_sk.selection.embeddings import Embeddings
 from fishermask_sk.strategy.embedding import Embed, in_batches
-from fishermask_sk.strategy.pace import paced
+from fishermask_sk.strategy.pace import Pace, selection_seconds
 from fishermask_sk.strategy.progress import Progress
 from fishermask_sk.strategy.question import Drawn, Samples
 from fishermask_sk.strategy.sizes import Sizes
@@ -42,6 +43,7 @@ def collect(
     progress: Progress,
     drawn: Drawn,
     n_rows: int,
+    pace: Pace,
 ) -> Embedded:
     """Embed the samples that this process holds: its part of all sums.
 
@@ -53,6 +55,7 @@ def collect(
         The samples that F̄ is a mean over.
     n_rows : int
         Of an embedding.
+    pace : Pace
     """
     question, eligible = sizes.question, sizes.eligible
     example = embed(question.shared_example[0])
@@ -69,7 +72,8 @@ def collect(
     whole = sizes.passes_are_the_mean
     n_embedded = sizes.n_embedded(drawn.n_own)
     with progress.bar("embeddings", n_embedded) as bar:
-        advance = paced(bar, n_embedded, example, sizes)
+        selection = partial(selection_seconds, example, sizes)
+        advance = pace.counted(bar, n_embedded, selection=selection)
 
         def embedded(
             samples: Samples, positions: list[int] | None = None

@@ -42,6 +42,7 @@ from fishermask_sk.strategy.contract import (
 from fishermask_sk.strategy.directions import Auto
 from fishermask_sk.strategy.masks import MaskRule
 from fishermask_sk.strategy.net_checks import check_module
+from fishermask_sk.strategy.prices import cheapest
 from fishermask_sk.strategy.query import Query
 from fishermask_sk.strategy.question import Question
 from fishermask_sk.strategy.settings import Settings, check_flag, check_settings
@@ -410,7 +411,7 @@ class FisherMask(BaseEstimator):
                 weights,
                 self._warn_once,
             )
-            query = Query(question)
+            query = Query(question, cheapest)
             query.propose(candidates, estimator, X_pool)
             result = query.run(random_tie_break)
         for name, value in result.items():

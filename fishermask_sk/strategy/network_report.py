@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -14,23 +14,16 @@ from fishermask_sk._types import Learner, Samples
 from fishermask_sk.gradients.modules import undisturbed
 from fishermask_sk.memory import duration, free_bytes, readable
 from fishermask_sk.nets.skorch_adapter import fitted_net, preserved_rng
-from fishermask_sk.strategy.calibration import Costs, calibrate
 from fishermask_sk.strategy.contract import check_n_instances
 from fishermask_sk.strategy.eligible import Eligible
 from fishermask_sk.strategy.fisher_mask import FisherMask
 from fishermask_sk.strategy.net_checks import check_module
-from fishermask_sk.strategy.plan import Plan, changed_plan
+from fishermask_sk.strategy.plan import Plan
+from fishermask_sk.strategy.prices import MANY_CLASSES, Alternative, priced
 from fishermask_sk.strategy.query import Query
 from fishermask_sk.strategy.question import Question
 from fishermask_sk.strategy.settings import Settings
 from fishermask_sk.strategy.sizes import Sizes
-
-# From so many classes on they are what costs.
-MANY_CLASSES = 20
-# Of a head of more weights so many are priced as well.
-PART_OF_HEAD = 1000
-# Changes of these leave the mask and its embeddings as they are.
-OF_SAMPLES = {"candidates", "n_information_samples", "n_mask_samples"}
 
 
 class ParameterReport(NamedTuple):
@@ -48,20 +41,6 @@ class ParameterReport(NamedTuple):
     def n_weights(self) -> int:
         """How many numbers it holds."""
         return int(torch.Size(self.shape).numel())
-
-
-class Alternative(NamedTuple):
-    """A cheaper setting, with what it would take here."""
-
-    setting: str
-    seconds: float
-    bytes: int
-    verdict: str
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether it would not run either."""
-        return not self.verdict.startswith("runs")
 
 
 @dataclass(frozen=True, repr=False)
@@ -287,21 +266,9 @@ def check_network(
                 candidates = None
             return Sizes(question, Eligible(question, candidates), plan.head)
 
-        def priced(chosen: Settings, plan: Plan) -> _Price:
-            own = Query(asked.by(chosen))
-            mask_indices, costs = calibrate(own, plan, of_size(chosen, plan))
-            return _Price(own, plan, of_plan, len(mask_indices), costs)
-
-        price = priced(params, plan)
         sizes = of_size(params, plan)
-        alternatives = []
-        for changes in _cheaper(params, plan):
-            chosen = replace(params, **changes)
-            own = price
-            if not OF_SAMPLES.issuperset(changes):
-                own = priced(chosen, changed_plan(plan, chosen))
-            other = of_size(chosen, own.plan)
-            alternatives.append(own.alternative(changes, other))
+        price = priced(query, plan, sizes, of_plan)
+        alternatives = price.alternatives(of_size)
     return NetworkReport(
         parameters=_parameters(plan),
         head=plan.layout.head,
@@ -315,80 +282,9 @@ def check_network(
         free_bytes=free_bytes(asked.device),
         seconds=price.seconds(sizes),
         verdict=price.verdict(sizes),
-        alternatives=tuple(alternatives),
+        alternatives=alternatives,
         notes=_notes(params, plan, price.k),
     )
-
-
-class _Price(NamedTuple):
-    """What a query with such a mask costs, by its numbers of samples."""
-
-    query: Query
-    plan: Plan
-    of_plan: float
-    k: int
-    costs: Costs
-
-    def seconds(self, sizes: Sizes) -> dict[str, float]:
-        """By step, and their sum."""
-        found = self.costs.seconds(sizes)
-        found["mask"] += self.of_plan
-        return {**found, "total": sum(found.values())}
-
-    def bytes(self, sizes: Sizes) -> dict[str, int]:
-        """By what takes them, and what is held at the most."""
-        needed, plan = sizes.needs(self.k, self.plan.n_rows), self.plan
-        # The graph and the gradients of a batch, by a pass of one sample.
-        n = min(sizes.params.batch_size, sizes.question.pool.n)
-        example, _ = self.query.question.shared_example
-        wanted = dict.fromkeys(plan.names)
-        batch = plan.gradients.memory.bytes_of(example, wanted, n)
-        return {**needed._asdict(), "batch": batch, "total": needed.total + batch}
-
-    def verdict(self, sizes: Sizes) -> str:
-        """What would become of the query, by the memory that it may use."""
-        budget, n_rows = self.query.budget, self.plan.n_rows
-        try:
-            sizes.check_memory(budget, self.k, n_rows)
-        except MemoryError as error:
-            return f"would be refused: {error}"
-        place = budget.place(sizes.needs(self.k, n_rows))
-        if place == "device":
-            return "runs"
-        where = "main memory" if place == "host" else "a mapped file"
-        return f"runs by streaming: the embeddings lie in {where}"
-
-    def alternative(self, changes: dict[str, Any], sizes: Sizes) -> Alternative:
-        """With its setting in words."""
-        return Alternative(
-            ", ".join(f"{name}={value!r}" for name, value in changes.items()),
-            self.seconds(sizes)["total"],
-            self.bytes(sizes)["total"],
-            self.verdict(sizes),
-        )
-
-
-def _cheaper(params: Settings, plan: Plan) -> list[dict[str, Any]]:
-    """Changes of the parameters that make a query cheaper; those that are in force
-    already are left out.
-    """
-    two_stages = {"candidates": 10, "n_information_samples": 2048}
-    of_mask: dict[str, Any] = {}
-    if plan.n_rows >= MANY_CLASSES:
-        of_mask = {"n_top_classes": 5}
-    found = [{"candidates": 10}, two_stages | {"n_mask_samples": 256} | of_mask]
-    parameters = plan.gradients.parameters
-    head = [name for name in plan.layout.head if parameters[name].requires_grad]
-    if head:
-        last = {} if set(plan.names) == set(head) else {"layers": "last"}
-        found += [last | of_mask]
-        if sum(parameters[name].numel() for name in head) > PART_OF_HEAD:
-            found += [{**last, "sparsity": PART_OF_HEAD, **of_mask}]
-    return [
-        changes
-        for changes in found
-        if any(getattr(params, name) != value for name, value in changes.items())
-    ]
 
 
 def _strategy(estimator: Any, query_strategy: Any) -> FisherMask:

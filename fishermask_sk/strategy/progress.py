@@ -11,7 +11,16 @@ from tqdm.auto import tqdm
 
 from fishermask_sk.distributed import Processes
 
+Advance = Callable[[int], object]
+# Handed what moves a bar on, and of how many, it gives what is told instead.
+Paced = Callable[[Advance, int], Advance]
+
 logger = logging.getLogger(__name__)
+
+
+def unpaced(advance: Advance, total: int) -> Advance:
+    """Nobody else is told."""
+    return advance
 
 
 class Progress:
@@ -45,9 +54,11 @@ class Progress:
             bar.refresh()
 
     @contextmanager
-    def picking(self, n_steps: int) -> Iterator[Callable[[], object]]:
+    def picking(
+        self, n_steps: int, paced: Callable[..., Callable[[int], object]]
+    ) -> Iterator[Callable[[], object]]:
         """A bar for what comes before the first pick, which takes longer than any, and
-        one for the picks.
+        one for the picks. `paced` is handed what moves that on, and of how many.
         """
         with ExitStack() as bars:
             advance = bars.enter_context(self.bar("set-up", 1))
@@ -57,7 +68,8 @@ class Progress:
                 nonlocal advance, n_picked
                 if not n_picked:
                     bars.close()
-                    advance = bars.enter_context(self.bar("picks", n_steps))
+                    bar = bars.enter_context(self.bar("picks", n_steps))
+                    advance = paced(bar, n_steps, "picks")
                 n_picked += 1
                 advance(1)
 

@@ -10,6 +10,7 @@
 `embedding`           how a batch becomes embeddings
 `collecting`          step 3: embeddings of all samples, and F̄
 `progress`, `pace`    bars, seconds, and a warning that it will take long
+`prices`              what cheaper settings would take, for that warning
 ====================  ==============================================================
 
 Step 4 is `fishermask_sk.selection.select`. `FisherMask.select` makes a Query and runs
@@ -21,6 +22,8 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -31,7 +34,7 @@ from fishermask_sk.memory import Budget, card_of
 from fishermask_sk.selection.embeddings import DenseEmbeddings
 from fishermask_sk.selection.greedy import Selection, select
 from fishermask_sk.strategy.collecting import Embedded, collect
-from fishermask_sk.strategy.components import leading_directions
+from fishermask_sk.strategy.components import leading_directions, n_searched
 from fishermask_sk.strategy.eligible import Eligible
 from fishermask_sk.strategy.embedding import (
     Embed,
@@ -40,10 +43,12 @@ from fishermask_sk.strategy.embedding import (
     head_as_product,
     plain,
 )
+from fishermask_sk.strategy.pace import RANKED, Pace
 from fishermask_sk.strategy.plan import Plan, make_plan, say_what_is_slow
 from fishermask_sk.strategy.progress import Progress
 from fishermask_sk.strategy.question import Question
 from fishermask_sk.strategy.ranking import find_mask
+from fishermask_sk.strategy.settings import Settings
 from fishermask_sk.strategy.sizes import Sizes, bytes_of_weights
 
 logger = logging.getLogger(__name__)
@@ -54,10 +59,20 @@ class Query:
 
     Of several processes each has a Query of its own, with the samples that it holds,
     and all take the same steps.
+
+    Parameters
+    ----------
+    question : Question
+    cheapest : callable (query, plan) -> (setting, seconds) or None
+        Asked, where the query will take long, for a setting that would not.
     """
 
-    def __init__(self, question: Question) -> None:
-        self.question = question
+    def __init__(
+        self,
+        question: Question,
+        cheapest: Callable[[Query, Plan], tuple[str, float] | None] | None = None,
+    ) -> None:
+        self.question, self.cheapest = question, cheapest
         self.params = params = question.params
         self.processes = processes = question.processes
         self.eligible = Eligible(question)
@@ -68,6 +83,13 @@ class Query:
         n_beside = sum(each == machine for each, _ in all_places)
         n_on_card = all_places.count((machine, card))
         self.budget = Budget(params.max_memory, device, n_beside, n_on_card)
+        self.pace = Pace(question)
+
+    def by(self, params: Settings) -> Query:
+        """The same query by other parameters."""
+        other = copy(self)
+        other.params, other.question = params, self.question.by(params)
+        return other
 
     def propose(self, candidates: Any, estimator: Any, X_pool: Any) -> None:
         """Note which samples may be picked; see `Eligible`."""
@@ -88,6 +110,8 @@ class Query:
             self.budget.check_weights(bytes_of_weights(self.params, module))
         with timed("mask"):
             plan = self.plan()
+            if self.cheapest and self.processes.size == 1:  # pieces are timed here
+                self.pace = Pace(self.question, partial(self.cheapest, self, plan))
             has_said = say_what_is_slow(plan, self.processes.rank)
             mask_indices = self._find_mask(plan)
         if self.eligible.n_most_uncertain is not None:
@@ -121,10 +145,19 @@ class Query:
         with self.processes.together():
             k = min(plan.k, plan.n_candidates)
             sizes.check_memory(self.budget, k, n_rows)
-        mask_indices = find_mask(self.question, plan, self.progress)
+        later = self._n_embedded(sizes)
+        if sum(sizes.directions(k, n_rows)) < k:
+            later += n_searched(self.question.ranking_samples.n_own)
+        paced = partial(self.pace.counted, later=later / RANKED)
+        mask_indices = find_mask(self.question, plan, self.progress, paced)
         with self.processes.together():
             sizes.check_memory(self.budget, len(mask_indices), n_rows)
         return mask_indices
+
+    def _n_embedded(self, sizes: Sizes) -> int:
+        """How many samples have their gradients taken for the selection."""
+        question = self.question
+        return sizes.n_embedded(question.n_information or question.n_averaged)
 
     def embed(self, plan: Plan, mask_indices: Tensor) -> Embedded:
         """Step 3: the candidates' embeddings, F̄, and what is known of the labelled
@@ -137,11 +170,11 @@ class Query:
         )
         product, n = self.product(plan, mask_indices, sizes)
         if product is not None:
-            embed = self._beside_head(product, n)
+            embed = self._beside_head(product, n, sizes)
         else:
-            embed = self._dense(gradients, mask_indices, n)
+            embed = self._dense(gradients, mask_indices, n, sizes)
         drawn = question.information_samples()
-        of_all = sizes, self.budget, self.progress, drawn, n_rows
+        of_all = sizes, self.budget, self.progress, drawn, n_rows, self.pace
         with self.processes.together():
             try:
                 embedded = collect(embed, *of_all)
@@ -150,7 +183,7 @@ class Query:
         if not all(self.processes.objects(embedded is not None)):
             logger.info("The head is no product on every batch: taken as it is.")
             n = sum(sizes.directions(len(mask_indices), n_rows, 0))
-            embed = self._dense(gradients, mask_indices, n)
+            embed = self._dense(gradients, mask_indices, n, sizes)
             with self.processes.together():
                 embedded = collect(embed, *of_all)
             product = None
@@ -179,15 +212,13 @@ class Query:
         return None, sum(sizes.directions(k, n_rows, 0))
 
     def _dense(
-        self, gradients: PerSampleGradients, mask_indices: Tensor, n: int
+        self, gradients: PerSampleGradients, mask_indices: Tensor, n: int, sizes: Sizes
     ) -> Embed:
         """What embeds a batch as a tensor, in so many directions."""
         question = self.question
         directions = None
         if n < len(mask_indices):
-            directions = leading_directions(
-                question, gradients, mask_indices, n, is_beside_head=False
-            )
+            directions = self._directions(gradients, mask_indices, n, sizes, False)
 
         def dense(batch: Any) -> DenseEmbeddings:
             v = plain(question, gradients, batch, mask_indices)
@@ -195,16 +226,30 @@ class Query:
 
         return dense
 
-    def _beside_head(self, product: HeadProduct, n: int) -> Embed:
+    def _beside_head(self, product: HeadProduct, n: int, sizes: Sizes) -> Embed:
         """What embeds a batch with the head as a product, and the rest of a mask in so
         many directions.
         """
         if n == len(product.rest):
             return product.embed
-        directions = leading_directions(
-            self.question, product.gradients, product.rest, n, is_beside_head=True
+        directions = self._directions(
+            product.gradients, product.rest, n, sizes, is_beside_head=True
         )
         return partial(product.embed, directions=directions)
+
+    def _directions(
+        self,
+        gradients: PerSampleGradients,
+        positions: Tensor,
+        n: int,
+        sizes: Sizes,
+        is_beside_head: bool,
+    ) -> Tensor:
+        """See `leading_directions`."""
+        paced = partial(self.pace.counted, later=self._n_embedded(sizes))
+        return leading_directions(
+            self.question, gradients, positions, n, is_beside_head, self.progress, paced
+        )
 
     def _beside_embeddings(self, sizes: Sizes, k: int, n_rows: int) -> int | None:
         """What a batch may take while embeddings are collected: they and sums of them
@@ -227,7 +272,7 @@ class Query:
         def draw(tied: Tensor) -> Tensor:
             return tied[rng.randint(len(tied))]
 
-        with self.progress.picking(sizes.n_steps) as on_pick:
+        with self.progress.picking(sizes.n_steps, self.pace.counted) as on_pick:
             return select(
                 embedded.pool,
                 embedded.pool_information,

@@ -19,19 +19,27 @@ from fishermask_sk.strategy.masks import (
     warn_if_head_fills_mask,
 )
 from fishermask_sk.strategy.plan import Plan
-from fishermask_sk.strategy.progress import Progress
+from fishermask_sk.strategy.progress import Paced, Progress, unpaced
 from fishermask_sk.strategy.question import Question, weighty
 
 
-def find_mask(question: Question, plan: Plan, progress: Progress) -> Tensor:
-    """The positions (k,) that are kept, the same on all processes."""
+def find_mask(
+    question: Question,
+    plan: Plan,
+    progress: Progress,
+    paced: Paced = unpaced,
+) -> Tensor:
+    """The positions (k,) that are kept, the same on all processes.
+
+    `paced` is told how many samples are ranked.
+    """
     processes, gradients = question.processes, plan.gradients
     device = question.device
     if question.params.mask == "random":
         uniform = question.rng.uniform(size=gradients.n_parameters)
         scores = torch.as_tensor(uniform, device=device)
     elif names := ranked_names(question, plan):
-        scores = _diagonal_fisher(question, plan, names, progress)
+        scores = _diagonal_fisher(question, plan, names, progress, paced)
     else:
         _ = question.ranking_samples  # what is drawn after it stays the same
         scores = torch.zeros(gradients.n_parameters, device=device)
@@ -55,7 +63,11 @@ def ranked_names(question: Question, plan: Plan) -> list[str]:
 
 
 def _diagonal_fisher(
-    question: Question, plan: Plan, names: list[str], progress: Progress
+    question: Question,
+    plan: Plan,
+    names: list[str],
+    progress: Progress,
+    paced: Paced,
 ) -> Tensor:
     """Step 1 for the weights that a mask may touch, over samples drawn from those that
     F̄ is a mean over.
@@ -65,7 +77,7 @@ def _diagonal_fisher(
     with processes.together(), progress.bar("mask", drawn.n_own) as advance:
         mean = plan.gradients.diagonal_fisher(
             chain.from_iterable(question.batches(*part) for part in drawn.parts),
-            advance,
+            paced(advance, drawn.n_own),
             names=names,
             n_top_classes=question.params.n_top_classes,
             weights=drawn.weights,
