@@ -2,6 +2,8 @@
 query then does.
 """
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -242,6 +244,22 @@ def test_notes(net):
         "no layer's output dimension is the number of classes"
         in check_network(headless, X, 5).notes[0]
     )
+
+
+def test_a_part_of_the_last_layer_is_told(net):
+    """By default so few weights of a small net are kept that the head is not whole."""
+
+    def notes(sparsity):
+        chosen = FisherMask(sparsity, layers="last")
+        return check_network(net, X, 5, query_strategy=chosen).notes
+
+    (note,) = notes(10)
+    assert re.fullmatch(
+        r"the mask keeps 10 of the head's (\d+) weights: from sparsity=\1 on it is "
+        r"whole\.",
+        note,
+    )
+    assert not notes(int(re.search(r"sparsity=(\d+)", note)[1]))
 
 
 def test_durations_and_sizes():

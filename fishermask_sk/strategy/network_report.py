@@ -350,6 +350,11 @@ def _notes(params: Settings, plan: Plan, k: int) -> tuple[str, ...]:
             f"from sparsity={n_head} on it is whole, with more others are seen, and "
             "with keep_head=False all compete."
         )
+    elif k < n_head == plan.n_candidates and params.mask in ("fisher", "random"):
+        notes.append(
+            f"the mask keeps {k:,} of the head's {n_head:,} weights: from "
+            f"sparsity={n_head} on it is whole."
+        )
     if (params.n_top_classes or plan.n_classes) > MANY_CLASSES:
         notes.append(
             f"{plan.n_rows} of {plan.n_rows + 1} passes a sample are backward, one for "
