@@ -133,6 +133,7 @@ def test_auto_cuts_larger_ones_once_and_says_what_they_hold(net):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(first, strategy.select(net, X[30:], 8, X_labeled=X[:30]))
+        strategy.select(net, X[40:], 8, X_labeled=X[:40])  # a later round of a loop
     with pytest.warns(UserWarning, match="The mask has 50 weights"):
         strategy.set_params(sparsity=50).select(net, X[30:], 8, X_labeled=X[:30])
     # What they hold, of all samples, in float64 from the best subspace of that size.

@@ -110,7 +110,8 @@ def leading_directions(
             f"directions, which hold {100 * share:.4g} % of the information's "
             "trace on samples that did not find them. Lower sparsity, set "
             "n_components to keep so many, or n_components=None to keep all, "
-            "where memory allows."
+            "where memory allows.",
+            f"the directions of {k} weights",
         )
     return basis[:, :n]
 
