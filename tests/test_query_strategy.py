@@ -475,6 +475,16 @@ def test_a_long_query_says_so_from_its_first_batches(monkeypatch):
     assert setting in priced
 
 
+@pytest.mark.parametrize("params", [{}, {"mask": "random"}, {"candidates": 2}])
+def test_to_say_so_changes_no_pick(monkeypatch, params):
+    params = {"batch_size": 2, "n_mask_samples": 40, "random_state": 0, **params}
+    expected = select(FisherMask(0.2, **params)).query_idx_
+    monkeypatch.setattr(pace, "perf_counter", itertools.count(step=60.0).__next__)
+    with pytest.warns(UserWarning, match="This query needs"):
+        found = select(FisherMask(0.2, **params)).query_idx_
+    assert found.tolist() == expected.tolist()
+
+
 def test_so_does_one_whose_picks_take_long(monkeypatch):
     monkeypatch.setattr(pace, "perf_counter", itertools.count(step=60.0).__next__)
     strategy = FisherMask(1.0, layers="last", oversample=3.0)
