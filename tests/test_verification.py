@@ -298,6 +298,25 @@ class OverTime(nn.Module):
         return self.head(found[:, -1] if self.layer.batch_first else found[-1])
 
 
+class Steered(nn.Module):
+    """By the gradient of an energy, which `forward` takes by itself."""
+
+    def __init__(self, by_func):
+        super().__init__()
+        self.by_func, self.layer, self.head = by_func, nn.Linear(6, 5), nn.Linear(6, 3)
+
+    def energy(self, x):
+        return self.layer(x).tanh().sum()
+
+    def forward(self, x):
+        if self.by_func:
+            return self.head(torch.func.vmap(torch.func.grad(self.energy))(x))
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (g,) = torch.autograd.grad(self.energy(x), x, create_graph=True)
+        return self.head(g)
+
+
 def convolutional(*layers, channels=4):
     return nn.Sequential(
         *layers,
@@ -415,6 +434,8 @@ NETS = {
     "bag, weighted": (lambda: Bag(WeightedBag(9, 4, mode="sum")), words),
     "bag, weighted where rare": (lambda: Bag(WeightedWhereRare()), words),
     "bag, offsets": (lambda: Bag(BagInARow(9, 4)), words),
+    "steered by torch.func": (lambda: Steered(True), vectors),
+    "steered by autograd": (lambda: Steered(False), vectors),
     "lstm": (lambda: OverTime(nn.LSTM(6, 4, num_layers=2)), vectors),
     "lstm, both ways": (
         lambda: OverTime(nn.LSTM(6, 2, bidirectional=True, batch_first=True)),

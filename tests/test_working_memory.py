@@ -139,6 +139,16 @@ def test_what_a_query_takes_is_what_was_said(make, shape, limit):
     assert said[largest] > 0.7 * said["total"]
 
 
+@pytest.mark.parametrize("limit", [3, 6])
+def test_what_rules_of_entries_keep_is_within_a_small_budget(limit):
+    """Columns of a convolution's input, of which a mask of many entries takes most."""
+    torch.manual_seed(0)
+    net, X = make_net(large_activations()).initialize(), of_shape(40, 1, 32, 32)
+    strategy = FisherMask(100, keep_head=False, max_memory=f"{limit}MB", random_state=0)
+    taken = most_held(lambda: strategy.select(net, X, 3, X_labeled=X[:0]))
+    assert taken < limit * 1e6
+
+
 def test_a_net_whose_weights_do_not_fit_is_refused_before_any_work():
     net, X = make_net(many_weights()).initialize(), of_shape(40, 64)
     strategy = FisherMask(40, max_memory="8MB")

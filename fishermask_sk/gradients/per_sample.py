@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from fishermask_sk.gradients.continuing_check import ContinuingCheck
 from fishermask_sk.gradients.fisher import (
@@ -154,13 +153,11 @@ class PerSampleGradients:
 
     def _try(self, batch: Batch, names: list[str]) -> None:
         """Go every way on a batch once, and take note of the dtypes on it."""
-        note = self._verification.see
-        with (
-            # Undetached, what an operation saves of its own output would hold the
-            # operation, and that the output: for ever, as Python sees no such circle.
-            saved_tensors_hooks(lambda t: note(t.dtype) or t.detach(), lambda t: t),
-            self._recorder.recorded(batch, names) as (logits, _),
-        ):
+
+        def note(saved: Tensor) -> None:
+            self._verification.see(saved.dtype)
+
+        with self._recorder.recorded(batch, names, note) as (logits, _):
             weights = self._verification.weights(*logits.shape).to(logits)
             gradients = self._check.plain(logits, names, weights)
         n_classes = logits.shape[1]

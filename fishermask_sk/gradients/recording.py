@@ -18,7 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import (
+    GradientEdge,
+    Node,
+    get_gradient_edge,
+    saved_tensors_hooks,
+)
 
 from fishermask_sk.gradients.layer_rules import Rule, find_rule
 from fishermask_sk.gradients.modules import Batch
@@ -97,7 +102,10 @@ class Recorder:
 
     @contextmanager
     def recorded(
-        self, batch: Batch, names: Iterable[str]
+        self,
+        batch: Batch,
+        names: Iterable[str],
+        note_saved: Callable[[Tensor], object] | None = None,
     ) -> Iterator[tuple[Tensor, Recorded]]:
         """A forward pass: the logits, and every use of the layers that hold these
         parameters.
@@ -105,6 +113,9 @@ class Recorder:
         Until the end parameters that are not wanted are frozen: the graph starts at the
         first layer that is, and checkpointed parts, which the backward passes compute
         again, are frozen as they were.
+
+        `note_saved` sees what operations keep for the backward pass, where the module
+        allows that: `torch.func` within it does not.
         """
         wanted = set(names)
         recorded: Recorded = {
@@ -149,7 +160,11 @@ class Recorder:
                 p.requires_grad_(False)
             try:
                 with torch.enable_grad():
-                    logits = self.forward(batch)
+                    logits = self._run(batch, note_saved)
+                    if logits is None:
+                        for uses in recorded.values():
+                            uses.clear()
+                        logits = self.forward(batch)
             finally:
                 for handle in handles:
                     handle.remove()
@@ -157,6 +172,29 @@ class Recorder:
         finally:
             for p in frozen:
                 p.requires_grad_(True)
+
+    def _run(
+        self, batch: Batch, note_saved: Callable[[Tensor], object] | None
+    ) -> Tensor | None:
+        """The logits; None where what is saved cannot be noted, or was not asked for.
+
+        Undetached, what an operation saves of its own output would hold the operation,
+        and that the output: for ever, as Python sees no such circle.
+        """
+        if note_saved is None:
+            return None
+
+        def keep(saved: Tensor) -> Tensor:
+            note_saved(saved)
+            return saved.detach()
+
+        try:
+            with saved_tensors_hooks(keep, lambda saved: saved):
+                return self.forward(batch)
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+            return None
 
 
 class Outputs:

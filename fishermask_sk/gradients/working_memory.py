@@ -3,8 +3,9 @@ within what is allowed: known before the batch runs, and halved where memory run
 
 With G bytes a sample in the graph and in gradients at outputs, and H in what rules make
 of their inputs, a batch of n takes n(G + H) while those are kept from row to row. Where
-that leaves too few samples, what rules make is made layer by layer, for each row again,
-and the graph takes nG.
+that leaves too few samples, what rules of squares make is made layer by layer, for each
+row again, and the graph takes nG. What rules of single entries make is always kept, and
+counts as part of the graph.
 
 This file sees tensors and torch modules.
 """
@@ -18,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from fishermask_sk.gradients.generic import is_out_of_memory, samples
 from fishermask_sk.gradients.layer_rules import held_numbers, squared_at_a_time
@@ -194,16 +194,12 @@ class WorkingMemory:
         weights = self._recorder.parameters.values()
         own = {p.untyped_storage().data_ptr() for p in weights}
 
-        def note(tensor: Tensor) -> Tensor:
+        def note(tensor: Tensor) -> None:
             if tensor.layout == torch.strided:
                 memory = tensor.untyped_storage()
                 stored[memory.data_ptr()] = memory.nbytes()
-            return tensor.detach()  # or an output would hold its operation for ever
 
-        with (
-            saved_tensors_hooks(note, lambda t: t),
-            self._recorder.recorded(few, list(sizes)) as (_, recorded),
-        ):
+        with self._recorder.recorded(few, list(sizes), note) as (_, recorded):
             pass
         held = dict[nn.Module, float]()
         graph = float(sum(size for place, size in stored.items() if place not in own))
@@ -227,9 +223,12 @@ class WorkingMemory:
             for name, p in self._recorder.parameters.items()
             if name in routes and p.ndim > 1 and sizes.get(name, 0) is None
         ]
+        kept = sum(held.values())
+        if None not in sizes.values():  # rows of entries: one batch serves all rows
+            graph, kept = graph + kept, 0.0
         return Load(
             max(1.0, graph / n),
-            sum(held.values()) / n,
+            kept / n,
             max(squared, default=0),
             4 * squared_at_a_time(next(iter(weights)).device),
         )

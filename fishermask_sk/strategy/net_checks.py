@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.fx import GraphModule
 from torch.nn.parameter import UninitializedParameter
 
@@ -163,8 +162,7 @@ def _compare_with_predictions(fitted: FittedNet, example: Any, outputs: Tensor) 
         predicted = fitted.outputs(example)
     finally:
         torch.backends.mha.set_fastpath_enabled(False)
-    # A graph is wanted, and nothing of what it would keep for a backward pass.
-    with torch.enable_grad(), saved_tensors_hooks(lambda t: None, lambda t: t):
+    with torch.enable_grad():
         trained = fitted.outputs(example).detach()
     apart = max(_distance(predicted, trained), _distance(outputs, trained))
     if apart > _tolerance(ALONE, fitted, outputs):
