@@ -298,6 +298,12 @@ class OverTime(nn.Module):
         return self.head(found[:, -1] if self.layer.batch_first else found[-1])
 
 
+class WithoutNumbers(Between):
+    def __init__(self):
+        super().__init__(torch.tanh)
+        self.none = nn.Parameter(torch.zeros(0, 3))
+
+
 class Steered(nn.Module):
     """By the gradient of an energy, which `forward` takes by itself."""
 
@@ -434,6 +440,7 @@ NETS = {
     "bag, weighted": (lambda: Bag(WeightedBag(9, 4, mode="sum")), words),
     "bag, weighted where rare": (lambda: Bag(WeightedWhereRare()), words),
     "bag, offsets": (lambda: Bag(BagInARow(9, 4)), words),
+    "without numbers": (WithoutNumbers, vectors),
     "steered by torch.func": (lambda: Steered(True), vectors),
     "steered by autograd": (lambda: Steered(False), vectors),
     "lstm": (lambda: OverTime(nn.LSTM(6, 4, num_layers=2)), vectors),

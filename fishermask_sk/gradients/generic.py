@@ -82,7 +82,7 @@ class GenericGradients:
         chunk = CHUNK_ENTRIES
         if chunk_bytes is not None:
             chunk = min(chunk, chunk_bytes // cotangents.itemsize)
-        size = sum(self.parameters[name].numel() for name in wanted)
+        size = max(1, sum(self.parameters[name].numel() for name in wanted))
         rows_step = max(1, min(n_rows, chunk // size))
         step = max(1, chunk // (size * rows_step))
         for start in range(0, n, step):
