@@ -24,7 +24,7 @@ from pretend_device import PretendDevice
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from fishermask_sk import FisherMask, check_network, memory
+from fishermask_sk import FisherMask, check_network
 from fishermask_sk.gradients import PerSampleGradients
 from fishermask_sk.memory import (
     Budget,
@@ -35,6 +35,8 @@ from fishermask_sk.memory import (
     readable,
     uses_rows,
 )
+from fishermask_sk.memory.free import _left_to_container
+from fishermask_sk.memory.room import _reserve, mapped
 
 N_POOL, N_LABELED, N_CLASSES = 400, 20, 4
 
@@ -479,12 +481,12 @@ FIRST = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 
 
 def test_a_container_s_limit_is_the_memory_that_is_free(tmp_path):
-    assert list(memory._left_to_container(tmp_path)) == []  # no Linux
+    assert list(_left_to_container(tmp_path)) == []  # no Linux
     control_group(tmp_path, "", "0::/", SECOND, "max", 70, 20)
-    assert list(memory._left_to_container(tmp_path)) == []
+    assert list(_left_to_container(tmp_path)) == []
     control_group(tmp_path, "a/b", "0::/a/b", SECOND, 100, 70, 20)
     control_group(tmp_path, "a", "1:cpu,cpuacct:/a", SECOND, 90, 85, 20)
-    assert sorted(memory._left_to_container(tmp_path)) == [25, 50]
+    assert sorted(_left_to_container(tmp_path)) == [25, 50]
     assert free_bytes(torch.device("cpu"), tmp_path) == 25
 
 
@@ -492,9 +494,9 @@ def test_limits_of_the_first_kind_of_control_groups(tmp_path):
     """Their path is the host's, and the container sees its own group at the root."""
     line = "4:cpu,memory:/docker/0123"
     control_group(tmp_path, "memory", line, FIRST, 1000, 400, 100)
-    assert list(memory._left_to_container(tmp_path)) == [700]
+    assert list(_left_to_container(tmp_path)) == [700]
     control_group(tmp_path, "memory", "0::/", FIRST, 100, 400, 100)
-    assert list(memory._left_to_container(tmp_path)) == [0]
+    assert list(_left_to_container(tmp_path)) == [0]
 
 
 def test_main_memory_that_is_free_is_what_psutil_says(tmp_path, monkeypatch):
@@ -530,13 +532,13 @@ def test_a_mapped_tensor_of_any_shape(disk, monkeypatch, shape, reserves):
         return from_file(path, **kwargs)
 
     monkeypatch.setattr(torch, "from_file", look)
-    mapped = memory._mapped(shape, torch.float64)
-    assert (tuple(mapped.shape), mapped.dtype) == (shape, torch.float64)
-    assert mapped.eq(0).all()
+    found = mapped(shape, torch.float64)
+    assert (tuple(found.shape), found.dtype) == (shape, torch.float64)
+    assert found.eq(0).all()
     for about in seen:
-        assert about.st_size == mapped.nbytes
-        assert about.st_blocks * 512 >= mapped.nbytes
-    assert len(seen) == (mapped.numel() > 0)
+        assert about.st_size == found.nbytes
+        assert about.st_blocks * 512 >= found.nbytes
+    assert len(seen) == (found.numel() > 0)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("unable to mmap"), KeyboardInterrupt()])
@@ -544,7 +546,7 @@ def test_a_mapped_tensor_of_any_shape(disk, monkeypatch, shape, reserves):
 def test_a_file_that_is_not_mapped_leaves_nothing(disk, monkeypatch, error, where):
     monkeypatch.setattr(*where, mock.Mock(side_effect=error))
     with pytest.raises(type(error)):
-        memory._mapped((10, 10), torch.float32)
+        mapped((10, 10), torch.float32)
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -555,11 +557,11 @@ def test_a_disk_that_fills_up_later_is_told_in_words(disk, monkeypatch):
     """Not by a signal that ends the process when a page is written."""
     monkeypatch.setattr(os, "posix_fallocate", mock.Mock(side_effect=FULL))
     with pytest.raises(MemoryError, match=TOLD):
-        memory._mapped((10, 10), torch.float32)
+        mapped((10, 10), torch.float32)
 
 
 def test_so_is_one_that_cannot_be_asked_for_room(monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate")
     file = mock.Mock(write=mock.Mock(side_effect=FULL))
     with pytest.raises(MemoryError, match=TOLD):
-        memory._reserve(file, 400)
+        _reserve(file, 400)

@@ -4,22 +4,17 @@ fit.
 
 from __future__ import annotations
 
-import errno
-import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from math import prod
-from numbers import Integral
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import psutil
 import torch
 from torch import Tensor
 
+from fishermask_sk.memory.free import free_bytes
+from fishermask_sk.memory.room import mapped, pinned
+from fishermask_sk.memory.units import parse_memory, readable
 from fishermask_sk.selection.candidates import FOLDED_PICKS
 from fishermask_sk.selection.embeddings import BLOCK_NUMBERS
 from fishermask_sk.selection.gains import ENTRIES_AT_A_TIME, ENTRIES_ON_DEVICE
@@ -31,31 +26,6 @@ LEAST_SHARE = 0.25
 # With at most this many rows a weight the kernel of all rows takes no more memory than
 # the k×k matrices, and its first gains cost less.
 ROWS_PER_WEIGHT = 2
-# Where a file system cannot reserve room, zeros are written, so many at a time.
-NO_FALLOCATE = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
-ZEROS = 2**24
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-UNITS |= {f"{name}i": 2 ** (10 * power) for power, name in enumerate("KMGT", start=1)}
-
-
-class _ControlGroup(NamedTuple):
-    """The files of a kind of control groups, and its name in /proc/self/cgroup."""
-
-    controller: str
-    limit: str
-    used: str
-    cached: str
-
-
-CONTROL_GROUPS = (
-    _ControlGroup("", "memory.max", "memory.current", "inactive_file"),
-    _ControlGroup(
-        "memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
-)
 
 
 class Needs(NamedTuple):
@@ -123,118 +93,6 @@ def needs(
     return Needs(
         n_pool * n_rows * row, matrices + of_candidates + of_blocks + of_review
     )
-
-
-def parse_memory(max_memory: int | str) -> int:
-    """Bytes, from a number of them or a text like "2GiB" or "500 MB".
-
-    Raises
-    ------
-    ValueError
-
-    Examples
-    --------
-    >>> parse_memory("2GiB"), parse_memory("1.5 kB"), parse_memory(10)
-    (2147483648, 1500, 10)
-    """
-    n_bytes = 0
-    if isinstance(max_memory, Integral) and not isinstance(max_memory, bool):
-        n_bytes = int(max_memory)
-    elif isinstance(max_memory, str):
-        found = re.fullmatch(
-            r"\s*(\d+\.?\d*)\s*([KMGT]i?)?B?\s*", max_memory, re.IGNORECASE
-        )
-        if found:
-            n_bytes = int(float(found[1]) * UNITS[(found[2] or "").capitalize()])
-    if n_bytes < 1:
-        raise ValueError(
-            f"max_memory={max_memory!r} must be a number of bytes, or a text like "
-            "'2GiB'."
-        )
-    return n_bytes
-
-
-def readable(n_bytes: int) -> str:
-    """Bytes in a unit that suits them.
-
-    Examples
-    --------
-    >>> readable(3 * 2**29)
-    '1.5 GiB'
-    """
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.1f} {unit}"
-    return f"{n_bytes / 2**10:.1f} KiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in a unit that suits them.
-
-    Examples
-    --------
-    >>> duration(12.3), duration(600), duration(7200)
-    ('12 s', '10 min', '2.0 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Memory that is free on a device, to the best of what the system says, in its
-    files below `root` as well; None where it says nothing.
-
-    On CUDA this counts what torch's allocator has reserved and nothing uses. Main
-    memory is what `psutil` calls available, or less where a container has a limit of
-    its own.
-    """
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-            device
-        )
-        return torch.cuda.mem_get_info(device)[0] + unused
-    if device.type != "cpu":
-        return None
-    available = psutil.virtual_memory().available
-    return min([available, *_left_to_container(root)])
-
-
-def _left_to_container(root: Path) -> Iterator[int]:
-    """What each Linux control group around this process leaves it; none without limits.
-
-    Files that were read lately count as used there, and go when memory is wanted: see
-    `inactive_file` in https://docs.kernel.org/admin-guide/cgroup-v2.html.
-    """
-    membership = root / "proc/self/cgroup"
-    if not membership.exists():
-        return
-    for line in membership.read_text().splitlines():
-        _, controllers, place = line.split(":", 2)
-        for names in CONTROL_GROUPS:
-            if names.controller not in controllers.split(","):
-                continue
-            mount = root / "sys/fs/cgroup" / names.controller
-            # Inside a container the path may be the host's, and only the root be seen.
-            own = mount / place.lstrip("/")
-            for folder in [own, *own.parents]:
-                if not folder.is_relative_to(mount):
-                    break
-                with suppress(OSError, ValueError, KeyError):  # "max" is no limit
-                    limit = int((folder / names.limit).read_text())
-                    used = int((folder / names.used).read_text())
-                    rows = (folder / "memory.stat").read_text().splitlines()
-                    cached = int(dict(map(str.split, rows))[names.cached])
-                    yield max(0, limit - used + cached)
-
-
-def card_of(device: torch.device) -> str | None:
-    """What tells one CUDA device of this machine from the others, whatever each process
-    numbers it; None for the CPU.
-    """
-    if device.type != "cuda":
-        return None
-    return str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
 
 
 class Budget:
@@ -334,9 +192,9 @@ class Budget:
         """
         where = self.place(needed)
         if where == "file":
-            return _mapped(shape, dtype)
+            return mapped(shape, dtype)
         if where == "host" and self.device.type == "cuda":
-            return _pinned(shape, dtype)
+            return pinned(shape, dtype)
         return torch.empty(
             shape, dtype=dtype, device=self.device if where == "device" else "cpu"
         )
@@ -370,68 +228,3 @@ class Budget:
             return None
         n_sharing = self.n_beside if device.type == "cpu" else self.n_on_card
         return int(SHARE_OF_FREE * free / n_sharing)
-
-
-def _pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Main memory that stays where it is, so that blocks of it are copied to a GPU
-    while that computes; ordinary memory where the system does not give so much.
-    """
-    try:
-        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
-    except RuntimeError:
-        return torch.empty(shape, dtype=dtype, device="cpu")
-
-
-def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor in a file that only this process can open; it goes when the tensor
-    goes.
-
-    Raises
-    ------
-    MemoryError
-        Where the disk does not hold it.
-    """
-    n = prod(shape)
-    if n == 0:  # no system maps nothing
-        return torch.empty(shape, dtype=dtype, device="cpu")
-    # A folder for this user alone. Where open files cannot be unlinked, it stays.
-    with tempfile.TemporaryDirectory(
-        prefix="fishermask-", ignore_cleanup_errors=True
-    ) as folder:
-        path = Path(folder, "embeddings")
-        with path.open("wb") as file:
-            _reserve(file, n * dtype.itemsize)
-        return torch.from_file(str(path), shared=True, size=n, dtype=dtype).reshape(
-            shape
-        )
-
-
-def _reserve(file: BinaryIO, n_bytes: int) -> None:
-    """Give a file its room on the disk now: a page that finds none later would end the
-    process (SIGBUS).
-    """
-    try:
-        if not _fallocated(file, n_bytes):
-            zeros = memoryview(bytes(min(ZEROS, n_bytes)))
-            for start in range(0, n_bytes, ZEROS):
-                file.write(zeros[: n_bytes - start])
-            file.flush()
-    except OSError as error:
-        raise MemoryError(
-            f"The embeddings of this query take {readable(n_bytes)}, more than "
-            f"{tempfile.gettempdir()} holds: {error.strerror}. Free some of that disk, "
-            "lower sparsity, set n_components, or let TMPDIR name a larger disk."
-        ) from error
-
-
-def _fallocated(file: BinaryIO, n_bytes: int) -> bool:
-    """Whether the file system could reserve room; macOS and Windows have no call."""
-    if not hasattr(os, "posix_fallocate"):
-        return False
-    try:
-        os.posix_fallocate(file.fileno(), 0, n_bytes)
-    except OSError as error:
-        if error.errno in NO_FALLOCATE:
-            return False
-        raise
-    return True
