@@ -3,9 +3,10 @@ information.
 
 Where things are, from the maths up: `gradients` (per-sample gradients; `modules` puts
 a net into evaluation mode and back), `selection` (the greedy choice; `gains` has what a
-pick is worth), `nets`, `scores`, `strategy` (`FisherMask`; `query` has its steps),
-`baselines` (a new one goes there), `loops` (`results_file` reads and writes a file of
-results), and next to these `datasets`, `plotting`, `modal` and `activeml`.
+pick is worth), `memory` (what fits), `nets`, `scores` (margins and features),
+`strategy` (`FisherMask`; `query` has its steps), `baselines` (a new one goes there),
+`loops` (`results_file` reads and writes a file of results), and next to these
+`datasets`, `plotting`, `modal` and `activeml`. All public names: `docs/api.rst`.
 """
 
 from fishermask_sk import _moved as _moved  # old paths load, for one release

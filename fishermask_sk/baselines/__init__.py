@@ -6,7 +6,8 @@ caller's modAL expects. The features of a net are the inputs of its head. An est
 that holds no net (a logistic regression) has its own inputs for features, after the
 earlier steps of its pipeline.
 
-May import `strategy`, for BAIT is one of its settings, and all below it.
+May import `strategy`, for BAIT is one of its settings, and all below it. `shared` has
+the checks of all; tests are in `tests/test_baselines.py`.
 """
 
 from fishermask_sk.baselines.bait import bait_sampling

@@ -1,7 +1,8 @@
 """Fisher information of a softmax classifier, as tensors: class scores in, cotangents
 and information out.
 
-Axes are n (samples), c (classes) and k (weights). This file sees tensors only.
+Axes are n (samples), c (classes) and k (weights). The diagonal, over all weights, is
+`per_sample`'s. This file sees tensors only.
 """
 
 from __future__ import annotations

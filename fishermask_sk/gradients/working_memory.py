@@ -1,5 +1,6 @@
 r"""How many samples of a batch are computed on at a time, so that working memory stays
-within what is allowed: known before the batch runs, and halved where memory runs out.
+within what is allowed (`max_memory`, by way of `memory.Budget.beside`): known before
+the batch runs, and halved where memory runs out.
 
 With G bytes a sample in the graph and in gradients at outputs, and H in what rules make
 of their inputs, a batch of n takes n(G + H) while those are kept from row to row. Where

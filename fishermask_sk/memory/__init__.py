@@ -2,7 +2,8 @@
 
 Imports `selection`, whose counts these are. Offers `needs` and `Budget` (`budget`),
 `free_bytes` (`free`), and bytes and seconds in words (`units`); `room` makes mapped
-files.
+files. `Budget.beside` gives a batch its bytes, of which `gradients.working_memory`
+makes a number of samples.
 """
 
 from fishermask_sk.memory.budget import Budget, Needs, needs, uses_rows

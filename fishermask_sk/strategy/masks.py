@@ -3,7 +3,8 @@ feed it.
 
 Scores have shape (P,), one per weight of all `module.parameters()`, as
 `parameters_to_vector` lays them out. A mask is always `mask_indices`, the sorted
-positions (k,) that are kept. This file sees tensors only.
+positions (k,) that are kept. Which rule a query's `mask` names, "random" among them, is
+in `ranking`. This file sees tensors only.
 """
 
 from __future__ import annotations
