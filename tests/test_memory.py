@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -21,6 +20,7 @@ import psutil
 import pytest
 import torch
 from pretend_device import PretendDevice
+from process import grows_by
 from skorch import NeuralNetClassifier
 from torch import nn
 
@@ -190,13 +190,10 @@ def test_settings_that_fit_are_named_and_fit(shape, max_memory, named):
             select_within(net, max_memory, **{name: value + 1})
 
 
-GROWTH = """
-import resource, warnings
+MANY_CLASSES = """
+import warnings
 import numpy as np, torch
 from fishermask_sk import FisherMask, as_estimator
-
-def most():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
@@ -205,25 +202,20 @@ net = as_estimator(torch.nn.Linear(3, 41), classes=range(41))
 X = np.random.default_rng(0).normal(size=(6000, 3)).astype("float32")
 strategy = FisherMask(1.0)
 strategy.select(net, X[:200], 2, X_labeled=X[:9])
-before = most()
-strategy.select(net, X, 2, X_labeled=X[:9])
-print(1024 * (most() - before))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere in other units")
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
 def test_what_many_classes_take_is_what_the_process_grows_by():
     """Small matrices for each candidate are what is held there."""
-    done = subprocess.run(
-        [sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True
-    )
+    grown = grows_by(MANY_CLASSES, "strategy.select(net, X, 2, X_labeled=X[:9])")
     samples = np.zeros((2000, 3), "float32")
     report = check_network(
         net_of(3, 41), samples, 2, query_strategy=FisherMask(1.0), n_pool=6000
     )
     estimate = report.bytes["matrices"] + report.bytes["embeddings"]
-    assert 0.8 * estimate < int(done.stdout) < 1.25 * estimate
+    assert 0.8 * estimate < grown < 1.25 * estimate
 
 
 def test_small_matrices_are_counted_as_they_are_held():
