@@ -252,11 +252,11 @@ def _conv_entries(module: Conv, entries: Tensor) -> FromSeen:
 def _conv_squares(module: Conv, a: Tensor) -> FromOutputGradient:
     a = _padded(module, a)
     windows = list(_windows(module, a))
-    n_positions = a[0, 0][windows[0]].numel()
-    columns = a.new_empty(*a.shape[:2], len(windows), n_positions)
+    size = a[0, 0][windows[0]].shape
+    columns = a.new_empty(*a.shape[:2], len(windows), *size)
     for tap, window in enumerate(windows):
-        columns[:, :, tap] = a[window].flatten(2)
-    columns = columns.reshape(len(a) * module.groups, -1, n_positions).mT
+        columns[:, :, tap] = a[window]
+    columns = columns.reshape(len(a) * module.groups, -1, size.numel()).mT
     if module.groups == 1:
         of_one_group = _squared_products(columns)
         return lambda g: of_one_group(_channels_first(g))

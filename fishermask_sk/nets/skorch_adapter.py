@@ -28,6 +28,11 @@ from fishermask_sk._rows import refuse_what_has_no_rows
 from fishermask_sk._warnings import warn_user
 from fishermask_sk.gradients.fisher import Scores, class_logits
 from fishermask_sk.gradients.modules import map_tensors
+from fishermask_sk.nets.channels_last import (
+    channels_last,
+    gains_by_channels_last,
+    same_scores,
+)
 from fishermask_sk.nets.inside import net_inside, whole_module
 from fishermask_sk.nets.loaders import (
     FORWARD_ERRORS,
@@ -60,11 +65,13 @@ class FittedNet:
     of it.
 
     `meaning` is what the criterion says, or None, until the first samples are seen.
+    `takes_channels_last` says how batches of images are laid out, see `lay_out`.
     """
 
     net: NeuralNet
     meaning: Meaning | None
     steps: tuple[Any, ...]
+    takes_channels_last: bool = False
     _is_read: bool = False
 
     @property
@@ -187,7 +194,28 @@ class FittedNet:
         part = dataset if indices is None else Subset(dataset, indices)
         loader = loader_in_order(self.net, part, batch_size)
         for batch in readable(loader, part, name):
-            yield inputs_of(batch, self.net, name)
+            yield self.laid_out(inputs_of(batch, self.net, name))
+
+    def lay_out(self, example: Any) -> None:
+        """From here on batches of images lie with channels last, if the net gives the
+        same scores for them so, and may be faster.
+
+        Parameters
+        ----------
+        example : inputs of the module
+        """
+        if not gains_by_channels_last(self.module):
+            return
+        try:
+            with torch.no_grad():
+                scores = self.outputs(example), self.outputs(channels_last(example))
+        except FORWARD_ERRORS:  # such as .view, which wants them as they were
+            return
+        self.takes_channels_last = same_scores(*scores)
+
+    def laid_out(self, batch: Any) -> Any:
+        """A batch as the net takes it."""
+        return channels_last(batch) if self.takes_channels_last else batch
 
     def on_device(self, batch: Any) -> Any:
         """A batch where the net is, if that is a GPU: copied once, from pinned memory,

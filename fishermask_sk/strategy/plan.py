@@ -81,6 +81,8 @@ def _made(
     params, fitted = question.params, question.fitted
     n_outputs = fitted.check_outputs(example)
     check_samples_apart(fitted, example, n_example)
+    fitted.lay_out(example)
+    example = fitted.laid_out(example)
     for samples in (question.labeled, question.target):
         if samples is not None and samples.n:
             fitted.check_outputs(question.example(samples))
