@@ -5,6 +5,8 @@ and a real modAL loop.
 import matplotlib
 
 matplotlib.use("Agg")
+import warnings
+
 import joblib
 import matplotlib.pyplot as plt
 import networks
@@ -180,6 +182,16 @@ def test_a_query_equals_the_slow_twin(name, n_instances):
     )
     assert strategy.query_idx_.tolist() == picks
     np.testing.assert_allclose(strategy.trace_reductions_, gains, rtol=1e-7)
+
+
+def test_slow_gradients_are_told_once_in_a_loop():
+    net, X = make("packed gru")
+    strategy = FisherMask(30, keep_head=False, random_state=0)
+    with pytest.warns(UserWarning, match="is slow: torch.func cannot batch it"):
+        strategy.select(net, X, 1, X_labeled=rows(X, slice(0)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*which is slow")
+        strategy.select(net, X, 1, X_labeled=rows(X, slice(0)))
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -921,3 +921,10 @@ def test_candidates_may_be_all_or_proposed_by_a_strategy():
 def test_candidates_that_are_none(candidates, message):
     with pytest.raises(ValueError, match=message):
         select(FisherMask(0.9), candidates=candidates)
+
+
+def test_directions_have_a_line_of_their_own(caplog):
+    with caplog.at_level("INFO", logger="fishermask_sk"):
+        select(FisherMask(0.9, n_components=5))
+    steps = [record.getMessage().split(":")[0] for record in caplog.records]
+    assert steps == ["mask", "directions", "embeddings", "selection"]

@@ -21,7 +21,7 @@ from fishermask_sk.strategy.directions import (
     share_held,
 )
 from fishermask_sk.strategy.embedding import in_batches, none_of, plain
-from fishermask_sk.strategy.progress import Paced, Progress
+from fishermask_sk.strategy.progress import Paced, Progress, logged
 from fishermask_sk.strategy.question import Question, Samples
 
 # Samples of one kind, by position, and their weights.
@@ -66,7 +66,7 @@ def leading_directions(
     )
     start = question.rng.standard_normal((k, min(n + SPARE, k)))
     n_passed = PRODUCTS * n_finding + n_measuring
-    with progress.bar("directions", n_passed) as bar:
+    with logged("directions"), progress.bar("directions", n_passed) as bar:
         advance = paced(bar, n_passed)
 
         def rows(chosen: list[Chosen]) -> Iterator[Tensor]:

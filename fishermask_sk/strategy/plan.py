@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fishermask_sk._warnings import warn_user
 from fishermask_sk.gradients.generic import samples as some_samples
 from fishermask_sk.gradients.layers import Layout, candidate_names, find_layout
 from fishermask_sk.gradients.per_sample import PerSampleGradients
@@ -156,16 +155,14 @@ def _drawn_example(question: Question, samples: Samples, within: int) -> Any:
     return next(batches)
 
 
-def say_what_is_slow(plan: Plan, rank: int) -> bool:
-    """Warn where gradients are taken one sample at a time, and why; whether they
-    are.
-    """
+def say_what_is_slow(question: Question, plan: Plan) -> None:
+    """Warn once in a loop where gradients are taken one sample at a time, and why."""
     slow = plan.slow
-    if slow and rank == 0:
+    if slow and question.processes.rank == 0:
         n_weights = sum(plan.gradients.parameters[name].numel() for name in slow)
-        warn_user(
+        question.warn(
             f"The gradients of {n_weights:,} weights ({some_of(slow)}) take a "
             "backward pass for every sample and class, which is slow: "
-            f"{plan.gradients.reasons[slow[0]]}. layers= can leave them out."
+            f"{plan.gradients.reasons[slow[0]]}. layers= can leave them out.",
+            "slow gradients",
         )
-    return bool(slow)

@@ -23,6 +23,14 @@ def unpaced(advance: Advance, total: int) -> Advance:
     return advance
 
 
+@contextmanager
+def logged(what: str) -> Iterator[None]:
+    """Its seconds at INFO."""
+    start = perf_counter()
+    yield
+    logger.info("%s: %.3f s", what, perf_counter() - start)
+
+
 class Progress:
     """Bars of a query, on the first process alone, and the seconds of its steps.
 
@@ -41,9 +49,9 @@ class Progress:
         """One step, by its name."""
         self.processes.enter(step)
         start = perf_counter()
-        yield
+        with logged(step):
+            yield
         self.timings[step] = perf_counter() - start
-        logger.info("%s: %.3f s", step, self.timings[step])
 
     @contextmanager
     def bar(self, step: str, total: int) -> Iterator[Callable[[int], object]]:

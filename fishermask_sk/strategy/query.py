@@ -112,7 +112,7 @@ class Query:
             plan = self.plan()
             if self.cheapest and self.processes.size == 1:  # pieces are timed here
                 self.pace = Pace(self.question, partial(self.cheapest, self, plan))
-            has_said = say_what_is_slow(plan, self.processes.rank)
+            say_what_is_slow(self.question, plan)
             mask_indices = self._find_mask(plan)
         if self.eligible.n_most_uncertain is not None:
             with timed("candidates"):
@@ -121,8 +121,7 @@ class Query:
             embedded = self.embed(plan, mask_indices)
         with timed("selection"):
             picks = self._select(embedded, self.sizes(plan), random_tie_break)
-        if not has_said:
-            say_what_is_slow(plan, self.processes.rank)
+        say_what_is_slow(self.question, plan)  # or were found to be
         positions = mask_indices.cpu()
         gradients = plan.gradients
         return {
