@@ -65,10 +65,11 @@ format: $(VENV)/.stamp
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/.stamp
-	rm -rf docs/auto_examples  # what docs-fast left there has no pictures
+	rm -rf docs/generated docs/auto_examples  # what docs-fast left has no pictures
 	$(BIN)/python -m sphinx -W --keep-going -j 1 docs docs/_build/html
 
 docs-fast: $(VENV)/.stamp
+	rm -rf docs/generated  # pages of what is gone
 	$(BIN)/python -m sphinx -W --keep-going -j 2 -D plot_gallery=0 docs docs/_build/html-fast
 
 dist: $(VENV)/.stamp
