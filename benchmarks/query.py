@@ -181,7 +181,8 @@ class Setup:
             plan = query.plan()._replace(gradients=self.gradients)
             embedded = query.embed(plan, mask_indices)
             every = torch.arange(embedded.pool.n, device=DEVICE)
-            return embedded._replace(pool=embedded.pool.rows(every))
+            pool = embedded.pool.rows(every).to(embedded.pool.dtype)
+            return embedded._replace(pool=pool)
 
 
 # The naive forms

@@ -181,6 +181,8 @@ class Shard:
     is for several processes.
     """
 
+    is_shared = False
+
     def __init__(self, n: int) -> None:
         self.n = self.total = n
         self.start = 0
@@ -276,6 +278,8 @@ class Shard:
 
 class SharedOut(Shard):
     """Samples numbered through the processes in the order of their ranks."""
+
+    is_shared = True
 
     def __init__(self, n: int, processes: Processes) -> None:
         self.n, self._processes = n, processes

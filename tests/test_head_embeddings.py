@@ -52,12 +52,8 @@ def embedded(kind, n=40, n_classes=4, d=6, n_rows=None, n_rest=0, tops=False, se
     if not n_rest:
         return head, dense
     values = torch.as_tensor(rng.normal(size=(n, r.shape[1], n_rest)))
-    order = torch.as_tensor(rng.permutation(head.k + n_rest))
-    in_head, in_rest = order[: head.k].sort().values, order[head.k :].sort().values
-    joined = dense.new_empty(n, r.shape[1], head.k + n_rest)
-    joined[..., in_head], joined[..., in_rest] = dense, values
-    rest = DenseEmbeddings(values)
-    return JoinedEmbeddings(head, rest, in_head, in_rest), joined
+    joined = torch.cat([dense, values], dim=2)
+    return JoinedEmbeddings(head, DenseEmbeddings(values)), joined
 
 
 KINDS = ["whole", "weight alone", "one class", "part"]

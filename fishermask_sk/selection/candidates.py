@@ -25,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fishermask_sk.distributed import Shard
+from fishermask_sk.distributed import Best, Shard
 from fishermask_sk.selection.embeddings import Embeddings, blocks, first_copies
 from fishermask_sk.selection.gains import (
     cholesky_plus_identity,
@@ -75,6 +75,8 @@ class Candidates:
     ----------
     error : float
         What rounding may have left in a gain that was looked at.
+    leader : Best or None
+        Whose gain is ahead of all others, where that was seen as they were looked at.
     """
 
     def __init__(
@@ -97,10 +99,12 @@ class Candidates:
         self._both[..., 0] = embeddings.quadratic()
         self._lengths = traces(self._both)[:, 0].sqrt()
         self._per_term = self._lengths / embeddings.k**0.5
+        self.leader: Best | None = None
         self._seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._places = torch.arange(n, device=embeddings.device)
         self._first = first_copies(embeddings)
         self._has_copies = bool((self._first != self._places).any())
+        self._of_weights = _OfWeights(embeddings.k, c, like=information)
         self.refresh()
 
     def refresh(self) -> None:
@@ -110,17 +114,17 @@ class Candidates:
         rounding then has the shape of M⁻¹ on both sides, and stays below the condition
         of M times that of float64.
         """
-        k, c = self.embeddings.k, self.embeddings.c
-        none = self.information.new_tensor(1 / self.damping)
-        self._of_weights = _OfWeights(none, none, k, c)  # old memory goes first
-        if self.known is None and not self.picked:
-            inverse, z = none, self.information / self.damping**2
+        multiple = 1 / self.damping if self._is_identity else None
+        inverse, z = self._of_weights.cleared(multiple)
+        if self._is_identity:
+            torch.div(self.information, self.damping**2, out=z)
             a = self._both[..., 0]
             a.div_(self.damping).diagonal(dim1=1, dim2=2).add_(1)
         else:
-            factor = self._factor()
             # Symmetric, and transposed as LAPACK wants it: nothing is copied below.
-            middle = self.information.clone(memory_format=torch.contiguous_format).mT
+            factor, middle = inverse.mT, z.mT
+            self._factor(z, out=factor)
+            z.copy_(self.information)
             for triangle, upper, left in (
                 (factor, False, True),
                 (factor.mT, True, False),
@@ -131,12 +135,15 @@ class Candidates:
                     triangle, middle, upper=upper, left=left, out=middle
                 )
             torch.cholesky_inverse(factor, out=factor)
-            inverse, z = factor.mT, middle.mT
-        self._of_weights = _OfWeights(inverse, z, k, c)
         squares = self.shard.largest(self._lengths[:, None].square())[0]
         self._noise = float(z.diagonal().amax() * squares)
         self._n_fresh = len(self.picked)
         self._fill()
+
+    @property
+    def _is_identity(self) -> bool:
+        """Whether M is λI."""
+        return self.known is None and not self.picked
 
     def _fill(self) -> None:
         """A and B by M⁻¹ and Z, and what rounding may leave of them in a gain, which
@@ -145,7 +152,7 @@ class Candidates:
         inverse, z = self._of_weights.folded()
         a, b = self._both.unbind(3)
         b.copy_(self.embeddings.quadratic(z, self.dtype))
-        if inverse.ndim:
+        if not self._is_identity:
             a.copy_(self.embeddings.quadratic(inverse, self.dtype))
             a.diagonal(dim1=1, dim2=2).add_(1)
         # What X = M⁻¹ or Z leaves in V X Vᵀ is the rounding of |V| |X Vᵀ|, where X Vᵀ
@@ -213,33 +220,44 @@ class Candidates:
         self._fill()
 
     def _look(self, upper: Tensor) -> bool:
-        """Put their gain, by M⁻¹ and Z, in the place of the largest of these upper
-        bounds of gains, until no other can be as large; or False, if they are many.
+        """Gains by M⁻¹ and Z of the largest of these upper bounds, until no other can
+        be as large; or False, if they are many. One that is ahead of all is the leader;
+        else these gains are put in the place of their bounds.
         """
         looks = LOOKS.get(upper.device.type, ACCELERATOR_LOOKS)
-        values, places = upper.topk(min(len(upper), looks[-1] + 1))
-        self._seen = {}
-        largest = -torch.inf
+        bounds, places = upper.topk(min(len(upper), looks[-1] + 1))
+        self._seen, self.leader = {}, None
+        gains: list[float] = []
+        exact: list[Tensor] = []
         for start, end in zip((0, *looks), looks, strict=False):
             few = places[start:end]
-            v = self.embeddings.rows(few).double()
-            both, factor, g = self._seen_at(v)
-            exact = traces(g)
-            exact = exact.masked_fill(values[start:end].isneginf(), -torch.inf)
-            upper.index_copy_(0, few, exact)
-            numbers = torch.cat([self._worst, values[end : end + 1], few, exact])
-            worst, *others = numbers.tolist()
-            others, gains = others[: -len(few)], others[-len(few) :]
+            both, factor, g = self._seen_at(self.embeddings.rows(few))
+            exact.append(traces(g))
+            numbers = torch.cat([self._worst, few, exact[-1], bounds[start : end + 1]])
+            (worst, *numbers_of_few), n = numbers.tolist(), len(few)
+            for i, place in enumerate(numbers_of_few[:n]):
+                self._seen[int(place)] = both[i], factor[i], g[i]
+            # Bounds descend: those that are picked come last.
+            n_open = n - numbers_of_few[2 * n : 3 * n].count(-torch.inf)
+            gains += numbers_of_few[n : n + n_open]
             ratio = torch.finfo(torch.float64).eps / torch.finfo(self.dtype).eps
             self.error = torch.finfo(torch.float64).eps * self._noise + ratio * worst
-            for i, place in enumerate(others[-len(few) :]):
-                self._seen[int(place)] = both[i], factor[i], g[i]
-            largest = max(largest, *gains)
+            largest = max([-torch.inf, *gains])
             level = equal_from(largest, self.error, self.embeddings.dtype)
-            self._n_looks += len(few) if start else 0
-            if end >= len(upper) or not others[0] >= level:
-                return True
-        return False
+            self._n_looks += n if start else 0
+            best_other = numbers_of_few[3 * n :]
+            if not best_other or not best_other[0] >= level:
+                break
+        else:
+            return False
+        found = exact[0] if len(exact) == 1 else torch.cat(exact)
+        is_ahead = 0 < largest < torch.inf and sum(not g < level for g in gains) == 1
+        if is_ahead and not self._has_copies and not self.shard.is_shared:
+            i, seen = gains.index(largest), list(self._seen)
+            self.leader = Best(places[i], found[i], largest, False, seen[i])
+        else:
+            upper.index_copy_(0, places[: len(gains)], found[: len(gains)])
+        return True
 
     def _seen_at(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of some V (m, c, k): V [M⁻¹, Z], L with LLᵀ = I + A, and G = L⁻¹ B L⁻ᵀ, whose
@@ -257,7 +275,7 @@ class Candidates:
         if place in self._seen:
             both, factor, g = self._seen[place]
         else:
-            v = self.shard.take(position.reshape(1), self.embeddings.rows).double()
+            v = self.shard.take(position.reshape(1), self.embeddings.rows)
             both, factor, g = (each[0] for each in self._seen_at(v))
         half = torch.linalg.solve_triangular(factor, both.flatten(1), upper=False)
         u, h = half.tensor_split(2, dim=1)
@@ -270,8 +288,12 @@ class Candidates:
         eps = 8**0.5 * torch.finfo(self.dtype).eps
         for part in blocks(self.embeddings):
             y_h = self.embeddings.part(part).times(u_h).unflatten(2, (2, -1))
-            changes = y_h[:, :, 0] @ y_h.flatten(1, 2).mT
-            self._both[part].sub_(changes.unflatten(2, (-1, 2)))
+            factors = y_h[:, :, 0], y_h.flatten(1, 2).mT
+            both = self._both[part].flatten(2)
+            if y_h.dtype == both.dtype:
+                both.baddbmm_(*factors, alpha=-1)
+            else:
+                both.sub_(torch.bmm(*factors))
             size = torch.linalg.vector_norm(y_h.mul_(norms), dim=(1, 2, 3))
             self._rounding[part].addcmul_(size, self._per_term[part], value=eps)
         self._close(position.reshape(1))
@@ -291,22 +313,21 @@ class Candidates:
         """The picks' embeddings (m, c, k), F̄ and M_∅ in float64, for the backward
         pass.
         """
-        v = self.shard.take(picks, self.embeddings.rows).double()
+        v = self.shard.take(picks, self.embeddings.rows)
         return v, self.information, self.known
 
-    def _factor(self) -> Tensor:
-        """L with LLᵀ = M, from M_∅ and the picks."""
+    def _factor(self, m: Tensor, out: Tensor) -> None:
+        """L with LLᵀ = M, from M_∅ and the picks, into `out`; M is made in `m`."""
         k = self.embeddings.k
         if self.known is None:
-            m = torch.zeros_like(self.information)
-            m.diagonal().fill_(self.damping)
+            m.zero_().diagonal().fill_(self.damping)
         else:
-            m = self.known.clone()
+            m.copy_(self.known)
         step = max(1, k // self.embeddings.c)
         for some in torch.stack(self.picked).split(step) if self.picked else ():
-            v = self.shard.take(some, self.embeddings.rows).to(m).flatten(0, 1)
+            v = self.shard.take(some, self.embeddings.rows).flatten(0, 1)
             m.addmm_(v.mT, v)
-        return cholesky(m, self.damping)
+        cholesky(m, self.damping, out)
 
 
 class _OfWeights:
@@ -315,29 +336,42 @@ class _OfWeights:
 
     Parameters
     ----------
-    inverse : Tensor of shape (k, k), or () for that multiple of the identity
-    z : Tensor of shape (k, k), or ()
     k, c : int
+    like : Tensor
+        Of their dtype, where they shall lie.
     """
 
-    def __init__(self, inverse: Tensor, z: Tensor, k: int, c: int) -> None:
-        self._inverse, self._z, self._c = inverse, z, c
+    def __init__(self, k: int, c: int, like: Tensor) -> None:
+        self._c = c
+        self._both = like.new_empty(2, k, k)
         # U, H and U again: either neighbours are what Z changes by.
-        self._columns = inverse.new_zeros(3, FOLDED_PICKS * c, k)
+        self._columns = like.new_zeros(3, FOLDED_PICKS * c, k)
         self._n = 0
+        self._multiple: float | None = None
+
+    def cleared(self, multiple: float | None = None) -> tuple[Tensor, Tensor]:
+        """Room for M⁻¹, unless that is a multiple of I, and for Z; what picks have
+        added is forgotten.
+        """
+        self._columns.zero_()
+        self._n, self._multiple = 0, multiple
+        inverse, z = self._both
+        return inverse, z
 
     def times(self, rows: Tensor) -> Tensor:
         """Rows (m, k) times each of them (m, 2, k)."""
         result = rows.new_empty(len(rows), 2, rows.shape[1])
         p, q = result.unbind(1)
-        # Transposed, which it equals, a matrix is read at twice the pace by MKL.
-        for out, matrix in ((p, self._inverse), (q, self._z)):
-            torch.matmul(rows, matrix.mT, out=out) if matrix.ndim else torch.mul(
-                rows, matrix, out=out
-            )
         u = self._columns[0]
         spent = rows @ self._columns[1:].flatten(0, 1).mT
-        p.addmm_(spent[:, len(u) :], u, alpha=-1)
+        by_u = spent[:, len(u) :]
+        # Transposed, which they equal, matrices are read at twice the pace by MKL.
+        if self._multiple is None:
+            torch.matmul(rows, self._both.flatten(0, 1).mT, out=result.flatten(1))
+            p.addmm_(by_u, u, alpha=-1)
+        else:
+            torch.matmul(rows, self._both[1].mT, out=q)
+            torch.addmm(rows, by_u, u, beta=self._multiple, alpha=-1, out=p)
         q.addmm_(spent, self._columns[:2].flatten(0, 1), alpha=-0.5)
         return result
 
@@ -355,26 +389,28 @@ class _OfWeights:
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """All of M⁻¹ and Z."""
-        u_h, h_u = (self._columns[i : i + 2].flatten(0, 1) for i in (0, 1))
+        inverse, z = self._both
         if self._n:
-            if not self._inverse.ndim:
-                self._inverse = torch.eye(len(self._z)).to(self._z) * self._inverse
-            u = self._columns[0]
-            self._inverse.addmm_(u.mT, u, alpha=-1)
-            self._z.addmm_(u_h.mT, h_u, alpha=-0.5)
-            self._columns.zero_()
-            self._n = 0
-        return self._inverse, self._z
+            u, u_h, h_u = (
+                self._columns[i:j].flatten(0, 1) for i, j in ((0, 1), (0, 2), (1, 3))
+            )
+            if self._multiple is not None:
+                inverse.zero_().diagonal().fill_(self._multiple)
+            inverse.addmm_(u.mT, u, alpha=-1)
+            z.addmm_(u_h.mT, h_u, alpha=-0.5)
+            self.cleared()
+        return inverse, z
 
 
-def cholesky(m: Tensor, damping: float) -> Tensor:
-    """L with LLᵀ = M (k, k), which is overwritten; eigenvalues below `damping` are
+def cholesky(m: Tensor, damping: float, out: Tensor | None = None) -> Tensor:
+    """L with LLᵀ = M (k, k), which may be overwritten; eigenvalues below `damping` are
     rounding, and are raised to it.
     """
-    factor, failed = torch.linalg.cholesky_ex(m)
-    if not bool(failed):
-        return factor
-    del factor  # its memory goes first
-    values, vectors = torch.linalg.eigh(m)
-    m.copy_((vectors * values.clamp_min(damping).sqrt()).mT)
-    return torch.linalg.qr(m, mode="r").R.mT
+    out = torch.empty_like(m.mT) if out is None else out
+    failed = torch.empty((), dtype=torch.int32, device=m.device)
+    torch.linalg.cholesky_ex(m, out=(out, failed))
+    if bool(failed):
+        values, vectors = torch.linalg.eigh(m)
+        m.copy_((vectors * values.clamp_min(damping).sqrt()).mT)
+        out.copy_(torch.linalg.qr(m, mode="r").R.mT)
+    return out

@@ -41,8 +41,8 @@ class Embeddings(Protocol):
     def times(self, u: Tensor) -> Tensor:
         """V_x U for every sample (n, c, r), for U (k, r); in the dtype of U."""
 
-    def rows(self, samples: Tensor) -> Tensor:
-        """V_i of some samples (m, c, k)."""
+    def rows(self, samples: Tensor, out: Tensor | None = None) -> Tensor:
+        """V_i of some samples (m, c, k), float64; into `out`, where that is given."""
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The sum of VᵀV (k, k), float64; the products are of the given dtype."""
@@ -104,10 +104,11 @@ class DenseEmbeddings:
         """As of all `Embeddings`."""
         return self._there(self.values, u.dtype) @ u
 
-    def rows(self, samples: Tensor) -> Tensor:
+    def rows(self, samples: Tensor, out: Tensor | None = None) -> Tensor:
         """As of all `Embeddings`."""
         here = samples.to(self.values.device)
-        return self._there(gathered(self.values, here), self.dtype)
+        found = self._there(gathered(self.values, here), self.dtype)
+        return found.double() if out is None else out.copy_(found)
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""
@@ -160,6 +161,12 @@ def blocks(embeddings: Embeddings, width: int | None = None) -> Iterator[slice]:
 def aligned(matrix: Tensor) -> Tensor:
     """A matrix with zeros at its right, where its columns are not quick to make."""
     return F.pad(matrix, (0, -matrix.shape[1] % ALIGNED_COLUMNS))
+
+
+def room_for_rows(embeddings: Embeddings, m: int) -> Tensor:
+    """For V_i of m samples."""
+    shape = m, embeddings.c, embeddings.k
+    return torch.empty(shape, dtype=torch.float64, device=embeddings.device)
 
 
 def gathered(tensor: Tensor, samples: Tensor) -> Tensor:

@@ -219,7 +219,9 @@ def _pick(
     has_warned = False
     while True:
         reductions = state.gains()
-        best = shard.best(reductions, level, choose)
+        best = state.leader or shard.best(reductions, level, choose)
+        if choose is not None and state.leader is not None:
+            choose(best.position.reshape(1))  # who chooses is asked at every pick
         gain, all_tied = best.value, best.all_tied
         if not abs(gain) < torch.inf:
             raise FloatingPointError(

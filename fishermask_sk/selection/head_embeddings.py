@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
+from math import ceil, prod
 from typing import Protocol
 
 import torch
@@ -36,6 +36,7 @@ from fishermask_sk.selection.embeddings import (
     aligned,
     blocks,
     gathered,
+    room_for_rows,
 )
 
 # The cotangents of all classes sum to zero where they do to so many roundings.
@@ -45,7 +46,7 @@ ROUNDINGS_OF_SUM = 64
 @dataclass(frozen=True)
 class HeadMask:
     """Which of a head's weights are masked: of each its y, its j, and where it is among
-    all of the head, inputs first (k,).
+    all of the head, inputs first (k,), ascending.
     """
 
     classes: Tensor
@@ -54,11 +55,10 @@ class HeadMask:
 
     @cached_property
     def of_one_class_less(self) -> HeadMask:
-        """Of a whole head all classes but the last, class by class."""
+        """Of a whole head all classes but the last."""
         n, d = len(self.runs) - 1, len(self.classes) // len(self.runs)
         places = torch.arange(n * d, device=self.classes.device)
-        classes, columns = places // d, places % d
-        return HeadMask(classes, columns, columns * n + classes)
+        return HeadMask(places % n, places // n, places)
 
     @cached_property
     def order(self) -> Tensor:
@@ -154,13 +154,11 @@ class HeadEmbeddings:
 
     def times(self, u: Tensor) -> Tensor:
         """As of all `Embeddings`."""
-        whole = u.new_zeros(self.inputs.shape[1] * self.n_classes, u.shape[1])
-        return self.times_whole(whole.index_copy_(0, self.mask.places, u))
-
-    def times_whole(self, u: Tensor) -> Tensor:
-        """V_x U, for U (d·C, r) of the whole head, inputs first."""
         r, h = self._here(u.dtype)
-        of_classes = h @ u.view(h.shape[1], -1)
+        if not self.is_whole:
+            whole = u.new_zeros(h.shape[1] * self.n_classes, u.shape[1])
+            u = whole.index_copy_(0, self.mask.places, u)
+        of_classes = h @ u.reshape(h.shape[1], -1)
         return r @ of_classes.view(self.n, self.n_classes, -1)
 
     def transposed(self, values: Tensor) -> Tensor:
@@ -170,16 +168,18 @@ class HeadEmbeddings:
         spread = of_classes.unflatten(1, (self.n_classes, -1))
         return spread[self.columns, self.classes]
 
-    def rows(self, samples: Tensor) -> Tensor:
+    def rows(self, samples: Tensor, out: Tensor | None = None) -> Tensor:
         """As of all `Embeddings`."""
-        return self.whole_rows(samples)[..., self.mask.places]
-
-    def whole_rows(self, samples: Tensor) -> Tensor:
-        """V_i of the whole head (m, c, d·C), inputs first."""
         here = samples.to(self.inputs.device)
         some = self.of([gathered(tensor, here) for tensor in self.tensors])
         r, h = some._here(self.dtype)
-        return (h[:, None, :, None] * r[:, :, None]).flatten(2)
+        out = room_for_rows(self, len(here)) if out is None else out
+        shape = h.shape[1], self.n_classes
+        whole = out if self.is_whole else out.new_empty(*out.shape[:2], prod(shape))
+        torch.mul(h[:, None, :, None], r[:, :, None], out=whole.unflatten(2, shape))
+        if not self.is_whole:
+            torch.index_select(whole, 2, self.mask.places, out=out)
+        return out
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""
@@ -258,14 +258,8 @@ class Head(Embeddings, Protocol):
     inputs: Tensor
     n_classes: int
 
-    def times_whole(self, u: Tensor) -> Tensor:
-        """V_x U, for U (d·C, r) of the whole head, inputs first."""
-
     def transposed(self, values: Tensor) -> Tensor:
         """The sum of V_xᵀ X_x (k, r), for X (n, c, r)."""
-
-    def whole_rows(self, samples: Tensor) -> Tensor:
-        """V_i of the whole head (m, c, d·C), inputs first."""
 
     def part(self, samples: slice) -> Head:
         """As of all `Embeddings`."""
@@ -278,37 +272,19 @@ class Head(Embeddings, Protocol):
 
 
 class JoinedEmbeddings:
-    """A head as a product, and the rest of a mask beside it.
+    """A head as a product, and the rest of a mask behind it.
 
     Parameters
     ----------
     head : HeadEmbeddings or TopHeadEmbeddings
     rest : DenseEmbeddings
-    in_head, in_rest : Tensors of int64
-        Which of the k weights are whose.
-    places : Tensor of shape (k,), int64, optional
-        Where a weight is among all of the head and then the rest; made from the others.
     """
 
-    def __init__(
-        self,
-        head: Head,
-        rest: DenseEmbeddings,
-        in_head: Tensor,
-        in_rest: Tensor,
-        places: Tensor | None = None,
-    ) -> None:
+    def __init__(self, head: Head, rest: DenseEmbeddings) -> None:
         self.head, self.rest = head, rest
-        self.in_head, self.in_rest = in_head, in_rest
         self.n, self.c, self.k = head.n, head.c, head.k + rest.k
         self.width = head.width + rest.width
         self.dtype, self.device = rest.dtype, head.device
-        self._n_whole = head.inputs.shape[1] * head.n_classes
-        if places is None:
-            of_rest = torch.arange(rest.k, device=in_rest.device) + self._n_whole
-            places = torch.empty_like(torch.cat([in_head, in_rest]))
-            places[in_head], places[in_rest] = head.mask.places, of_rest
-        self.places = places
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -319,43 +295,38 @@ class JoinedEmbeddings:
         """The same weights of other samples."""
         *of_head, values = tensors
         rest = DenseEmbeddings(values, self.rest.device)
-        places = self.in_head, self.in_rest, self.places
-        return JoinedEmbeddings(self.head.of(of_head), rest, *places)
+        return JoinedEmbeddings(self.head.of(of_head), rest)
 
     def scaled(self, factors: Tensor) -> JoinedEmbeddings:
         """Each sample's V times a number (n,)."""
-        scaled = self.head.scaled(factors), self.rest.scaled(factors)
-        return JoinedEmbeddings(*scaled, self.in_head, self.in_rest, self.places)
+        return JoinedEmbeddings(self.head.scaled(factors), self.rest.scaled(factors))
 
     def times(self, u: Tensor) -> Tensor:
         """As of all `Embeddings`."""
-        whole = u.new_zeros(self._n_whole + self.rest.k, u.shape[1])
-        whole.index_copy_(0, self.places, u)
-        of_head = self.head.times_whole(whole[: self._n_whole])
+        product = self.head.times(u[: self.head.k])
         values = self.rest.values.to(self.device, u.dtype, non_blocking=True)
-        product = torch.addmm(
-            of_head.flatten(0, 1), values.flatten(0, 1), whole[self._n_whole :]
-        )
-        return product.view_as(of_head)
+        product.flatten(0, 1).addmm_(values.flatten(0, 1), u[self.head.k :])
+        return product
 
-    def rows(self, samples: Tensor) -> Tensor:
+    def rows(self, samples: Tensor, out: Tensor | None = None) -> Tensor:
         """As of all `Embeddings`."""
         here = samples.to(self.rest.values.device)
-        parts = [self.head.whole_rows(here), self.rest.rows(here)]
-        return torch.cat(parts, dim=2)[..., self.places]
+        out = room_for_rows(self, len(here)) if out is None else out
+        self.head.rows(here, out[..., : self.head.k])
+        self.rest.rows(here, out[..., self.head.k :])
+        return out
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""
-        head, rest = self.in_head, self.in_rest
+        head, rest = slice(self.head.k), slice(self.head.k, None)
         total = torch.empty(self.k, self.k, dtype=torch.float64, device=self.device)
-        total[head[:, None], head] = self.head.information(dtype)
-        total[rest[:, None], rest] = self.rest.information(dtype)
-        between = total.new_zeros(self.head.k, self.rest.k)
+        total[head, head] = self.head.information(dtype)
+        total[rest, rest] = self.rest.information(dtype)
+        between = total[head, rest].zero_()
         for part in blocks(self):
             values = self.rest.values[part].to(self.device, dtype)
             between += self.head.part(part).transposed(values)
-        total[head[:, None], rest] = between
-        total[rest[:, None], head] = between.mT
+        total[rest, head] = between.mT
         return total
 
     def quadratic(
@@ -364,10 +335,10 @@ class JoinedEmbeddings:
         """As of all `Embeddings`."""
         if m is None:
             return self.head.quadratic(None, dtype) + self.rest.quadratic(None, dtype)
-        head, rest = self.in_head[:, None], self.in_rest[:, None]
-        found = self.head.quadratic(m[head, self.in_head], dtype)
-        found += self.rest.quadratic(m[rest, self.in_rest], dtype)
-        across = m[head, self.in_rest].to(dtype)
+        head, rest = slice(self.head.k), slice(self.head.k, None)
+        found = self.head.quadratic(m[head, head], dtype)
+        found += self.rest.quadratic(m[rest, rest], dtype)
+        across = m[head, rest].to(dtype)
         for part in blocks(self):
             values = self.rest.values[part].to(self.device, dtype)
             between = self.head.part(part).times(across) @ values.mT
@@ -407,8 +378,8 @@ def multiplications(
 def head_mask(
     positions: Tensor, weight: slice, bias: slice | None, d: int
 ) -> tuple[Tensor, HeadMask]:
-    """Which masked weights are a head's (k,), and what they are of it; of a bias the
-    column is d.
+    """Which masked weights are a head's, inputs first, and what they are of it; of a
+    bias the column is d.
 
     Parameters
     ----------
@@ -425,6 +396,7 @@ def head_mask(
         classes = torch.where(in_bias, positions - bias.start, classes)
         columns = torch.where(in_bias, d, columns)
         in_head = in_head | in_bias
-    classes, columns = classes[in_head], columns[in_head]
     n_classes = (weight.stop - weight.start) // d
-    return in_head, HeadMask(classes, columns, columns * n_classes + classes)
+    places, order = (columns * n_classes + classes)[in_head].sort()
+    own = in_head.nonzero()[order, 0]
+    return own, HeadMask(classes[own], columns[own], places)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fishermask_sk.distributed import Best
 from fishermask_sk.selection.embeddings import Embeddings, blocks, first_copies
 from fishermask_sk.selection.gains import plus_identity, trace_reductions
 
@@ -41,6 +42,8 @@ class KernelCandidates:
     error : float
         What rounding may have left in a gain.
     """
+
+    leader: Best | None = None
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class KernelCandidates:
         pass: in an orthonormal basis of what picks and labelled samples span, for
         outside it M never changes.
         """
-        v = self.embeddings.rows(picks).double()
+        v = self.embeddings.rows(picks)
         rows = [v.flatten(0, 1)]
         if self.labeled is not None:
             rows += [_all_rows(self.labeled)]
@@ -152,4 +155,4 @@ def _information(embeddings: Embeddings, basis: Tensor) -> Tensor:
 
 def _all_rows(embeddings: Embeddings) -> Tensor:
     every = torch.arange(embeddings.n, device=embeddings.device)
-    return embeddings.rows(every).double().flatten(0, 1)
+    return embeddings.rows(every).flatten(0, 1)

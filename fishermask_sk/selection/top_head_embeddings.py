@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fishermask_sk.selection.embeddings import blocks, gathered
+from fishermask_sk.selection.embeddings import blocks, gathered, room_for_rows
 from fishermask_sk.selection.head_embeddings import HeadEmbeddings, HeadMask
 
 
@@ -93,10 +93,6 @@ class TopHeadEmbeddings:
             products[pairs] = self._inputs_of(h, pairs, own) @ u[own]
         return r @ products.view(self.n, self.m, -1)
 
-    def times_whole(self, u: Tensor) -> Tensor:
-        """V_x U, for U (d·C, r) of the whole head, inputs first."""
-        return self.times(u[self.mask.places])
-
     def transposed(self, values: Tensor) -> Tensor:
         """The sum of V_xᵀ X_x (k, r), for X (n, c, r)."""
         r, tops, h = self._here(values.dtype)
@@ -107,23 +103,15 @@ class TopHeadEmbeddings:
             total[own] = self._inputs_of(h, pairs, own).mT @ of_tops[pairs]
         return total
 
-    def rows(self, samples: Tensor) -> Tensor:
+    def rows(self, samples: Tensor, out: Tensor | None = None) -> Tensor:
         """As of all `Embeddings`."""
-        spread, h = self._spread(samples)
-        return h[:, None, self.columns] * spread[..., self.classes]
-
-    def whole_rows(self, samples: Tensor) -> Tensor:
-        """V_i of the whole head (m, c, d·C), inputs first."""
-        spread, h = self._spread(samples)
-        return (h[:, None, :, None] * spread[:, :, None]).flatten(2)
-
-    def _spread(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """R of some samples at all classes (m, c, C), and h."""
         here = samples.to(self.inputs.device)
         some = self.of([gathered(tensor, here) for tensor in self.tensors])
         r, tops, h = some._here(self.dtype)
         spread = r.new_zeros(len(r), self.c, self.n_classes)
-        return spread.scatter_(2, tops[:, None].expand_as(r), r), h
+        spread.scatter_(2, tops[:, None].expand_as(r), r)
+        out = room_for_rows(self, len(here)) if out is None else out
+        return out.copy_(h[:, None, self.columns] * spread[..., self.classes])
 
     def information(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """As of all `Embeddings`."""

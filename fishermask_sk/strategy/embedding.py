@@ -111,9 +111,11 @@ class HeadProduct:
         slices = gradients.slices
         bias = slices[names[1]] if len(names) > 1 else None
         n_classes, d = gradients.parameters[names[0]].shape
-        in_head, self.mask = head_mask(mask_indices, slices[names[0]], bias, d)
-        self.n, self.rest = len(self.mask.classes), mask_indices[~in_head]
-        self._places = in_head.nonzero()[:, 0], (~in_head).nonzero()[:, 0]
+        own, self.mask = head_mask(mask_indices, slices[names[0]], bias, d)
+        is_rest = torch.ones_like(mask_indices, dtype=torch.bool)
+        is_rest[own] = False
+        self.n, self.rest = len(own), mask_indices[is_rest]
+        self._order = torch.cat([own, is_rest.nonzero()[:, 0]])
         self._uses_bias = bool((self.mask.columns == d).any())
         self._n_classes = n_classes
         self._is_centred = False
@@ -127,7 +129,7 @@ class HeadProduct:
         ----------
         batch : batch of n samples
         directions : Tensor of shape (k - n, r), optional
-            Of the other weights, behind the head's; by default all in their order.
+            Of the other weights, behind the head's; by default all.
 
         Raises
         ------
@@ -149,12 +151,8 @@ class HeadProduct:
         of_head = self._in_form(HeadEmbeddings(r, h, self.mask))
         if v is None:
             return of_head
-        if directions is None and not self._is_centred:
-            return JoinedEmbeddings(of_head, DenseEmbeddings(v), *self._places)
         v = v if directions is None else v @ directions
-        in_order = torch.arange(of_head.k + v.shape[2], device=v.device)
-        places = in_order[: of_head.k], in_order[of_head.k :]
-        return JoinedEmbeddings(of_head, DenseEmbeddings(v), *places)
+        return JoinedEmbeddings(of_head, DenseEmbeddings(v))
 
     def _in_form(self, whole: HeadEmbeddings) -> Head:
         found: Head | None = whole
@@ -193,6 +191,7 @@ class HeadProduct:
             return False, False
         one = found.rows(torch.arange(found.n, device=found.device))
         other = plain(self.question, self.gradients, batch, self.mask_indices)
+        other = other[..., self._order]
         size = PRODUCT_TOLERANCE * torch.finfo(other.dtype).eps
         same = bool((one - other).abs().max() <= size * other.abs().max())
         head = found.head if isinstance(found, JoinedEmbeddings) else found

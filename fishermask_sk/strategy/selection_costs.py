@@ -241,8 +241,7 @@ def _of_fewer_weights(v: Embeddings, most: int) -> Embeddings:
     if isinstance(v, JoinedEmbeddings):
         n_head = max(1, most * v.head.k // v.k)
         head, rest = _head_of_fewer(v.head, n_head), _dense(v.rest, most - n_head)
-        places = torch.arange(most, device=v.rest.values.device)
-        return JoinedEmbeddings(head, rest, places[:n_head], places[n_head:])
+        return JoinedEmbeddings(head, rest)
     if isinstance(v, DenseEmbeddings):
         return _dense(v, most)
     assert isinstance(v, (HeadEmbeddings, TopHeadEmbeddings))  # for the type checker
