@@ -38,6 +38,16 @@ def flattened(n_channels=2):
     )
 
 
+def strided(n_channels):
+    """As ResNets halve their images."""
+    return nn.Sequential(
+        nn.Conv2d(2, n_channels, 3),
+        nn.Conv2d(n_channels, 4, 1, stride=2),
+        nn.Flatten(),
+        nn.Linear(4 * 9, 3),
+    )
+
+
 def images(n=30, n_channels=2):
     rng = np.random.default_rng(0)
     return rng.normal(size=(n, n_channels, 8, 8)).astype("float32")
@@ -66,6 +76,8 @@ def test_same_numbers_and_other_strides(n_channels):
     [
         (flattened, True),
         (lambda: flattened().double(), False),
+        (lambda: strided(16), True),
+        (lambda: strided(15), False),
         (Viewed, False),
         (ByStride, False),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), False),
