@@ -413,4 +413,7 @@ def cholesky(m: Tensor, damping: float, out: Tensor | None = None) -> Tensor:
         values, vectors = torch.linalg.eigh(m)
         m.copy_((vectors * values.clamp_min(damping).sqrt()).mT)
         out.copy_(torch.linalg.qr(m, mode="r").R.mT)
+        # No entry is smaller than the root of the least eigenvalue, but by rounding.
+        diagonal = out.diagonal()
+        diagonal.copy_(diagonal.abs().clamp_min(damping**0.5).copysign(diagonal))
     return out
