@@ -9,6 +9,7 @@ import torch
 
 from fishermask_sk.gradients.fisher import information
 from fishermask_sk.selection import select
+from fishermask_sk.selection.candidates import cholesky
 from fishermask_sk.selection.embeddings import DenseEmbeddings, first_copies
 from fishermask_sk.selection.gains import trace_reductions
 
@@ -523,3 +524,11 @@ def test_on_pick_is_called_for_picks_and_removals():
         on_pick=lambda: calls.append(1),
     )
     assert len(calls) == 6 + 3
+
+
+def test_a_factor_of_m_is_never_singular():
+    """Where rounding leaves nothing of the smallest eigenvalues, they are λ."""
+    v = 1e10 * torch.ones(6, 1, dtype=torch.float64)
+    factor = cholesky(v @ v.mT, damping=1e-10)
+    assert (factor.diagonal().abs() >= 1e-5).all()
+    torch.testing.assert_close(factor @ factor.mT, v @ v.mT, rtol=1e-12, atol=0)
