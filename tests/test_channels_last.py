@@ -48,6 +48,19 @@ def strided(n_channels):
     )
 
 
+class Functional(nn.Module):
+    """A strided convolution that is no layer."""
+
+    def __init__(self, n_channels):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, n_channels, 3), nn.Linear(4 * 9, 3)
+        self.shortcut = nn.Parameter(torch.empty(4, n_channels, 1, 1))
+
+    def forward(self, x):
+        x = nn.functional.conv2d(self.conv(x), self.shortcut, stride=2)
+        return self.head(x.flatten(1))
+
+
 def images(n=30, n_channels=2):
     rng = np.random.default_rng(0)
     return rng.normal(size=(n, n_channels, 8, 8)).astype("float32")
@@ -78,6 +91,8 @@ def test_same_numbers_and_other_strides(n_channels):
         (lambda: flattened().double(), False),
         (lambda: strided(16), True),
         (lambda: strided(15), False),
+        (lambda: Functional(16), True),
+        (lambda: Functional(15), False),
         (Viewed, False),
         (ByStride, False),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), False),

@@ -6,10 +6,12 @@ that lie so. Nothing else about them changes, and the net's weights stay as they
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fishermask_sk.gradients.modules import map_tensors
 
@@ -45,19 +47,46 @@ def gains_by_channels_last(module: nn.Module) -> bool:
         torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
         and bool(convolutions)
-        and not any(map(_is_strided_and_small, convolutions))
+        and not any(_goes_wrong(m.weight, getattr(m, "stride", (1,))) for m in convolutions)
     )
 
 
-def _is_strided_and_small(convolution: nn.Conv2d) -> bool:
-    """Of such the backward pass writes beyond its memory in torch 2.14, from images
-    that lie so: of 1×1 kernels with a stride and fewer than 8 channels. 18,000 random
-    convolutions without such were right, under a malloc that checks.
+class Convolutions(TorchDispatchMode):
+    """Inside, every convolution is looked at, in layers or not.
+
+    Attributes
+    ----------
+    any_wrong : bool
+        Whether oneDNN would get one of them wrong.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any_wrong = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """As without, but convolutions are noted."""
+        if func is torch.ops.aten.convolution.default:
+            _, weight, _, stride, *_ = args
+            self.any_wrong |= _goes_wrong(weight, stride)
+        return func(*args, **(kwargs or {}))
+
+
+def _goes_wrong(weight: Tensor, stride: Sequence[int]) -> bool:
+    """Whether the backward pass of such a convolution writes beyond its memory in torch
+    2.14, from images that lie so: 1×1 kernels with a stride and fewer than 8 channels
+    do. 18,000 random convolutions without such were right, under a malloc that checks.
     """
     return (
-        max(convolution.kernel_size) == 1
-        and max(convolution.stride) > 1
-        and convolution.weight.shape[1] < SAFE_CHANNELS
+        max(weight.shape[2:]) == 1
+        and max(stride) > 1
+        and weight.shape[1] < SAFE_CHANNELS
     )
 
 

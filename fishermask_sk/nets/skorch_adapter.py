@@ -29,6 +29,7 @@ from fishermask_sk._warnings import warn_user
 from fishermask_sk.gradients.fisher import Scores, class_logits
 from fishermask_sk.gradients.modules import map_tensors
 from fishermask_sk.nets.channels_last import (
+    Convolutions,
     channels_last,
     gains_by_channels_last,
     same_scores,
@@ -208,10 +209,14 @@ class FittedNet:
             return
         try:
             with torch.no_grad():
-                scores = self.outputs(example), self.outputs(channels_last(example))
+                with Convolutions() as found:
+                    scores = self.outputs(example)
+                if found.any_wrong:
+                    return
+                others = self.outputs(channels_last(example))
         except FORWARD_ERRORS:  # such as .view, which wants them as they were
             return
-        self.takes_channels_last = same_scores(*scores)
+        self.takes_channels_last = same_scores(scores, others)
 
     def laid_out(self, batch: Any) -> Any:
         """A batch as the net takes it."""
