@@ -47,7 +47,9 @@ def gains_by_channels_last(module: nn.Module) -> bool:
         torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
         and bool(convolutions)
-        and not any(_goes_wrong(m.weight, getattr(m, "stride", (1,))) for m in convolutions)
+        and not any(
+            _goes_wrong(m.weight, getattr(m, "stride", (1,))) for m in convolutions
+        )
     )
 
 
